@@ -1,0 +1,38 @@
+"""The backbones' plans: how many bottlenecks, how wide. Plain numbers, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BackbonePlan:
+    """A stem and its stages of bottlenecks.
+
+    ``stage_depths[i]`` bottlenecks of inner width ``stage_widths[i]`` make stage i, whose output
+    has ``expansion`` times that many channels; every stage but the first halves the map.
+    """
+
+    stem_width: int
+    stage_widths: tuple[int, ...]
+    stage_depths: tuple[int, ...]
+    expansion: int = 4
+
+    @property
+    def num_bottlenecks(self) -> int:
+        """N_B of the paper."""
+        return sum(self.stage_depths)
+
+
+def _resnet(*stage_depths: int) -> BackbonePlan:
+    return BackbonePlan(64, (64, 128, 256, 512), stage_depths)
+
+
+PLANS: dict[str, BackbonePlan] = {
+    "lambda_cnn": BackbonePlan(16, (8,), (1,)),
+    "lambda_resnet26": _resnet(2, 2, 2, 2),
+    "lambda_resnet38": _resnet(2, 4, 4, 2),
+    "lambda_resnet50": _resnet(3, 4, 6, 3),
+    "lambda_resnet101": _resnet(3, 4, 23, 3),
+    "lambda_resnet152": _resnet(3, 8, 36, 3),
+}
