@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 Partition = Literal["train", "validation", "test"]
 PARTITIONS: tuple[Partition, ...] = ("train", "validation", "test")
 
+ProblemKind = Literal[
+    "missing_file",  # a row names an image that is not there
+    "unlisted_file",  # an image that no row names
+    "unreadable_file",  # cannot be decoded, or is not what its name says
+    "label_out_of_range",
+    "duplicate_row",  # one image named by several rows
+    "bad_table",  # a table is absent, has no such column, or does not fit its images
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -20,6 +29,7 @@ class Record:
     ``grade`` is the annotation as published (IDRiD's 0-4, a flare class 0-3, a class folder's
     index); ``label`` is the class that the network learns, where 0 is negative.
     ``index`` is the position inside ``path`` where one file holds many images.
+    ``partition`` is None where the data set does not say which part an image belongs to.
     """
 
     name: str
@@ -27,15 +37,33 @@ class Record:
     index: int | None = None
     grade: int
     label: int
-    partition: Partition
+    partition: Partition | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One defect of a data set: which kind, which file or row, and what is wrong with it."""
+
+    kind: ProblemKind
+    name: str
+    detail: str
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether training refuses the data set because of it."""
+        return self.kind != "unlisted_file"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All that a reader finds without decoding pixels: usable records, and defects."""
+
+    records: list[Record]
+    problems: list[Problem] = field(default_factory=list)
 
 
 class Reader(Protocol):
-    """One layout of a data set on disk.
-
-    ``geometry`` says in a word what ``read`` does to the pixels besides decoding them; a change
-    of it makes the cache stale.
-    """
+    """One layout of a data set on disk."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -47,13 +75,17 @@ class Reader(Protocol):
 
     @property
     def geometry(self) -> str:
-        """What ``read`` does to the pixels, as a cache key."""
+        """What ``read`` does to the pixels besides decoding; a change makes caches stale."""
 
-    def records(self) -> list[Record]:
-        """List every annotated image, in a stable order."""
+    def scan(self) -> Scan:
+        """List every annotated image in a stable order, and every defect of the tables."""
 
     def read(self, record: Record) -> NDArray[np.uint8]:
-        """Decode one image to (height, width, channels), cropped but not resized."""
+        """Decode one image to (height, width, channels), cropped but not resized.
+
+        Raises:
+            OSError or ValueError: the file cannot be decoded.
+        """
 
     def lesion_mask(self, record: Record) -> NDArray[np.bool_] | None:
         """Return where the lesions of an image are, (height, width), or None where unknown."""
