@@ -1,0 +1,57 @@
+"""The Lambda Attention Branch, LAB (Iida 2022, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from labn.model.backbone import Bottleneck, convolution_spatial
+
+_EXPANSION = 4
+_NUM_FEATURES = 10
+
+
+class BranchOutput(NamedTuple):
+    """alpha~ (b, 1, h2, w2) in (0, 1), and the branch's own class logits (b, classes)."""
+
+    attention: Tensor
+    logits: Tensor
+
+
+class AttentionBranch(nn.Module):
+    """Turn the LFE's features into an attention map and a classification.
+
+    Two ordinary bottlenecks, batch norm and a 1x1 convolution with ReLU give ten features f;
+    one head makes alpha~ of them (eq. 1), the other class logits by global average pooling.
+
+    Args:
+        channels: of h_LFE.
+        num_classes: of the logits.
+        width: inner width of the bottlenecks; None takes ``channels``, as the authors' release
+            does, which costs 37 to 150 million parameters behind a ResNet-50's last stages.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int | None = None) -> None:
+        super().__init__()
+        width = width or channels
+        wide = width * _EXPANSION
+        self.layer1 = nn.Sequential(
+            Bottleneck(channels, width, wide, 1, convolution_spatial),
+            Bottleneck(wide, width, wide, 1, convolution_spatial),
+        )
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.conv1 = nn.Conv2d(wide, _NUM_FEATURES, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(_NUM_FEATURES, _NUM_FEATURES, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(_NUM_FEATURES)
+        self.conv3 = nn.Conv2d(_NUM_FEATURES, 1, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(1)
+        self.conv4 = nn.Conv2d(_NUM_FEATURES, num_classes, 1, bias=False)
+
+    def forward(self, h_lfe: Float[Tensor, "b c h w"]) -> BranchOutput:
+        """Compute alpha~ and the branch's logits."""
+        f = self.relu(self.conv1(self.bn1(self.layer1(h_lfe))))
+        attention = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(f))))).sigmoid()
+        return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))

@@ -1,0 +1,96 @@
+"""The backbones: a stem, then bottlenecks whose 3x3 convolution is a lambda layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from labn.model.lambda_layer import LambdaLayer
+from labn.model.plans import BackbonePlan
+
+Spatial = Callable[[int, int], nn.Module]
+"""Makes the middle of a bottleneck from its width and stride."""
+
+
+def lambda_spatial(width: int, stride: int) -> nn.Module:
+    """Make the lambda layer that stands in a backbone's bottleneck."""
+    return LambdaLayer(width, stride=stride)
+
+
+def convolution_spatial(width: int, stride: int) -> nn.Module:
+    """Make the 3x3 convolution that stands in an ordinary bottleneck."""
+    return nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+
+
+class Stem(nn.Module):
+    """7x7/2 convolution, batch norm, ReLU, 3x3/2 max pool: a quarter of the image's size."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Turn images into the first feature map."""
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return features
+
+
+class Bottleneck(nn.Module):
+    """ResNet v1.5's bottleneck: 1x1, spatial, 1x1, and a shortcut."""
+
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, stride: int, spatial: Spatial
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = spatial(width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Add the transformed input to the input."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        out: Tensor = self.relu(y + shortcut)
+        return out
+
+
+def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:
+    """Make a plan's N_B bottlenecks, and list the channels before each one and after the last."""
+    channels = [plan.stem_width]
+    bottlenecks = []
+    stages = zip(plan.stage_widths, plan.stage_depths, strict=True)
+    for stage, (width, depth) in enumerate(stages):
+        for position in range(depth):
+            stride = 2 if stage > 0 and position == 0 else 1
+            out_channels = width * plan.expansion
+            bottlenecks.append(
+                Bottleneck(channels[-1], width, out_channels, stride, lambda_spatial)
+            )
+            channels.append(out_channels)
+    return bottlenecks, channels
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Draw every 2-d convolution outside lambda layers as He et al. do (fan out, ReLU)."""
+    for child in module.children():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+        elif not isinstance(child, LambdaLayer):
+            init_convolutions(child)

@@ -1,0 +1,112 @@
+"""LABN: the feature extractor, the attention branch and the perception branch as one network."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from labn.model.attention_branch import AttentionBranch
+from labn.model.backbone import Stem, build_bottlenecks, init_convolutions
+from labn.model.plans import PLANS
+
+
+class LABNOutput(NamedTuple):
+    """What the network says of a batch.
+
+    ``logits`` (b, classes) of the perception branch (LPB): the prediction;
+    ``branch_logits`` (b, classes) of the attention branch (LAB);
+    ``attention`` alpha~ (b, 1, h2, w2) in (0, 1), before the threshold theta_alpha.
+    """
+
+    logits: Tensor
+    branch_logits: Tensor
+    attention: Tensor
+
+
+class LABN(nn.Module):
+    """A backbone cut at bottleneck B, with an attention branch at the cut (Iida 2022, section 4).
+
+    The stem and the first ``split`` bottlenecks are the LFE; the others with pooling and the
+    linear layer are the LPB, which sees alpha' * h_LFE (eq. 2).
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        in_channels: int,
+        split: int,
+        theta_alpha: float,
+        branch_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone not in PLANS:
+            raise ValueError(f"backbone must be one of {', '.join(PLANS)}, but got {backbone!r}")
+        plan = PLANS[backbone]
+        if not 0 <= split <= plan.num_bottlenecks:
+            raise ValueError(
+                f"split must be 0 to {plan.num_bottlenecks}, the bottlenecks of {backbone},"
+                f" but got {split}"
+            )
+        if not 0 <= theta_alpha <= 1:
+            raise ValueError(f"theta_alpha must be 0 to 1, but got {theta_alpha}")
+        self.plan, self.split, self.theta_alpha = plan, split, theta_alpha
+        bottlenecks, channels = build_bottlenecks(plan)
+        self.stem = Stem(in_channels, plan.stem_width)
+        self.bottlenecks = nn.ModuleList(bottlenecks)
+        self.attention_branch = AttentionBranch(channels[split], num_classes, branch_width)
+        self.fc = nn.Linear(channels[-1], num_classes)
+        init_convolutions(self)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> LABNOutput:
+        """Classify standardised images of any size, and say where the network looked."""
+        h_lfe = self.stem(images)
+        for bottleneck in self.bottlenecks[: self.split]:
+            h_lfe = bottleneck(h_lfe)
+        attention, branch_logits = self.attention_branch(h_lfe)
+        h = threshold_attention(attention, self.theta_alpha) * h_lfe
+        for bottleneck in self.bottlenecks[self.split :]:
+            h = bottleneck(h)
+        return LABNOutput(self.fc(h.mean(dim=(2, 3))), branch_logits, attention)
+
+
+def threshold_attention(
+    attention: Float[Tensor, "b 1 h w"], theta_alpha: float
+) -> Float[Tensor, "b 1 h w"]:
+    """Set what is not above theta_alpha to zero: alpha' of eq. 2 (Iida 2022)."""
+    return torch.where(attention > theta_alpha, attention, torch.zeros_like(attention))
+
+
+def upsample_attention(
+    attention: Float[Tensor, "b 1 h2 w2"], image_size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
+    """Bring alpha~ to the image's size: the explanation alpha, in (0, 1), not thresholded."""
+    return F.interpolate(attention, size=image_size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def build_model(
+    backbone: str = "lambda_resnet50",
+    num_classes: int = 2,
+    in_channels: int = 3,
+    split: int = 7,
+    theta_alpha: float = 0.75,
+    branch_width: int | None = None,
+) -> LABN:
+    """Build an untrained LABN; weights are drawn from torch's global generator.
+
+    Args:
+        backbone: a name in ``labn.model.plans.PLANS``.
+        num_classes: of both heads.
+        in_channels: of the images.
+        split: B, the number of bottlenecks before the attention branch, 0 to N_B.
+        theta_alpha: attention at or below it is masked to zero, 0 to 1.
+        branch_width: inner width of the attention branch; None takes h_LFE's channels.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    return LABN(backbone, num_classes, in_channels, split, theta_alpha, branch_width)
