@@ -77,7 +77,7 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The network."""
 
-    backbone: Literal[tuple(PLANS)] = "lambda_resnet50"  # type: ignore[valid-type]
+    backbone: str = "lambda_resnet50"
     split: Annotated[int, Field(ge=0)] = 7
     """B of the paper: how many bottlenecks come before the attention branch."""
     theta_alpha: Fraction = 0.75
@@ -160,6 +160,12 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check_relations(self) -> Config:
+        if self.model.backbone not in PLANS:
+            raise ConfigProblem(
+                "model.backbone",
+                self.model.backbone,
+                f"must be one of {', '.join(PLANS)}.{did_you_mean(self.model.backbone, PLANS)}",
+            )
         num_bottlenecks = PLANS[self.model.backbone].num_bottlenecks
         if self.model.split > num_bottlenecks:
             raise ConfigProblem(
@@ -242,7 +248,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
@@ -251,7 +257,7 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
     return loader.construct_mapping(node, deep=True)
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
     try:
-        tree = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -281,7 +287,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if key not in known_keys():
         raise UserError(f"command line: {key} = {text}: unknown key.{_suggest(key)}")
     try:
-        return key, yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        return key, yaml.load(text, _StrictLoader)
     except yaml.YAMLError:
         raise UserError(f"command line: {key} = {text}: the value is not valid YAML") from None
 
@@ -351,7 +357,9 @@ def _default(key: str) -> object:
     section: type[BaseModel] = Config
     *parents, leaf = key.split(".")
     for parent in parents:
-        annotation = section.model_fields[parent].annotation if parent in section.model_fields else None
+        annotation = (
+            section.model_fields[parent].annotation if parent in section.model_fields else None
+        )
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return None
         section = annotation

@@ -1,0 +1,1 @@
+"""The network: lambda layers, backbones, the attention branch, released checkpoints."""

@@ -65,12 +65,18 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"receptive_field must be odd, but got {receptive_field}")
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2, but got {stride}")
-        self.num_heads, self.key_depth, self.value_depth = num_heads, key_depth, channels // num_heads
+        self.num_heads, self.key_depth, self.value_depth = (
+            num_heads,
+            key_depth,
+            channels // num_heads,
+        )
         num_queries = num_heads * key_depth
-        self.conv_qkv = nn.Conv2d(channels, num_queries + key_depth + self.value_depth, 1, bias=False)
+        self.conv_qkv = nn.Conv2d(
+            channels, num_queries + key_depth + self.value_depth, 1, bias=False
+        )
         self.norm_q = nn.BatchNorm2d(num_queries)
         self.norm_v = nn.BatchNorm2d(self.value_depth)
-        # Holds the kernel and bias under the names of public checkpoints; position_lambda applies them.
+        # Only holds kernel and bias, under public checkpoints' names; position_lambda applies them.
         self.lambda_conv = nn.Conv3d(1, key_depth, (1, receptive_field, receptive_field))
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
         nn.init.normal_(self.conv_qkv.weight, std=channels**-0.5)

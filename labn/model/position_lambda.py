@@ -107,9 +107,7 @@ def _taps(
     after = [max(0, size - 1 + margin - reach) for size in in_size]
     padded = F.pad(w_krr, (before[1], after[1], before[0], after[0])).contiguous()
     stride_k, stride_y, stride_x = padded.stride()
-    start_y, start_x = (
-        margin + pad - (out - 1) for pad, out in zip(before, out_size, strict=True)
-    )
+    start_y, start_x = (margin + pad - (out - 1) for pad, out in zip(before, out_size, strict=True))
     windows = padded.as_strided(
         (*out_size, w_krr.shape[0], *in_size),
         (stride_y, stride_x, stride_k, stride_y, stride_x),
@@ -148,13 +146,17 @@ class _Contract(torch.autograd.Function):
         q_bhmk, v_bnv, taps_mkn = ctx.saved_tensors
         g_bhmv = grads[0].contiguous()
         h = q_bhmk.shape[1]
-        dq, dv, dtaps = torch.empty_like(q_bhmk), torch.empty_like(v_bnv), torch.zeros_like(taps_mkn)
+        dq, dv, dtaps = (
+            torch.empty_like(q_bhmk),
+            torch.empty_like(v_bnv),
+            torch.zeros_like(taps_mkn),
+        )
         for start in range(0, len(q_bhmk), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             q_mak, g_amv = _by_position(q_bhmk[part]), g_bhmv[part].flatten(0, 1)
             s_amn = torch.bmm(q_mak, taps_mkn).transpose(0, 1)
             dv_anv = torch.bmm(s_amn.transpose(1, 2), g_amv)
-            dv[part] = dv_anv.unflatten(0, (-1, h)).sum(1)
+            dv[part] = dv_anv.view(-1, h, *v_bnv.shape[1:]).sum(1)
             ds_amn = torch.bmm(g_amv, _a_head_each(v_bnv[part], h).transpose(1, 2))
             ds_man = ds_amn.transpose(0, 1)
             dq_mak = torch.bmm(ds_man, taps_mkn.transpose(1, 2))

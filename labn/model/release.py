@@ -1,4 +1,4 @@
-"""Tensors of other people's checkpoints: the authors' release, and ResNets by torchvision's names."""
+"""Other people's checkpoints: the authors' release, and ResNets by torchvision's names."""
 
 from __future__ import annotations
 

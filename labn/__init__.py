@@ -1,0 +1,41 @@
+"""Lambda Attention Branch Networks: image classifiers that show where they looked.
+
+The names below are loaded when first used, so that the command line answers without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
+    from labn.model.lambda_layer import LambdaLayer
+    from labn.model.network import build_model
+    from labn.model.release import load_release_state
+
+_HOMES = {
+    "LambdaLayer": "labn.model.lambda_layer",
+    "build_model": "labn.model.network",
+    "insertion_deletion": "labn.metrics.faithfulness",
+    "load_release_state": "labn.model.release",
+    "patch_insertion_deletion": "labn.metrics.faithfulness",
+}
+
+__all__ = [
+    "LambdaLayer",
+    "build_model",
+    "insertion_deletion",
+    "load_release_state",
+    "patch_insertion_deletion",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'labn' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

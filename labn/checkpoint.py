@@ -1,0 +1,137 @@
+"""Checkpoints: whole or absent, never half-written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import torch
+
+from labn.errors import UserError
+
+_STEP_FILE = re.compile(r"step-(\d+)\.pt")
+_log = logging.getLogger(__name__)
+
+
+class TrainingCheckpoint(TypedDict):
+    """All that a training run needs to go on as if it had never stopped.
+
+    Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
+    sampler's position too.
+    """
+
+    model: dict[str, Any]
+    average: dict[str, Any] | None
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    progress: dict[str, Any]
+    random_states: dict[str, Any]
+    config: dict[str, Any]
+
+
+class ModelCheckpoint(TypedDict):
+    """A trained network with what is needed to use it on an image."""
+
+    model: dict[str, Any]
+    config: dict[str, Any]
+    class_names: list[str]
+    num_channels: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    bias_image: torch.Tensor
+    epoch: int
+    metrics: dict[str, float]
+
+
+def random_states() -> dict[str, Any]:
+    """Collect torch's generators' states, of the CPU and of every CUDA device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Set torch's generators as ``random_states`` found them."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_atomically(content: TrainingCheckpoint | ModelCheckpoint, path: Path) -> None:
+    """Write a file that is either the old one or the whole new one, whenever the power fails.
+
+    Raises:
+        UserError: the disk is full or the folder is not writable; what stood there is intact.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError.
+        raise UserError(
+            f"output_dir: cannot write the checkpoint {path} ({error}); free some space or make the"
+            " folder writable, then give the same command again: earlier checkpoints are intact"
+        ) from error
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Name the checkpoint written after so many steps in all."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def keep_newest(folder: Path, num_kept: int) -> None:
+    """Delete all but the newest step checkpoints, and what a killed writer left behind."""
+    for path in _newest_first(folder)[num_kept:]:
+        path.unlink()
+    for path in folder.glob("*.tmp"):
+        path.unlink()
+
+
+def load_newest(folder: Path) -> tuple[Path, TrainingCheckpoint] | None:
+    """Load the newest step checkpoint that is whole; warn about newer ones that are not."""
+    for path in _newest_first(folder):
+        try:
+            return path, cast(TrainingCheckpoint, load(path))
+        except UserError as error:
+            _log.warning("%s; the one before is used", error)
+    return None
+
+
+def newest_path(folder: Path) -> Path | None:
+    """Name the newest step checkpoint, or None where there is none."""
+    return next(iter(_newest_first(folder)), None)
+
+
+def load(path: Path) -> Any:
+    """Load a checkpoint to the CPU, data only (no code is run).
+
+    Raises:
+        UserError: the file is missing, truncated, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a bad file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a whole checkpoint ({reason})") from None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("step-*.pt")
+        if (match := _STEP_FILE.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,267 @@
+"""Every command: what it takes, what it prints. The work is done below, in ``labn.runs``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labn.cli.progress import ConsoleReporter
+from labn.cli.signals import StopRequest
+from labn.config import Config, load_config
+from labn.errors import RunFailed, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train, search and audit LABN: image classifiers that show where they looked.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or make the synthetic one.")
+app.add_typer(data_app, name="data")
+
+
+class Part(StrEnum):
+    """A part of a data set."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+ConfigOrRun = Annotated[
+    Path | None,
+    typer.Argument(help="A configuration file, or the folder of a run.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]...", help="Settings that replace the file's."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")
+]
+
+
+def resolve_config(place: Path | None, overrides: list[str] | None) -> Config:
+    """Read the configuration that the first two arguments of a command name."""
+    from labn.runs.build import find_config
+
+    if place is None or "=" in str(place):
+        raise UserError(
+            "no configuration given; name a file such as configs/demo.yaml, or a run's folder"
+        )
+    return load_config(find_config(place), overrides or ())
+
+
+def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
+    """Print a command's result, for a program or for a person."""
+    typer.echo(json.dumps(content) if as_json else text)
+
+
+@app.command()
+def train(
+    config_or_run: ConfigOrRun = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings, network, data and schedule only.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network on this machine.
+
+    The run's files go to `output_dir`. The same command again goes on where it stopped.
+
+    **Examples**
+
+        labn train configs/demo.yaml
+
+        labn train configs/idrid.yaml data.root=~/idrid train.seed=3 output_dir=runs/idrid-3
+
+        labn train configs/idrid.yaml data.root=~/idrid --dry-run
+
+        labn train --resume runs/idrid-3
+    """
+    config = resolve_config(resume or config_or_run, overrides)
+    if dry_run:
+        _print_plan(config, as_json)
+        return
+    from labn.runs.training import train_run
+    from labn.train import Interrupted
+
+    with ConsoleReporter() as reporter, StopRequest(reporter.say) as stop:
+        try:
+            summary = train_run(config, reporter, stop.is_requested)
+        except Interrupted:
+            raise RunFailed(
+                f"stopped as asked; everything is saved: `labn train --resume {config.output_dir}`"
+                " goes on from here"
+            ) from None
+    pictures = "\n".join(f"  {path}" for path in summary.pictures)
+    print_result(
+        as_json,
+        vars(summary),
+        f"{summary.run}: best epoch {summary.best_epoch} of {summary.num_epochs}\n"
+        f"{_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary.tracker)}",
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    overrides: Overrides = None,
+    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
+    as_json: Json = False,
+) -> None:
+    """Score a run's best epoch on one part of its data.
+
+    **Examples**
+
+        labn evaluate runs/demo
+
+        labn evaluate runs/idrid --split validation validation.pid_num_points=197
+    """
+    from labn.runs.scoring import evaluate_run
+
+    with ConsoleReporter() as reporter:
+        scores = evaluate_run(run, split.value, overrides or [], reporter)
+    pictures = [str(path) for path in scores.pictures]
+    print_result(
+        as_json,
+        {"run": str(run), "split": split.value, "metrics": scores.metrics, "pictures": pictures},
+        f"{run}, {split.value} part\n{_table(scores.metrics)}\npictures:\n"
+        + "\n".join(f"  {path}" for path in pictures),
+    )
+
+
+@data_app.command("check")
+def data_check(
+    place: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a data set, a configuration file, or a run.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="idrid, magnetograms or folder; else recognised.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for defects of a data set: files, labels, duplicates, balance.
+
+    Exits with 2 if something must be mended.
+
+    **Examples**
+
+        labn data check ~/idrid
+
+        labn data check configs/idrid.yaml data.root=~/idrid --json
+    """
+    from labn.data.audit import audit
+    from labn.data.open import detect_layout
+    from labn.runs.build import build_reader, find_config
+
+    if place.is_dir() and not (place / "config.yaml").is_file():
+        layout = name or detect_layout(place)
+        tree = {"data": {"name": layout, "root": place}, "output_dir": "."}
+        reader = build_reader(Config.model_validate(tree))
+    else:
+        reader = build_reader(load_config(find_config(place), overrides or ()))
+    with ConsoleReporter() as reporter:
+        found = audit(
+            reader,
+            report_progress=lambda done, total: reporter.advance("reading images", done, total),
+        )
+    print_result(as_json, found.as_json(), found.as_text())
+    raise typer.Exit(2 if found.has_errors else 0)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    num_images: Annotated[int, typer.Option(min=20)] = 400,
+    image_size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 224,
+    positive_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the synthetic fundus set as files: a folder a class, and the lesions' masks.
+
+    **Example**
+
+        labn data synth data/synthetic --num-images 400 --image-size 224
+    """
+    from labn.data.synthetic import write_synthetic
+
+    write_synthetic(
+        out,
+        num_images=num_images,
+        positive_fraction=positive_fraction,
+        seed=seed,
+        image_size=image_size,
+    )
+    print_result(
+        as_json,
+        {"root": str(out), "num_images": num_images},
+        f"{num_images} images in {out}; train on them with"
+        f" `labn train configs/demo.yaml data.root={out}`",
+    )
+
+
+@app.command()
+def doctor(
+    config_or_run: ConfigOrRun = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Check that this machine has what a run needs, and say how to mend what it lacks.
+
+    **Examples**
+
+        labn doctor
+
+        labn doctor configs/idrid.yaml data.root=~/idrid
+    """
+    from labn.doctor import as_json as checks_as_json
+    from labn.doctor import as_text, run_checks
+
+    config = Config.model_validate({"data": {"name": "synthetic"}, "output_dir": "runs"})
+    if config_or_run is not None:
+        config = resolve_config(config_or_run, overrides)
+    checks = run_checks(
+        data_root=config.data.root,
+        tracking_uri=config.tracking.uri,
+        cache_dir=config.data.cache_dir.expanduser(),
+        output_dir=config.output_dir,
+    )
+    print_result(as_json, checks_as_json(checks), as_text(checks))
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
+
+
+def _print_plan(config: Config, as_json: bool) -> None:
+    from labn.cli.plan import plan_as_text
+    from labn.runs.plan import plan_run
+
+    with ConsoleReporter() as reporter:
+        plan = plan_run(config, reporter)
+    print_result(as_json, vars(plan), plan_as_text(plan))
+
+
+def _table(metrics: dict[str, float]) -> str:
+    width = max(map(len, metrics))
+    return "\n".join(f"  {name:{width}}  {value:8.4f}" for name, value in metrics.items())
+
+
+def _tracker_hint(tracker: dict[str, str | None]) -> str:
+    if tracker["run_id"] is None:
+        return "not tracked (tracking.uri=none)"
+    uri = tracker["uri"] or ""
+    if uri.startswith("http"):
+        return f"tracked at {uri}, run {tracker['run_id']}"
+    return f"see it in the tracker: mlflow ui --backend-store-uri {uri}"

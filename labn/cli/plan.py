@@ -1,0 +1,45 @@
+"""A dry run as text."""
+
+from __future__ import annotations
+
+import yaml
+
+from labn.runs.plan import Plan
+
+_NUM_EPOCHS_SHOWN = 8
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Write a plan for a person: the configuration as YAML, then what follows from it."""
+    parts = [
+        f"  {part:10}  " + ", ".join(f"{count} {name}" for name, count in counts.items())
+        for part, counts in plan.data["parts"].items()
+    ]
+    height, width = plan.attention_size
+    counts = plan.parameters
+    return "\n".join(
+        [
+            yaml.safe_dump(plan.config, sort_keys=False).rstrip(),
+            "",
+            f"network: {counts['total']:,} parameters"
+            f" (LFE {counts['lfe']:,}, LAB {counts['lab']:,}, LPB {counts['lpb']:,});"
+            f" attention map {height} x {width}",
+            "data:",
+            *parts,
+            f"  mean {plan.data['mean']}, standard deviation {plan.data['std']}",
+            f"schedule: {plan.schedule['steps_per_epoch']} steps an epoch,"
+            f" {plan.schedule['num_steps']} in all",
+            *_schedule_lines(plan),
+            "nothing was trained (--dry-run)",
+        ]
+    )
+
+
+def _schedule_lines(plan: Plan) -> list[str]:
+    heads = plan.schedule["learning_rate_head_by_epoch"]
+    backbones = plan.schedule["learning_rate_backbone_by_epoch"]
+    step = max(1, -(-len(heads) // _NUM_EPOCHS_SHOWN))
+    shown = sorted({*range(0, len(heads), step), len(heads) - 1})
+    return ["  epoch  head      backbone"] + [
+        f"  {epoch + 1:5}  {heads[epoch]:.2e}  {backbones[epoch]:.2e}" for epoch in shown
+    ]

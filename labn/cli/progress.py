@@ -1,0 +1,82 @@
+"""How a run's progress looks: bars on a terminal, lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 30.0
+_EPOCH_COLUMNS = {
+    "train_loss": "loss",
+    "val_loss": "val loss",
+    "val_accuracy": "accuracy",
+    "val_auroc": "AUROC",
+    "val_pid": "PID",
+}
+
+
+class ConsoleReporter:
+    """Shows a run to a person; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", visible=False)
+        self._last_line_s = time.monotonic()
+
+    def __enter__(self) -> ConsoleReporter:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        self._bar.update(
+            self._task, description=task, completed=done, total=total, visible=done < total
+        )
+        is_due = time.monotonic() - self._last_line_s >= _SECONDS_BETWEEN_LINES
+        if not self._console.is_terminal and is_due:
+            self._last_line_s = time.monotonic()
+            self.say(f"{task}: {done}/{total}")
+
+    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
+        """Print a line of what the epoch gave, and when the last one will be done."""
+        epoch = int(metrics["epoch"])
+        figures = [
+            f"{name} {metrics[key]:.3f}" for key, name in _EPOCH_COLUMNS.items() if key in metrics
+        ]
+        left = _duration(time_s * (num_epochs - epoch))
+        self._last_line_s = time.monotonic()
+        timing = f"({time_s:.1f} s, at most {left} left)"
+        self.say(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
+
+
+def _duration(time_s: float) -> str:
+    minutes, seconds = divmod(round(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -1,0 +1,252 @@
+"""Whether this machine is ready to train, and how to mend what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+Status = Literal["ok", "warn", "fail"]
+
+MIN_PYTHON = (3, 11)
+MIN_MEMORY_GB = 4.0
+MIN_DISK_GB = 5.0
+TRACKER_TIMEOUT_S = 3.0
+
+_GB = 1e9
+_MARKS: dict[Status, str] = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; ``mend`` says in a line what to do, unless all is well."""
+
+    name: str
+    status: Status
+    detail: str
+    mend: str | None = None
+
+
+def run_checks(
+    *, data_root: Path | None, tracking_uri: str, cache_dir: Path, output_dir: Path
+) -> list[Check]:
+    """Look at all that a run needs; nothing is created, and Ray is not started.
+
+    ``data_root`` is left out where none is given.
+    """
+    checks = [
+        _check_python(),
+        _check_torch(),
+        _check_accelerator(),
+        _check_torchvision(),
+        _check_memory(),
+    ]
+    for key, folder in (("output_dir", output_dir), ("data.cache_dir", cache_dir)):
+        checks += [_check_writable(key, folder), _check_disk(key, folder)]
+    checks += [_check_ray(), _check_tracker(tracking_uri)]
+    if data_root is not None:
+        checks.append(_check_data_root(data_root))
+    return checks
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """Write a line a check, aligned, and under it how to mend what is not well."""
+    width = max((len(check.name) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        lines.append(f"{_MARKS[check.status]:4}  {check.name:{width}}  {check.detail}")
+        if check.mend is not None:
+            lines.append(f"{'':4}  {'':{width}}  -> {check.mend}")
+    return "\n".join(lines)
+
+
+def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the checks as plain types, and the gravest status of them all."""
+    statuses = {check.status for check in checks}
+    worst = next((status for status in ("fail", "warn") if status in statuses), "ok")
+    return {"status": worst, "checks": [asdict(check) for check in checks]}
+
+
+def _check_python() -> Check:
+    detail = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info < MIN_PYTHON:
+        needed = ".".join(map(str, MIN_PYTHON))
+        return Check("python", "fail", detail, f"install labn under Python {needed} or newer")
+    return Check("python", "ok", detail)
+
+
+def _check_torch() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        mend = "install PyTorch again, the build for this machine (https://pytorch.org)"
+        return Check("torch", "fail", f"cannot be imported: {_one_line(error)}", mend)
+    # Absent before torch 2.10.
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    has_bf16 = any(value for name, value in get_capabilities().items() if "bf16" in name)
+    bf16 = "bf16 in the CPU's hardware" if has_bf16 else "no bf16 known of in the CPU's hardware"
+    return Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads, {bf16}")
+
+
+def _check_accelerator() -> Check:
+    name = "accelerator"
+    try:
+        import torch
+    except (ImportError, OSError):
+        return Check(name, "fail", "not looked for: torch cannot be imported", "mend torch first")
+    devices = []
+    if torch.cuda.is_available():
+        bf16 = ", bf16" if torch.cuda.is_bf16_supported() else ""
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            devices.append(f"{properties.name} ({properties.total_memory / _GB:.1f} GB{bf16})")
+    if devices:
+        return Check(name, "ok", ", ".join(devices))
+    detail = "no accelerator: training runs on the CPU"
+    if shutil.which("nvidia-smi"):
+        mend = "nvidia-smi is here but torch sees no GPU: check the driver and torch's CUDA build"
+        return Check(name, "warn", detail, mend)
+    return Check(name, "ok", detail)
+
+
+def _check_torchvision() -> Check:
+    try:
+        # By name, since torchvision has no types that a checker could follow.
+        version = importlib.import_module("torchvision").__version__
+    except (ImportError, OSError, RuntimeError) as error:
+        # A build for another torch raises RuntimeError: an operator does not exist.
+        mend = "install torch and torchvision together, so that their versions fit"
+        return Check("torchvision", "fail", f"cannot be imported: {_one_line(error)}", mend)
+    return Check("torchvision", "ok", f"{version}, loads with this torch")
+
+
+def _check_memory() -> Check:
+    try:
+        import psutil
+    except ImportError as error:
+        mend = "install psutil"
+        return Check("memory", "warn", f"not looked at: {_one_line(error)}", mend)
+    available_gb = psutil.virtual_memory().available / _GB
+    detail = f"{available_gb:.1f} GB available"
+    if available_gb < MIN_MEMORY_GB:
+        mend = "close other programs, or lower train.batch_size and validation.batch_size"
+        return Check("memory", "warn", f"{detail}, less than {MIN_MEMORY_GB:.0f}", mend)
+    return Check("memory", "ok", detail)
+
+
+def _check_disk(key: str, folder: Path) -> Check:
+    name = f"{key} space"
+    free_gb = shutil.disk_usage(_nearest(folder)).free / _GB
+    detail = f"{free_gb:.1f} GB free"
+    if free_gb < MIN_DISK_GB:
+        mend = f"make room, or name a folder on another disk with {key}=PATH"
+        return Check(name, "warn", f"{detail}, less than {MIN_DISK_GB:.0f}", mend)
+    return Check(name, "ok", detail)
+
+
+def _check_writable(key: str, folder: Path) -> Check:
+    place = _nearest(folder)
+    if reason := _why_not_writable(place):
+        mend = f"name a folder that you can write to with {key}=PATH"
+        return Check(key, "fail", f"{folder}: cannot write to {place} ({reason})", mend)
+    note = "" if place == folder.expanduser().absolute() else ", which a run creates"
+    return Check(key, "ok", f"can write to {folder}{note}")
+
+
+def _check_ray() -> Check:
+    # Found but not imported: importing ray starts threads and takes seconds.
+    if importlib.util.find_spec("ray") is None:
+        detail = "not installed: no search, and no training on several workers"
+        return Check("ray", "warn", detail, 'install "ray[train,tune,default]"')
+    return Check("ray", "ok", f"{importlib.metadata.version('ray')}, installed (not started)")
+
+
+def _check_tracker(uri: str) -> Check:
+    if uri == "none":
+        return Check("tracking.uri", "ok", "none: runs are logged nowhere")
+    scheme = uri.partition(":")[0] if ":" in uri else ""
+    if scheme in ("http", "https"):
+        return _check_server(uri)
+    if scheme == "sqlite":
+        return _check_sqlite(uri)
+    if scheme in ("", "file"):
+        mend = "MLflow no longer logs to folders; give tracking.uri=sqlite:///mlflow.db"
+        return Check("tracking.uri", "fail", f"{uri} names a folder or file", mend)
+    mend = f"make sure that every worker reaches it; labn looks at sqlite and http(s), not {scheme}"
+    return Check("tracking.uri", "warn", f"a {scheme} store, not looked at", mend)
+
+
+def _check_sqlite(uri: str) -> Check:
+    path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+    try:
+        if path.exists():
+            # For reading: a look must not create anything. An empty file is a fresh database.
+            store = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+            with contextlib.closing(store):
+                store.execute("PRAGMA schema_version")
+        reason = _why_not_writable(_nearest(path.parent))
+    except sqlite3.Error as error:
+        reason = _one_line(error)
+    if reason:
+        mend = "name a database file that you can write with tracking.uri=sqlite:///PATH"
+        return Check("tracking.uri", "fail", f"{path}: {reason}", mend)
+    return Check("tracking.uri", "ok", f"can write {path}")
+
+
+def _check_server(uri: str) -> Check:
+    try:
+        parts = urlsplit(uri)
+        # Without user and password, which belong in no report.
+        server = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        health = server._replace(path=f"{server.path.rstrip('/')}/health")
+        with urllib.request.urlopen(health.geturl(), timeout=TRACKER_TIMEOUT_S):
+            return Check("tracking.uri", "ok", f"{server.geturl()} answers")
+    except urllib.error.HTTPError as error:
+        error.close()
+        detail = f"{health.geturl()} answers {error.code} {error.reason}"
+        mend = "check the address; a 403 is mended by MLFLOW_SERVER_ALLOWED_HOSTS on the server"
+    except (OSError, ValueError, HTTPException) as error:
+        detail = f"the server does not answer: {_one_line(getattr(error, 'reason', error))}"
+        mend = "start `mlflow server` there, check the address, or log nowhere: tracking.uri=none"
+    return Check("tracking.uri", "fail", detail, mend)
+
+
+def _check_data_root(root: Path) -> Check:
+    folder = root.expanduser().absolute()
+    if not folder.is_dir():
+        mend = "give the folder of the data set with data.root=PATH"
+        return Check("data.root", "fail", f"{root}: there is no folder {folder}", mend)
+    return Check("data.root", "ok", f"{folder}; `labn data check` looks into it")
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest place above it that exists."""
+    folder = folder.expanduser().absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    # Tried out: permission bits say nothing of read-only mounts, quotas and access lists.
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,183 @@
+"""Scores of a network over a part of a data set: loss, classification, faithfulness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from labn.data.batches import Batch
+from labn.losses import LossSums, LossTerms, Objective
+from labn.metrics.classification import ClassificationScores, classification_scores
+from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
+from labn.model.network import LABN, LABNOutput, upsample_attention
+
+Control = Callable[[Tensor], Tensor]
+"""Makes maps (b, h, w) for images (b, c, h, w) without asking the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All that one pass over a part measures.
+
+    ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
+    ``names``. ``pid`` holds the scores of the positives named in ``pid_names``, for the network's
+    attention and, by name, for each control; both are empty where the part has no positives.
+    ``bias_probability``, that of being positive which the bias image gets, caps PID.
+    """
+
+    names: tuple[str, ...]
+    labels: Int[Tensor, " n"]
+    probabilities: Float[Tensor, "n classes"]
+    loss: LossTerms
+    classification: ClassificationScores
+    pid_names: tuple[str, ...]
+    pid: PatchInsertionDeletion | None
+    control_pids: Mapping[str, PatchInsertionDeletion]
+    bias_probability: float
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        """Name every figure that is defined ``<prefix>_<figure>``."""
+        metrics = {
+            "loss": self.loss.total.item(),
+            "loss_lpb": self.loss.lpb.item(),
+            "loss_lab": self.loss.lab.item(),
+            "loss_kl": self.loss.kl.item(),
+            "bias_probability": self.bias_probability,
+        }
+        if self.pid is not None:
+            metrics["pid"] = self.pid.pid.mean().item()
+        for name, control in self.control_pids.items():
+            metrics[f"pid_{name}"] = control.pid.mean().item()
+        scores = self.classification.as_metrics(prefix)
+        return {f"{prefix}_{name}": value for name, value in metrics.items()} | scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """How PID is measured; see ``patch_insertion_deletion``.
+
+    The first ``max_positives`` images of a class other than 0 are scored (None: all of them), for
+    the attention and for each of the ``controls``.
+    """
+
+    patch_size: int
+    num_points: int | None
+    max_positives: int | None = None
+    frame_batch_size: int = 64
+    controls: Mapping[str, Control]
+
+
+def random_map(seed: int) -> Control:
+    """Make a control that calls every pixel's importance a uniform random number in [0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+        shape = (images.shape[0], *images.shape[2:])
+        return torch.rand(shape, generator=generator).to(images.device)
+
+    return draw
+
+
+def predictor(model: nn.Module) -> Predict:
+    """Turn a LABN into a function from images to the perception branch's probabilities."""
+
+    def predict(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        output: LABNOutput = model(images)
+        return output.logits.float().softmax(dim=1)
+
+    return predict
+
+
+def evaluate(
+    model: LABN,
+    batches: Iterable[Batch],
+    objective: Objective,
+    faithfulness: Faithfulness,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Measure a network in evaluation mode; it is left in that mode.
+
+    The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14) is against the
+    bias image.
+    """
+    model.eval()
+    scorer = _PositiveScorer(model, objective.bias_image, faithfulness)
+    names: list[str] = []
+    labels, probabilities, sums = [], [], list[LossSums]()
+    with torch.inference_mode():
+        for batch in batches:
+            output, batch_sums = objective.sums(model, batch.images, batch.labels)
+            names += batch.names
+            labels.append(batch.labels.cpu())
+            probabilities.append(output.logits.float().softmax(dim=1).cpu())
+            sums.append(batch_sums)
+            scorer.score(batch, output)
+            on_batch()
+        bias_probability = 1 - predictor(model)(objective.bias_image[None])[0, 0].item()
+    total = LossSums(*(torch.stack(terms).double().sum() for terms in zip(*sums, strict=True)))
+    pids = {name: _join(parts) for name, parts in scorer.pids.items() if parts}
+    return Evaluation(
+        names=tuple(names),
+        labels=torch.cat(labels),
+        probabilities=torch.cat(probabilities),
+        loss=objective.combine(total, total.weight, total.num_images),
+        classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
+        pid_names=tuple(scorer.names),
+        pid=pids.pop(_ATTENTION, None),
+        control_pids=pids,
+        bias_probability=bias_probability,
+    )
+
+
+_ATTENTION = "attention"
+
+
+class _PositiveScorer:
+    """Collects the PID of the positives, batch by batch."""
+
+    def __init__(self, model: LABN, bias_image: Tensor, settings: Faithfulness) -> None:
+        self._predict, self._bias_image, self._settings = predictor(model), bias_image, settings
+        self.names: list[str] = []
+        methods = (_ATTENTION, *settings.controls)
+        self.pids: dict[str, list[PatchInsertionDeletion]] = {name: [] for name in methods}
+
+    def score(self, batch: Batch, output: LABNOutput) -> None:
+        """Score the positives of one batch, as far as any are still wanted."""
+        chosen = (batch.labels > 0).nonzero()[:, 0].tolist()
+        if self._settings.max_positives is not None:
+            chosen = chosen[: self._settings.max_positives - len(self.names)]
+        if not chosen:
+            return
+        self.names += [batch.names[position] for position in chosen]
+        images, labels = batch.images[chosen], batch.labels[chosen]
+        size = (images.shape[2], images.shape[3])
+        maps = {_ATTENTION: upsample_attention(output.attention[chosen].float(), size)}
+        maps |= {name: control(images) for name, control in self._settings.controls.items()}
+        for name, saliency in maps.items():
+            self.pids[name].append(
+                patch_insertion_deletion(
+                    self._predict,
+                    images,
+                    saliency,
+                    labels,
+                    patch_size=self._settings.patch_size,
+                    baseline=self._bias_image,
+                    num_points=self._settings.num_points,
+                    batch_size=self._settings.frame_batch_size,
+                )
+            )
+
+
+def _join(parts: list[PatchInsertionDeletion]) -> PatchInsertionDeletion:
+    return PatchInsertionDeletion(
+        pid=torch.cat([part.pid for part in parts]),
+        insertion_auc=torch.cat([part.insertion_auc for part in parts]),
+        deletion_auc=torch.cat([part.deletion_auc for part in parts]),
+        insertion_curve=torch.cat([part.insertion_curve for part in parts]),
+        deletion_curve=torch.cat([part.deletion_curve for part in parts]),
+        fractions=parts[0].fractions,
+    )

@@ -1,0 +1,114 @@
+"""The loss of eq. 8-13: cross-entropy of both branches, and a divergence under masking.
+
+Symbols: x image, y label, b bias image, alpha~ attention, x~ image masked by the bias image,
+L_LPB / L_LAB cross-entropies, L_KL divergence between the predictions for x and for x~.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from labn.model.network import LABNOutput, upsample_attention
+
+
+class LossSums(NamedTuple):
+    """Sums over images (0-d tensors): add them over parts of a batch, then divide once.
+
+    ``lpb`` and ``lab`` are class-weighted cross-entropies and go with ``weight``, the sum of the
+    images' class weights; ``kl`` goes with ``num_images``.
+    """
+
+    lpb: Tensor
+    lab: Tensor
+    kl: Tensor
+    weight: Tensor
+    num_images: Tensor
+
+
+class LossTerms(NamedTuple):
+    """Eq. 8 and its terms; ``total = lpb + lambda_lab * lab + lambda_kl * kl``."""
+
+    total: Tensor
+    lpb: Tensor
+    lab: Tensor
+    kl: Tensor
+
+
+def mask_with_bias(
+    images: Float[Tensor, "b c h w"],
+    attention: Float[Tensor, "b 1 h2 w2"],
+    bias_image: Float[Tensor, "c h w"],
+    theta_b: float,
+) -> Float[Tensor, "b c h w"]:
+    """Keep the pixels whose upsampled alpha~ exceeds theta_b; the others become the bias image's.
+
+    Images and bias image are standardised alike. Source: Iida 2022, eq. 12.
+    """
+    alpha_bhw = upsample_attention(attention, (images.shape[2], images.shape[3]))
+    return torch.where(alpha_bhw.unsqueeze(1) > theta_b, images, bias_image)
+
+
+def prediction_divergence(
+    logits: Float[Tensor, "b classes"], masked_logits: Float[Tensor, "b classes"]
+) -> Float[Tensor, " b"]:
+    """Compute KL(p(x) || p(x~)) in nats for each image, from logits (Iida 2022, eq. 11)."""
+    log_p, log_p_masked = logits.log_softmax(dim=1), masked_logits.log_softmax(dim=1)
+    return F.kl_div(log_p_masked, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The loss as a function of a model and a batch.
+
+    ``bias_image`` (c, h, w) is standardised like the images; ``class_weights`` (classes,) weigh
+    the cross-entropies. With ``lambda_kl`` zero the masked image is never passed through.
+    """
+
+    bias_image: Tensor
+    theta_b: float
+    lambda_lab: float
+    lambda_kl: float
+    class_weights: Tensor | None = None
+
+    def image_weights(self, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Look up each image's class weight."""
+        if self.class_weights is None:
+            return torch.ones(labels.shape, device=labels.device)
+        return self.class_weights[labels]
+
+    def sums(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]
+    ) -> tuple[LABNOutput, LossSums]:
+        """Pass a batch through the model, once more masked if L_KL counts, and sum the losses.
+
+        Gradients flow through both passes; the threshold in the mask has none.
+        """
+        output: LABNOutput = model(images)
+        logits = output.logits.float()
+        weights = self.image_weights(labels)
+        lpb = (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
+        lab_losses = F.cross_entropy(output.branch_logits.float(), labels, reduction="none")
+        kl = torch.zeros((), device=images.device)
+        if self.lambda_kl > 0:
+            masked = mask_with_bias(
+                images, output.attention.detach().float(), self.bias_image, self.theta_b
+            )
+            kl = prediction_divergence(logits, model(masked).logits.float()).sum()
+        lab = (weights * lab_losses).sum()
+        num_images = torch.tensor(float(len(labels)), device=images.device)
+        return output, LossSums(lpb, lab, kl, weights.sum(), num_images)
+
+    def combine(self, sums: LossSums, weight: Tensor, num_images: Tensor) -> LossTerms:
+        """Divide sums by a batch's total weight and number, and add the terms (eq. 8).
+
+        Give the totals of the whole batch when ``sums`` are those of a part of it: the parts'
+        results, and gradients, then add up to the batch's.
+        """
+        lpb, lab, kl = sums.lpb / weight, sums.lab / weight, sums.kl / num_images
+        return LossTerms(lpb + self.lambda_lab * lab + self.lambda_kl * kl, lpb, lab, kl)

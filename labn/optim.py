@@ -1,0 +1,51 @@
+"""AdamW with two learning rates, warm-up then cosine decay, and averaged weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from labn.config import TrainConfig
+
+_HEAD_PREFIXES = ("attention_branch.", "fc.")
+_WARMUP_START = 0.01
+"""Share of the learning rate at the first step of the warm-up."""
+
+
+def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
+    """Give the attention branch and the linear layer one learning rate, the rest another.
+
+    Source: Iida 2022, Table 1.
+    """
+    head = [p for name, p in model.named_parameters() if name.startswith(_HEAD_PREFIXES)]
+    rest = [p for name, p in model.named_parameters() if not name.startswith(_HEAD_PREFIXES)]
+    return torch.optim.AdamW(
+        [
+            {"params": head, "lr": settings.learning_rate_head},
+            {"params": rest, "lr": settings.learning_rate_backbone},
+        ],
+        weight_decay=settings.weight_decay,
+    )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainConfig, steps_per_epoch: int
+) -> LRScheduler:
+    """Build linear warm-up, then cosine decay to zero, counted in steps (Iida 2022, 5.1)."""
+    num_steps = settings.epochs * steps_per_epoch
+    num_warmup = min(round(settings.warmup_epochs * steps_per_epoch), num_steps - 1)
+    cosine = CosineAnnealingLR(optimizer, T_max=max(1, num_steps - num_warmup))
+    if num_warmup == 0:
+        return cosine
+    warmup = LinearLR(optimizer, start_factor=_WARMUP_START, total_iters=num_warmup)
+    return SequentialLR(optimizer, [warmup, cosine], milestones=[num_warmup])
+
+
+def build_average(model: nn.Module, settings: TrainConfig) -> AveragedModel | None:
+    """Build the exponential moving average of the weights and statistics, where asked for."""
+    if settings.ema_decay is None:
+        return None
+    average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

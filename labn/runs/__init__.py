@@ -1,0 +1,1 @@
+"""From a configuration to a trained, scored and logged run."""

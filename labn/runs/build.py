@@ -1,0 +1,208 @@
+"""The parts of a run, made from its configuration: the one way to build a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from labn.checkpoint import ModelCheckpoint
+from labn.config import Config
+from labn.data.augment import Augmentation
+from labn.data.batches import EvaluationBatches, TrainingBatches
+from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
+from labn.data.open import open_reader
+from labn.data.records import Partition, Reader
+from labn.errors import UserError
+from labn.evaluate import Control, Faithfulness
+from labn.losses import Objective
+from labn.model.network import LABN, build_model
+from labn.model.release import load_pretrained
+from labn.runs.reporting import Reporter
+
+
+def build_reader(config: Config) -> Reader:
+    """Open the data set that a configuration names."""
+    data = config.data
+    return open_reader(
+        data.name,
+        data.root.expanduser() if data.root else None,
+        image_size=data.image_size,
+        num_images=data.synthetic.num_images,
+        positive_fraction=data.synthetic.positive_fraction,
+        seed=data.synthetic.seed,
+    )
+
+
+def load_dataset(config: Config, reporter: Reporter) -> Dataset:
+    """Read, cache and split the data; say what was left out."""
+    data = config.data
+    dataset = prepare_dataset(
+        build_reader(config),
+        image_size=data.image_size,
+        cache_dir=data.cache_dir.expanduser(),
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        split_seed=data.split_seed,
+        cross_partition_duplicates=data.cross_partition_duplicates,
+        conflicting_labels=data.conflicting_labels,
+        report_progress=partial(reporter.advance, "reading images"),
+    )
+    for note in dataset.notes:
+        reporter.say(note)
+    num_weights = len(config.loss.class_weights or dataset.class_names)
+    if num_weights != len(dataset.class_names):
+        given = list(config.loss.class_weights or ())
+        raise UserError(
+            f"loss.class_weights = {given}: must have one weight for each of the"
+            f" {len(dataset.class_names)} classes ({', '.join(dataset.class_names)})"
+        )
+    return dataset
+
+
+def require_part(dataset: Dataset, part: Partition) -> Split:
+    """Give one part of the data.
+
+    Raises:
+        UserError: the data set has no such part.
+    """
+    split = dataset.splits[part]
+    if not len(split):
+        parts = ", ".join(name for name, images in dataset.splits.items() if len(images))
+        raise UserError(f"the data set has no {part} images; it has {parts}")
+    return split
+
+
+def build_network(config: Config, num_channels: int, num_classes: int) -> LABN:
+    """Draw an untrained network from the run's seed."""
+    torch.manual_seed(config.train.seed)
+    return build_model(
+        config.model.backbone,
+        num_classes=num_classes,
+        in_channels=num_channels,
+        split=config.model.split,
+        theta_alpha=config.model.theta_alpha,
+        branch_width=config.model.branch_width,
+    )
+
+
+def start_network(config: Config, dataset: Dataset, reporter: Reporter) -> LABN:
+    """Build the network that training starts from, with pretrained tensors where given."""
+    model = build_network(config, dataset.num_channels, len(dataset.class_names))
+    if config.model.pretrained is not None:
+        report = load_pretrained(model, config.model.pretrained.expanduser())
+        reporter.say(f"{config.model.pretrained}: {report}")
+    return model
+
+
+def restore_network(best: ModelCheckpoint, config: Config) -> LABN:
+    """Rebuild a trained network from its checkpoint alone."""
+    model = build_network(config, best["num_channels"], len(best["class_names"]))
+    model.load_state_dict(best["model"])
+    return model
+
+
+def place_network(model: LABN, config: Config, device: torch.device) -> LABN:
+    """Bring a network to its device, in the memory layout that is fastest there."""
+    model = model.to(device)
+    if config.train.channels_last:
+        for parameter in model.parameters():
+            # Module.to(memory_format=...) would stumble over the position kernels' five axes.
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def choose_device(config: Config) -> torch.device:
+    """Take the device that the configuration names, or the best there is.
+
+    Raises:
+        UserError: no such device.
+    """
+    if config.train.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.train.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.device = {config.train.device}: not usable here ({reason});"
+            " give auto, cpu or cuda"
+        ) from None
+    return device
+
+
+def build_objective(
+    config: Config, statistics: ChannelStatistics, device: torch.device
+) -> Objective:
+    """Make the loss of eq. 8 from the settings and the data set's bias image."""
+    weights = config.loss.class_weights
+    return Objective(
+        bias_image=statistics.bias_image.to(device),
+        theta_b=config.loss.theta_b,
+        lambda_lab=config.loss.lambda_lab,
+        lambda_kl=config.loss.lambda_kl,
+        class_weights=torch.tensor(weights, device=device) if weights else None,
+    )
+
+
+def training_batches(config: Config, dataset: Dataset, device: torch.device) -> TrainingBatches:
+    """Make the course of training batches."""
+    return TrainingBatches(
+        require_part(dataset, "train"),
+        dataset.statistics,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        bias_copies=config.data.bias_copies,
+        balanced=config.train.balanced_sampling,
+        augment=Augmentation(**config.data.augment.model_dump()),
+        device=device,
+    )
+
+
+def evaluation_batches(
+    config: Config, split: Split, statistics: ChannelStatistics, device: torch.device
+) -> EvaluationBatches:
+    """Make the batches that score one part."""
+    return EvaluationBatches(split, statistics, config.validation.batch_size, device)
+
+
+def faithfulness(
+    config: Config,
+    *,
+    max_positives: int | None = None,
+    controls: Mapping[str, Control] | None = None,
+) -> Faithfulness:
+    """Say how PID is measured."""
+    return Faithfulness(
+        patch_size=config.validation.pid_patch_size,
+        num_points=config.validation.pid_num_points,
+        max_positives=max_positives,
+        frame_batch_size=config.validation.batch_size,
+        controls=controls or {},
+    )
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Make the context in which the network runs at the configured precision."""
+    enabled = config.train.precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def find_config(place: Path) -> Path:
+    """Take a configuration file, or the configuration of a run's folder.
+
+    Raises:
+        UserError: a folder that holds no run.
+    """
+    if place.is_dir():
+        if not (place / "config.yaml").is_file():
+            raise UserError(
+                f"{place}: is a folder but not a run (it has no config.yaml); give a configuration"
+                " file such as configs/demo.yaml, or the output_dir of a training"
+            )
+        return place / "config.yaml"
+    return place

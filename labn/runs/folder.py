@@ -1,0 +1,155 @@
+"""A run's folder: what lies where, whose it is, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from labn import checkpoint
+from labn.checkpoint import ModelCheckpoint
+from labn.config import Config, dump_config, flatten, load_config
+from labn.errors import UserError
+
+# Where a run computes and reports does not change what it is.
+_INCIDENTAL_KEYS = ("output_dir", "tracking.", "data.root", "data.cache_dir", "train.device")
+
+
+class RunFolder:
+    """The files of one run, below ``output_dir``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser()
+        self.config_file = self.path / "config.yaml"
+        self.tracker_file = self.path / "tracker.json"
+        self.manifest_file = self.path / "data.csv"
+        self.history_file = self.path / "history.csv"
+        self.summary_file = self.path / "summary.json"
+        self.history_picture = self.path / "history.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_file = self.checkpoints / "best.pt"
+        self.spool = self.path / "untracked"
+
+    def evaluation(self, part: str) -> Path:
+        """Name the folder of the scores over one part of the data."""
+        return self.path / "evaluation" / part
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training the same run.
+
+        Raises:
+            UserError: another process has it, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"output_dir = {self.path}: another process is training this run;"
+                " wait for it, or give another output_dir"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"output_dir = {self.path}: cannot be written ({error}); give another output_dir"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def adopt(self, config: Config) -> None:
+        """Make this the folder of a configuration's run, or check that it already is.
+
+        Raises:
+            UserError: the folder holds a run of other settings.
+        """
+        if self.config_file.exists():
+            self._check_same(config)
+        write_atomically(self.config_file, dump_config(config))
+
+    def load_config(self, overrides: list[str] | None = None) -> Config:
+        """Read the configuration of the run.
+
+        Raises:
+            UserError: there is no run here.
+        """
+        if not self.config_file.is_file():
+            raise UserError(
+                f"{self.path}: not a run (it has no config.yaml); give the output_dir of a training"
+            )
+        return load_config(self.config_file, overrides or ())
+
+    def load_best(self) -> ModelCheckpoint:
+        """Load the best epoch's network.
+
+        Raises:
+            UserError: the run has not finished an epoch yet.
+        """
+        if not self.best_file.is_file():
+            raise UserError(
+                f"{self.path}: has no trained network yet (checkpoints/best.pt); finish an epoch"
+                f" with `labn train --resume {self.path}`"
+            )
+        best: ModelCheckpoint = checkpoint.load(self.best_file)
+        return best
+
+    def save_history(self, history: list[dict[str, float]]) -> None:
+        """Write the metrics of every epoch as a table."""
+        write_atomically(self.history_file, pd.DataFrame(history).to_csv(index=False))
+
+    @property
+    def tracker_run_id(self) -> str | None:
+        """The tracker's name for this run, once it has one."""
+        if not self.tracker_file.exists():
+            return None
+        run_id: str | None = json.loads(self.tracker_file.read_text())["run_id"]
+        return run_id
+
+    def keep_tracker_run_id(self, uri: str, run_id: str | None) -> None:
+        """Remember which run of the tracker to go on with."""
+        write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
+
+    def _check_same(self, config: Config) -> None:
+        old = flatten(self.load_config().model_dump(mode="json"))
+        new = flatten(config.model_dump(mode="json"))
+        changed = [
+            f"{key} is {old.get(key)} there, {new.get(key)} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
+        ]
+        if changed:
+            raise UserError(
+                f"output_dir = {self.path}: holds a run with other settings"
+                f" ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''});"
+                " give another output_dir, or delete that folder"
+            )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file that is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"output_dir: cannot write {path} ({error}); free some space or give another output_dir"
+        ) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON that is either the old or the whole new."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

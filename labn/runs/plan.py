@@ -1,0 +1,101 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from labn.config import Config
+from labn.data.dataset import Dataset
+from labn.model.network import LABN
+from labn.optim import build_optimizer, build_schedule
+from labn.runs.build import load_dataset, start_network, training_batches
+from labn.runs.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dry run: resolved settings, the network's size, the data, the schedule."""
+
+    config: dict[str, Any]
+    parameters: dict[str, int]
+    attention_size: tuple[int, int]
+    data: dict[str, Any]
+    schedule: dict[str, Any]
+
+
+def plan_run(config: Config, reporter: Reporter) -> Plan:
+    """Resolve a configuration against its data and network; nothing is trained.
+
+    The data is read into the cache, as training would, so that a defect shows here.
+
+    Raises:
+        UserError: training would refuse the settings or the data.
+    """
+    dataset = load_dataset(config, reporter)
+    model = start_network(config, dataset, reporter)
+    return Plan(
+        config=config.model_dump(mode="json"),
+        parameters=_count_parameters(model),
+        attention_size=_attention_size(config, dataset, model),
+        data=_describe_data(dataset),
+        schedule=_describe_schedule(config, dataset, model),
+    )
+
+
+def _count_parameters(model: LABN) -> dict[str, int]:
+    """Count by branch: LFE, LAB, LPB."""
+    lfe = _count(model.stem) + sum(_count(b) for b in model.bottlenecks[: model.split])
+    lab = _count(model.attention_branch)
+    total = _count(model)
+    return {"total": total, "lfe": lfe, "lab": lab, "lpb": total - lfe - lab}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _attention_size(config: Config, dataset: Dataset, model: LABN) -> tuple[int, int]:
+    size = config.data.image_size
+    with torch.inference_mode():
+        output = model.eval()(torch.zeros(1, dataset.num_channels, size, size))
+    height, width = output.attention.shape[2:]
+    return height, width
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    parts = {}
+    for part, split in dataset.splits.items():
+        counts = Counter(split.labels.tolist())
+        parts[part] = {name: counts[label] for label, name in enumerate(dataset.class_names)}
+    statistics = dataset.statistics
+    return {
+        "parts": parts,
+        "mean": [round(value, 4) for value in statistics.mean.tolist()],
+        "std": [round(value, 4) for value in statistics.std.tolist()],
+        "digest": dataset.digest,
+        "notes": list(dataset.notes),
+    }
+
+
+def _describe_schedule(config: Config, dataset: Dataset, model: LABN) -> dict[str, Any]:
+    """Walk through the schedule as training would, and keep the rates at each epoch's start."""
+    steps_per_epoch = training_batches(config, dataset, torch.device("cpu")).steps_per_epoch
+    optimizer = build_optimizer(model, config.train)
+    schedule = build_schedule(optimizer, config.train, steps_per_epoch)
+    rates = []
+    for _ in range(config.train.epochs):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        for _ in range(steps_per_epoch):
+            optimizer.step()
+            schedule.step()
+    return {
+        "steps_per_epoch": steps_per_epoch,
+        "num_steps": steps_per_epoch * config.train.epochs,
+        "learning_rate_head_by_epoch": [head for head, _ in rates],
+        "learning_rate_backbone_by_epoch": [backbone for _, backbone in rates],
+    }

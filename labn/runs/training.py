@@ -1,0 +1,258 @@
+"""Training as a run: claimed folder, data, network, loop, tracker, final scores."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from labn import checkpoint
+from labn.checkpoint import ModelCheckpoint, TrainingCheckpoint
+from labn.config import Config, flatten
+from labn.data.dataset import Dataset, Split
+from labn.evaluate import evaluate
+from labn.losses import Objective
+from labn.model.network import LABN
+from labn.optim import build_average, build_optimizer, build_schedule
+from labn.report import history_figure, save_figure
+from labn.runs.build import (
+    autocast,
+    build_objective,
+    choose_device,
+    evaluation_batches,
+    faithfulness,
+    load_dataset,
+    place_network,
+    require_part,
+    restore_network,
+    start_network,
+    training_batches,
+)
+from labn.runs.folder import RunFolder, write_json
+from labn.runs.reporting import Reporter
+from labn.runs.scoring import log_scores, open_run_tracker, score_part
+from labn.tracking import Status, Tracker, environment_tags
+from labn.train import Interrupted, Metrics, Trainer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run gave. ``metrics`` are the best epoch's, over the validation part."""
+
+    run: str
+    num_epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    pictures: list[str]
+    tracker: dict[str, str | None]
+
+
+def train_run(
+    config: Config,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Train a configuration to its end, from its newest checkpoint where it has one.
+
+    Raises:
+        UserError: the settings or the data do not hold together, or the folder is another run's.
+        RunFailed: training went wrong.
+        Interrupted: ``should_stop`` said so; everything is saved.
+    """
+    folder = RunFolder(config.output_dir)
+    with folder.claimed():
+        folder.adopt(config)
+        if folder.summary_file.is_file():
+            reporter.say(f"{folder.path} is finished already; nothing left to train")
+            return Summary(**json.loads(folder.summary_file.read_text()))
+        dataset = load_dataset(config, reporter)
+        run = _Run(config, folder, dataset, reporter, should_stop)
+        return run.complete()
+
+
+class _Run:
+    """One process's work on a run; also the hooks that the training loop calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        dataset: Dataset,
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.folder, self.dataset = config, folder, dataset
+        self.reporter, self.should_stop = reporter, should_stop
+        self.device = choose_device(config)
+        self.validation: Split = require_part(dataset, "validation")
+        self.objective: Objective = build_objective(config, dataset.statistics, self.device)
+        self.trainer = self._build_trainer()
+        self.tracker: Tracker = open_run_tracker(config, folder)
+        self._epoch_start_s = time.monotonic()
+
+    def complete(self) -> Summary:
+        """Train what is left, score the best epoch, log it all."""
+        status: Status = "FAILED"
+        try:
+            self._log_start()
+            self._resume()
+            progress = self.trainer.run()
+            summary = self._finish(len(progress.history), progress.best_epoch + 1)
+            status = "FINISHED"
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            self.tracker.finish(status)
+        write_json(self.folder.summary_file, asdict(summary))
+        return summary
+
+    def _build_trainer(self) -> Trainer:
+        config, device = self.config, self.device
+        model = place_network(start_network(config, self.dataset, self.reporter), config, device)
+        optimizer = build_optimizer(model, config.train)
+        batches = training_batches(config, self.dataset, device)
+        average = build_average(model, config.train)
+        if config.train.compile:
+            model.compile()
+        return Trainer(
+            model=model,
+            objective=self.objective,
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, config.train, batches.steps_per_epoch),
+            average=average,
+            batches=batches,
+            settings=config.train,
+            hooks=self,
+            device=device,
+        )
+
+    def _log_start(self) -> None:
+        self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
+        self.tracker.set_tags(environment_tags() | {"data_digest": self.dataset.digest})
+        self.dataset.manifest.to_csv(self.folder.manifest_file, index=False)
+        self.tracker.log_dataset(
+            self.dataset.manifest,
+            name=self.config.data.name,
+            source=str(self.config.data.root or "synthetic"),
+            digest=self.dataset.digest,
+        )
+
+    def _resume(self) -> None:
+        found = checkpoint.load_newest(self.folder.checkpoints)
+        if found is None:
+            return
+        path, content = found
+        self.trainer.load_state(content)
+        progress = self.trainer.progress
+        self.reporter.say(
+            f"going on from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
+            f" {self.trainer.batches.steps_per_epoch}"
+        )
+
+    def _finish(self, num_epochs: int, best_epoch: int) -> Summary:
+        """Score the best epoch with its control, and log tables, pictures and the network."""
+        folder, config = self.folder, self.config
+        best = folder.load_best()
+        model = place_network(restore_network(best, config), config, self.device)
+        part = folder.evaluation("validation")
+        scores = score_part(config, self.dataset, model, "validation", part, self.reporter)
+        save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
+        self.tracker.log_metrics(
+            {f"best_{name}": value for name, value in scores.metrics.items()}
+            | {"best_epoch": float(best_epoch)},
+            step=best_epoch,
+        )
+        log_scores(self.tracker, scores, "validation")
+        for path in (folder.history_picture, folder.history_file, folder.config_file):
+            self.tracker.log_artifact(path, None)
+        if config.tracking.log_model:
+            size = config.data.image_size
+            example = torch.zeros(1, self.dataset.num_channels, size, size)
+            self.tracker.log_model(model.cpu(), example.numpy())
+        return Summary(
+            run=str(folder.path),
+            num_epochs=num_epochs,
+            best_epoch=best_epoch,
+            metrics=scores.metrics,
+            pictures=[str(path) for path in (*scores.pictures, folder.history_picture)],
+            tracker={"uri": config.tracking.uri, "run_id": self.tracker.run_id},
+        )
+
+    # The hooks of the training loop.
+
+    def validate(self, model: nn.Module, epoch: int) -> Metrics:
+        """Measure the validation part."""
+        assert isinstance(model, LABN)
+        settings = self.config.validation
+        batches = evaluation_batches(
+            self.config, self.validation, self.dataset.statistics, self.device
+        )
+        num_done = 0
+
+        def advance() -> None:
+            nonlocal num_done
+            num_done += 1
+            self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
+
+        with autocast(self.config, self.device):
+            evaluation = evaluate(
+                model,
+                batches,
+                self.objective,
+                faithfulness(self.config, max_positives=settings.pid_max_images),
+                on_batch=advance,
+            )
+        return evaluation.as_metrics("val")
+
+    def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:
+        """Show how far the epoch is."""
+        total = self.trainer.batches.steps_per_epoch
+        label = f"epoch {epoch + 1}/{self.config.train.epochs} loss {metrics['train_loss']:.3f}"
+        self.reporter.advance(label, step, total)
+
+    def on_epoch(self, history: list[Metrics]) -> None:
+        """Log a finished epoch and show it."""
+        now_s = time.monotonic()
+        time_s, self._epoch_start_s = now_s - self._epoch_start_s, now_s
+        metrics = history[-1]
+        self.folder.save_history(history)
+        self.tracker.log_metrics(metrics | {"epoch_time_s": time_s}, step=int(metrics["epoch"]))
+        self.reporter.epoch(metrics, self.config.train.epochs, time_s)
+
+    def on_best(self, model: nn.Module, metrics: Metrics) -> None:
+        """Keep the best network with what is needed to use it."""
+        statistics = self.dataset.statistics
+        best: ModelCheckpoint = {
+            "model": model.state_dict(),
+            "config": self._config_tree(),
+            "class_names": list(self.dataset.class_names),
+            "num_channels": self.dataset.num_channels,
+            "mean": statistics.mean,
+            "std": statistics.std,
+            "bias_image": statistics.bias_image,
+            "epoch": int(metrics["epoch"]),
+            "metrics": dict(metrics),
+        }
+        checkpoint.save_atomically(best, self.folder.best_file)
+
+    def save(self, content: TrainingCheckpoint, global_step: int) -> None:
+        """Write a checkpoint, then drop the oldest."""
+        content["config"] = self._config_tree()
+        path = checkpoint.step_path(self.folder.checkpoints, global_step)
+        checkpoint.save_atomically(content, path)
+        checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)
+
+    def last_checkpoint(self) -> str:
+        """Name the newest checkpoint."""
+        path: Path | None = checkpoint.newest_path(self.folder.checkpoints)
+        return str(path) if path else "none yet"
+
+    def _config_tree(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
