@@ -57,6 +57,8 @@ class DataConfig(_Section):
 
     name: Literal["idrid", "magnetograms", "folder", "synthetic"]
     root: Path | None = None
+    negative_class: str | None = None
+    """Which folder of `folder` is class 0; none: one with a name such as `negative` or `normal`."""
     image_size: Annotated[int, Field(ge=16)] = 224
     cache_dir: Path = Path("~/.cache/labn")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -164,7 +164,7 @@ def confusion_figure(confusion: Int[np.ndarray, "c c"], class_names: Sequence[st
     return figure
 
 
-def history_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+def history_figure(history: Sequence[Mapping[str, float | int]]) -> Figure:
     """Draw loss, PID, classification scores and learning rates over the epochs of a run.
 
     Entries are epochs 1, 2, ... unless they hold an ``epoch``. A line marks the lowest
@@ -268,7 +268,7 @@ def _shade(
 def _draw_history(
     axes: Axes,
     epochs: NDArray[np.float64],
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Mapping[str, float | int]],
     labels: Mapping[str, str],
 ) -> None:
     styles = cycle(zip(_COLOURS, "osD^", strict=True))
@@ -285,7 +285,7 @@ def _draw_history(
     _polish(axes)
 
 
-def _series(history: Sequence[Mapping[str, float]], key: str) -> NDArray[np.float64]:
+def _series(history: Sequence[Mapping[str, float | int]], key: str) -> NDArray[np.float64]:
     return np.array([entry.get(key, np.nan) for entry in history], dtype=np.float64)
 
 

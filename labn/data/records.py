@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
 
 
+@runtime_checkable
 class Reader(Protocol):
     """One layout of a data set on disk."""
 

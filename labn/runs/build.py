@@ -29,6 +29,7 @@ def build_reader(config: Config) -> Reader:
     return open_reader(
         data.name,
         data.root.expanduser() if data.root else None,
+        negative_class=data.negative_class,
         image_size=data.image_size,
         num_images=data.synthetic.num_images,
         positive_fraction=data.synthetic.positive_fraction,

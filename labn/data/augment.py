@@ -1,0 +1,75 @@
+"""Random changes of a batch of training images, drawn per image and made on its device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Which changes, and the largest of each; the default is none.
+
+    Sizes are drawn uniformly between minus and plus the largest. ``zoom`` and ``contrast`` are
+    relative (0.1 is a factor of 0.9 to 1.1), ``brightness`` is in units of the pixels given, and
+    a flip happens to half of the images.
+    """
+
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    rotation_deg: float = 0.0
+    zoom: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+
+def augment_batch(
+    images: Float[Tensor, "b c h w"], augmentation: Augmentation, generator: torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """Change every image at random.
+
+    The same numbers are drawn whichever changes are on, so that switching one off leaves the
+    others as they were.
+    """
+    draws = torch.rand(6, len(images), generator=generator, device=generator.device)
+    flip_x, flip_y = draws[:2].to(images.device) < 0.5
+    turn, scale, brightness, contrast = (2 * draws[2:] - 1).to(images.device)
+    if augmentation.horizontal_flip:
+        images = torch.where(_per_image(flip_x), images.flip(3), images)
+    if augmentation.vertical_flip:
+        images = torch.where(_per_image(flip_y), images.flip(2), images)
+    if augmentation.rotation_deg or augmentation.zoom:
+        angle_rad = turn * math.radians(augmentation.rotation_deg)
+        images = rotate_and_zoom(images, angle_rad, 1 + scale * augmentation.zoom)
+    if augmentation.contrast:
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        images = mean + (images - mean) * _per_image(1 + contrast * augmentation.contrast)
+    if augmentation.brightness:
+        images = images + _per_image(brightness * augmentation.brightness)
+    return images
+
+
+def rotate_and_zoom(
+    images: Float[Tensor, "b c h w"], angle_rad: Float[Tensor, " b"], factor: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """Turn each image counter-clockwise about its centre and enlarge it by ``factor``.
+
+    Bilinear; what comes in from outside repeats the border.
+    """
+    height, width = images.shape[2:]
+    cos, sin = angle_rad.cos() / factor, angle_rad.sin() / factor
+    zero = torch.zeros_like(cos)
+    # The grid's axes both span -1 to 1, so a turn of a non-square image must undo their scales.
+    rows = (cos, -sin * height / width, zero, sin * width / height, cos, zero)
+    theta = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

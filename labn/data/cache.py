@@ -1,0 +1,223 @@
+"""Images decoded once, kept at the network's size on disk, and memory-mapped from there.
+
+A cache is a directory named by a fingerprint of the image files and of every setting that shapes
+the pixels; labels and splits are no part of it. However many processes ask, one builds it, in a
+sibling directory that a single rename puts in place: a cache is whole or absent.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Bool, UInt8
+
+from labn.data.decode import Decoded, Progress, decode_all
+from labn.data.records import Reader, Record
+from labn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_FORMAT_VERSION = 1
+_COLUMNS = ("name", "path", "index", "size", "mtime_ns", "sha256", "pixels_sha256", "has_mask")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageCache:
+    """All images of a data set at one size, in the order of its records.
+
+    Pixels are 0 to 255, not standardised; ``masks[i]`` means something where ``has_mask[i]``.
+    ``sha256`` is of an image's file, or of its pixels where the file holds many or none exists;
+    ``pixels_sha256`` is of the decoded pixels before resizing.
+    """
+
+    path: Path
+    images: UInt8[np.ndarray, "n h w c"]
+    masks: Bool[np.ndarray, "n h w"] | None
+    has_mask: Bool[np.ndarray, " n"]
+    sha256: tuple[str, ...]
+    pixels_sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _FileState:
+    real_path: str
+    size: int
+    mtime_ns: int
+
+
+def build_cache(
+    reader: Reader,
+    records: Sequence[Record],
+    *,
+    image_size: int,
+    cache_dir: Path,
+    report_progress: Progress | None = None,
+) -> ImageCache:
+    """Open the cache of these images at ``image_size``, building it if no process has.
+
+    The reader is called from several threads. ``report_progress`` gets the number of images done
+    and of all images, while building.
+
+    Raises:
+        UserError: images cannot be read, or ``cache_dir`` cannot be written or is full.
+    """
+    if not records:
+        raise ValueError("a cache needs at least one record, but got none")
+    cache_dir = cache_dir.expanduser()
+    states = _file_states(records)
+    directory = cache_dir / _fingerprint(reader, records, states, image_size)[:16]
+    if cache := _open(directory, len(records)):
+        return cache
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache_dir)
+        with _locked(directory):
+            if not (cache := _open(directory, len(records))):
+                _build(reader, records, states, image_size, directory, report_progress)
+                cache = _open(directory, len(records))
+    except OSError as error:
+        num_bytes = len(records) * image_size**2 * reader.num_channels
+        raise UserError(
+            f"data.cache_dir = {cache_dir}: cannot take the cache of {len(records)} images,"
+            f" {num_bytes / 1e9:.2f} GB ({error.strerror or error}); name a writable folder"
+            " with room for it, data.cache_dir=PATH"
+        ) from error
+    assert cache is not None, f"{directory} was just built but does not open"
+    return cache
+
+
+def _file_states(records: Sequence[Record]) -> list[_FileState]:
+    """Look once at each file, of which one may hold thousands of images."""
+    states: dict[Path, _FileState] = {}
+    for path in {record.path for record in records}:
+        try:
+            status = path.stat()
+        except OSError:
+            status = None
+        if status is not None and stat.S_ISREG(status.st_mode):
+            states[path] = _FileState(str(path.resolve()), status.st_size, status.st_mtime_ns)
+        else:
+            # Synthetic images have no file; a file that ought to be there fails when it is read.
+            states[path] = _FileState("", 0, 0)
+    return [states[record.path] for record in records]
+
+
+def _fingerprint(
+    reader: Reader, records: Sequence[Record], states: Sequence[_FileState], image_size: int
+) -> str:
+    settings = (_FORMAT_VERSION, image_size, reader.num_channels, reader.geometry)
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for record, state in zip(records, states, strict=True):
+        # The path too: uncompressed files of two data sets agree in size, unpacked ones in date.
+        digest.update(json.dumps((record.name, record.index, *astuple(state))).encode())
+    return digest.hexdigest()
+
+
+def _open(directory: Path, num_images: int) -> ImageCache | None:
+    """Map a finished cache; None where there is none, or where a cleaner took parts of it."""
+    try:
+        with (directory / "manifest.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        images = np.load(directory / "images.npy", mmap_mode="r")
+        has_mask = np.array([row["has_mask"] == "1" for row in rows], dtype=np.bool_)
+        masks = np.load(directory / "masks.npy", mmap_mode="r") if has_mask.any() else None
+    except (OSError, ValueError):
+        return None
+    if len(rows) != num_images:
+        return None
+    return ImageCache(
+        path=directory,
+        images=images,
+        masks=masks,
+        has_mask=has_mask,
+        sha256=tuple(row["sha256"] for row in rows),
+        pixels_sha256=tuple(row["pixels_sha256"] for row in rows),
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of one cache; the system frees it when its holder dies."""
+    lock = FileLock(directory.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process to build %s", directory)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Remove what killed builders left: directories in the making whose lock is free."""
+    for building in cache_dir.glob("*.building"):
+        try:
+            with FileLock(building.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(building, ignore_errors=True)
+        except Timeout:
+            logger.debug("%s is being built by another process", building)
+
+
+def _build(
+    reader: Reader,
+    records: Sequence[Record],
+    states: Sequence[_FileState],
+    image_size: int,
+    directory: Path,
+    report_progress: Progress | None,
+) -> None:
+    building = directory.with_suffix(".building")
+    for remains in (building, directory):
+        shutil.rmtree(remains, ignore_errors=True)
+    building.mkdir()
+    try:
+        decoded = decode_all(
+            reader,
+            records,
+            image_size=image_size,
+            directory=building,
+            report_progress=report_progress,
+        )
+        _write_manifest(building / "manifest.csv", records, states, decoded)
+        for path in (*building.iterdir(), building):
+            _sync(path)
+        building.rename(directory)
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_manifest(
+    path: Path,
+    records: Sequence[Record],
+    states: Sequence[_FileState],
+    decoded: Sequence[Decoded],
+) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for record, state, image in zip(records, states, decoded, strict=True):
+            place = (record.name, record.path, record.index, state.size, state.mtime_ns)
+            writer.writerow((*place, image.sha256, image.pixels_sha256, int(image.has_mask)))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,244 @@
+"""A data set made ready: cached images, their parts, statistics, and a manifest of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from labn.data.cache import ImageCache, build_cache
+from labn.data.decode import Progress
+from labn.data.records import PARTITIONS, Partition, Reader, Record, Scan
+from labn.data.splits import assign_splits
+from labn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 2**24
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Split:
+    """One part of a data set.
+
+    ``images`` and ``masks`` are the maps of the whole data set's cache, in which ``indices`` are
+    this part's places; ``labels``, ``names`` and ``has_mask`` are of this part alone.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    masks: Bool[np.ndarray, "n h w"] | None
+    indices: Int64[np.ndarray, " s"]
+    labels: Int64[np.ndarray, " s"]
+    names: tuple[str, ...]
+    has_mask: Bool[np.ndarray, " s"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pixels(self, positions: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
+        """Read the images at these positions of the part."""
+        return np.asarray(self.images[self.indices[positions]])
+
+    def select(self, positions: Int64[np.ndarray, " b"]) -> Split:
+        """Return the part of these positions alone, in this order."""
+        return replace(
+            self,
+            indices=self.indices[positions],
+            labels=self.labels[positions],
+            names=tuple(self.names[position] for position in positions),
+            has_mask=self.has_mask[positions],
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ChannelStatistics:
+    """Mean and standard deviation of the training pixels (0 to 1), and the bias image.
+
+    The bias image b is the mean of the standardised training images (Iida 2022, eq. 13).
+    """
+
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
+    bias_image: Float[Tensor, "c h w"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """Everything that training and scoring need of a data set.
+
+    ``manifest`` has a row for each image in use (name, path, partition, label, grade, sha256);
+    ``digest`` is of it without the paths, the same wherever the same images are split alike.
+    """
+
+    class_names: tuple[str, ...]
+    num_channels: int
+    splits: dict[Partition, Split]
+    statistics: ChannelStatistics
+    manifest: pd.DataFrame
+    digest: str
+    notes: tuple[str, ...]
+
+
+def prepare_dataset(
+    reader: Reader,
+    *,
+    image_size: int,
+    cache_dir: Path,
+    validation_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    cross_partition_duplicates: Literal["drop_train", "keep", "error"],
+    conflicting_labels: Literal["drop", "keep", "error"],
+    report_progress: Progress | None = None,
+) -> Dataset:
+    """Scan, cache, split and measure a data set.
+
+    Raises:
+        UserError: defects, parts that cannot be made, an unwritable cache or constant pixels.
+    """
+    records = _usable_records(reader.scan())
+    cache = build_cache(
+        reader, records, image_size=image_size, cache_dir=cache_dir, report_progress=report_progress
+    )
+    assignment = assign_splits(
+        records,
+        cache.pixels_sha256,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=split_seed,
+        cross_partition_duplicates=cross_partition_duplicates,
+        conflicting_labels=conflicting_labels,
+    )
+    splits = {part: _split(records, cache, assignment.partitions, part) for part in PARTITIONS}
+    manifest = _manifest(records, cache, assignment.partitions)
+    return Dataset(
+        class_names=reader.class_names,
+        num_channels=reader.num_channels,
+        splits=splits,
+        statistics=_statistics(splits["train"], cache.path),
+        manifest=manifest,
+        digest=_digest(manifest),
+        notes=assignment.notes,
+    )
+
+
+def _usable_records(scan: Scan) -> list[Record]:
+    fatal = [problem for problem in scan.problems if problem.is_fatal]
+    if fatal:
+        first = "; ".join(f"{p.name}: {p.detail} ({p.kind})" for p in fatal[:3])
+        raise UserError(
+            f"defects in the data set: {len(fatal)}, first {first}; `labn data check` lists all"
+        )
+    if not scan.records:
+        raise UserError(
+            "the data set has no images; check data.name and data.root with `labn data check`"
+        )
+    return scan.records
+
+
+def _split(
+    records: Sequence[Record],
+    cache: ImageCache,
+    partitions: Sequence[Partition | None],
+    part: Partition,
+) -> Split:
+    places = [place for place, partition in enumerate(partitions) if partition == part]
+    indices = np.array(places, dtype=np.int64)
+    return Split(
+        images=cache.images,
+        masks=cache.masks,
+        indices=indices,
+        labels=np.array([records[place].label for place in places], dtype=np.int64),
+        names=tuple(records[place].name for place in places),
+        has_mask=cache.has_mask[indices],
+    )
+
+
+def _manifest(
+    records: Sequence[Record], cache: ImageCache, partitions: Sequence[Partition | None]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (record.name, str(record.path), partition, record.label, record.grade, sha256)
+            for record, partition, sha256 in zip(records, partitions, cache.sha256, strict=True)
+            if partition is not None
+        ],
+        columns=["name", "path", "partition", "label", "grade", "sha256"],
+    )
+
+
+def _digest(manifest: pd.DataFrame) -> str:
+    rows = manifest.drop(columns="path").to_numpy().tolist()
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _statistics(train: Split, directory: Path) -> ChannelStatistics:
+    """Take the statistics of this training part from the cache, measuring them at first."""
+    key = hashlib.sha256(train.indices.tobytes()).hexdigest()[:16]
+    path = directory / f"statistics-{key}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return ChannelStatistics(**{name: torch.from_numpy(stored[name]) for name in stored})
+    statistics = measure_statistics(train)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **{name: value.numpy() for name, value in vars(statistics).items()})
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        # A finished cache may be mounted read-only; the statistics cost one pass over it.
+        logger.warning("%s cannot be kept, so each run measures anew (%s)", path, error)
+        if temporary.exists():
+            temporary.unlink()
+    return statistics
+
+
+def measure_statistics(train: Split) -> ChannelStatistics:
+    """Measure the channels and the bias image in one pass, exactly: sums are of integers.
+
+    Raises:
+        UserError: a channel is constant, so that it cannot be standardised.
+    """
+    height, width, num_channels = train.images.shape[1:]
+    sum_hwc = np.zeros((height, width, num_channels), dtype=np.int64)
+    squares_c = np.zeros(num_channels, dtype=np.int64)
+    chunk = max(1, _CHUNK_BYTES // sum_hwc.size)
+    for start in range(0, len(train), chunk):
+        pixels = train.pixels(np.arange(start, min(start + chunk, len(train))))
+        sum_hwc += pixels.sum(axis=0, dtype=np.int64)
+        squares_c += np.square(pixels, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.int64)
+    sum_c, count = sum_hwc.sum(axis=(0, 1)), len(train) * height * width
+    # Python integers: these products exceed 64 bits, and in floats the difference loses digits.
+    std_c = np.array(
+        [
+            math.sqrt(count * int(squares) - int(total) ** 2) / count
+            for squares, total in zip(squares_c, sum_c, strict=True)
+        ]
+    )
+    if (constant := np.flatnonzero(std_c == 0)).size:
+        raise UserError(
+            f"channel {constant[0]} has the value {sum_c[constant[0]] / count:g} in every pixel"
+            f" of the {len(train)} training images, so it cannot be standardised; check the images"
+        )
+    mean_c = sum_c / count
+    bias_hwc = (sum_hwc / len(train) - mean_c) / std_c
+    return ChannelStatistics(
+        mean=torch.from_numpy(mean_c / 255),
+        std=torch.from_numpy(std_c / 255),
+        bias_image=torch.from_numpy(bias_hwc).permute(2, 0, 1).contiguous().float(),
+    )

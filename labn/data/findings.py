@@ -1,0 +1,147 @@
+"""The result of an audit: what was counted, what was found, and how both read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+TINY_CLASS = 5
+"""Fewer images than this of a class, in one partition, are worth a warning."""
+
+_NUM_LINES_SHOWN = 10
+
+_REFUSED = "training refuses the data set until this is mended"
+MEANINGS = {
+    "no_images": ("no image is annotated", _REFUSED),
+    "bad_table": ("tables that cannot be used", _REFUSED),
+    "missing_file": ("annotated images that are not there", _REFUSED),
+    "unreadable_file": ("images that cannot be decoded", _REFUSED),
+    "label_out_of_range": ("annotations that are no known grade", _REFUSED),
+    "duplicate_row": ("images annotated more than once", _REFUSED),
+    "conflicting_labels": (
+        "identical images with different labels",
+        "data.conflicting_labels = drop, the default, leaves out those that train or validate (or"
+        " keep, error); data.cross_partition_duplicates decides on copies across partitions",
+    ),
+    "cross_partition_duplicates": (
+        "identical images in different partitions",
+        "data.cross_partition_duplicates = drop_train, the default, leaves out all but those of"
+        " the last of train, validation, test (or keep, error)",
+    ),
+    "cross_partition_near_duplicates": (
+        "nearly identical images, or frames of a series, in different partitions",
+        "training keeps them, though scores on known images flatter: look at them",
+    ),
+    "duplicates": (
+        "identical images in one partition",
+        "training keeps them, and keeps them in one partition",
+    ),
+    "near_duplicates": (
+        "nearly identical images, or frames of a series, in one partition",
+        "training keeps them, and may draw some for validation: look at them",
+    ),
+    "conflicting_grades": (
+        "identical images with different grades of one label",
+        "training keeps them: it learns labels, not grades",
+    ),
+    "blank_image": ("images of one colour", "training keeps them: remove them and their rows"),
+    "single_class": (
+        "partitions of one class",
+        "training needs negatives and positives; elsewhere some scores are undefined",
+    ),
+    "tiny_class": (
+        f"classes with fewer than {TINY_CLASS} images in a partition",
+        "training goes on, but scores on so few say little",
+    ),
+    "unlisted_file": ("images that no table names", "training leaves them out"),
+}
+"""Every kind of finding, the gravest first: what it is, and what training does about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One defect, of one image, one group of images, one table or one partition."""
+
+    severity: Literal["error", "warning"]
+    kind: str
+    names: tuple[str, ...]
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """How many annotated images one partition has, by class name and by published grade."""
+
+    labels: dict[str, int]
+    grades: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """All that was found in a data set, its findings in the order of ``MEANINGS``.
+
+    ``partitions`` and ``num_images`` count what is annotated; ``sizes`` counts what could be
+    decoded, by "width x height" as training sees it, cropped.
+    """
+
+    num_images: int
+    num_readable: int
+    partitions: dict[str, Balance]
+    sizes: dict[str, int]
+    findings: list[Finding]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether anything was found that has to be mended or decided on."""
+        return self._count("error") > 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain types, with every name of every finding."""
+        tree = asdict(self)
+        for finding in tree["findings"]:
+            finding["names"] = list(finding["names"])
+        return tree | {"num_errors": self._count("error"), "num_warnings": self._count("warning")}
+
+    def as_text(self) -> str:
+        """Write the counts, the findings by kind, and a verdict, for a person to read."""
+        lines = [f"{self.num_images} images, {self.num_readable} of them readable"]
+        for partition, balance in self.partitions.items():
+            counts = f"{_listed(balance.labels)}  (grades {_listed(balance.grades)})"
+            lines.append(f"  {partition:10}  {counts}")
+        if len(self.sizes) > 1:
+            common = dict(Counter(self.sizes).most_common(_NUM_LINES_SHOWN))
+            lines.append(f"  {len(self.sizes)} sizes  {_listed(common)}")
+        by_kind = defaultdict(list)
+        for finding in self.findings:
+            by_kind[finding.kind].append(finding)
+        for findings in by_kind.values():
+            lines += ["", *_describe(findings)]
+        return "\n".join([*lines, "", self._verdict()])
+
+    def _count(self, severity: str) -> int:
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def _verdict(self) -> str:
+        counts = f"errors: {self._count('error')}, warnings: {self._count('warning')}"
+        num_fatal = sum(MEANINGS[finding.kind][1] is _REFUSED for finding in self.findings)
+        if num_fatal > 0:
+            return f"{counts}. Training refuses this data set until {num_fatal} are mended."
+        if self.findings:
+            return f"{counts}. Training can use this data set, as said under each."
+        return f"{counts}. Training can use this data set as it is."
+
+
+def _describe(findings: list[Finding]) -> list[str]:
+    kind = findings[0].kind
+    title, consequence = MEANINGS[kind]
+    lines = [f"{findings[0].severity.upper()} {kind}: {title} ({len(findings)})"]
+    lines += [f"  {finding.detail}" for finding in findings[:_NUM_LINES_SHOWN]]
+    if len(findings) > _NUM_LINES_SHOWN:
+        lines.append(f"  +{len(findings) - _NUM_LINES_SHOWN} more")
+    return [*lines, f"  -> {consequence}"]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())

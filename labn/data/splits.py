@@ -1,0 +1,188 @@
+"""Which image goes to which part.
+
+A part that the data set does not name is drawn from the training part, stratified by grade.
+Copies of one image are told by its digest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sklearn.model_selection import train_test_split
+
+from labn.data.records import PARTITIONS, Partition, Record
+from labn.errors import UserError
+
+_NUM_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitAssignment:
+    """The part of each record, None where it is dropped; and what was dropped, kept or drawn."""
+
+    partitions: tuple[Partition | None, ...]
+    notes: tuple[str, ...]
+
+
+def assign_splits(
+    records: Sequence[Record],
+    sha256: Sequence[str],
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    cross_partition_duplicates: Literal["drop_train", "keep", "error"],
+    conflicting_labels: Literal["drop", "keep", "error"],
+) -> SplitAssignment:
+    """Give every record the part that the data set names, or one that is drawn.
+
+    Records without a part count as training. Images that have copies within the training part
+    are never drawn, so that copies stay together; the fractions are of the whole training part,
+    rounded up. ``cross_partition_duplicates`` covers every image identical to one of a later
+    part (training, validation, test); ``conflicting_labels`` covers training and validation.
+
+    Raises:
+        UserError: a setting is "error" and such images exist, a grade has too few images to draw
+            from, or the training part comes out without positives or negatives.
+    """
+    partitions: list[Partition | None] = [record.partition or "train" for record in records]
+    leaked = _find_leaked(partitions, sha256)
+    notes = _settle(
+        "cross_partition_duplicates", cross_partition_duplicates, leaked, records, partitions
+    )
+    contradicted = _find_contradicted(partitions, sha256, records)
+    notes += _settle("conflicting_labels", conflicting_labels, contradicted, records, partitions)
+    named = set(partitions)
+    if "test" not in named:
+        notes.append(_draw(partitions, "test", test_fraction, seed, records, sha256))
+    if "validation" not in named:
+        notes.append(_draw(partitions, "validation", validation_fraction, seed, records, sha256))
+    _check_training_part(records, partitions)
+    return SplitAssignment(partitions=tuple(partitions), notes=tuple(notes))
+
+
+def _groups(keys: Sequence[str], positions: Iterable[int]) -> list[list[int]]:
+    """List the positions that share a key, where two or more do."""
+    groups = defaultdict(list)
+    for position in positions:
+        groups[keys[position]].append(position)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _find_leaked(
+    partitions: Sequence[Partition | None], sha256: Sequence[str]
+) -> dict[int, list[int]]:
+    """Map each image that has copies in a later part to those copies."""
+    rank = [PARTITIONS.index(partition) for partition in partitions if partition]
+    return {
+        position: later
+        for group in _groups(sha256, range(len(sha256)))
+        for position in group
+        if (later := [other for other in group if rank[other] > rank[position]])
+    }
+
+
+def _find_contradicted(
+    partitions: Sequence[Partition | None], sha256: Sequence[str], records: Sequence[Record]
+) -> dict[int, list[int]]:
+    """Map each training or validation image that has copies of another label to those copies."""
+    pool = (i for i, partition in enumerate(partitions) if partition in ("train", "validation"))
+    return {
+        position: others
+        for group in _groups(sha256, pool)
+        for position in group
+        if (others := [o for o in group if records[o].label != records[position].label])
+    }
+
+
+def _settle(
+    key: str,
+    policy: str,
+    found: dict[int, list[int]],
+    records: Sequence[Record],
+    partitions: list[Partition | None],
+) -> list[str]:
+    """Refuse, keep or drop the images found, and say so."""
+    if not found:
+        return []
+    what, remedy = {
+        "cross_partition_duplicates": ("identical to an image of a later part", "drop_train"),
+        "conflicting_labels": ("identical to an image with another label", "drop"),
+    }[key]
+    pairs = [f"{records[i].name} = {records[others[0]].name}" for i, others in found.items()]
+    more = f" and {len(pairs) - _NUM_NAMES_SHOWN} more" if len(pairs) > _NUM_NAMES_SHOWN else ""
+    listing = f"{', '.join(pairs[:_NUM_NAMES_SHOWN])}{more}"
+    if policy == "error":
+        raise UserError(
+            f"data.{key} = error: {len(found)} found, {what}: {listing};"
+            f" mend the data set or set data.{key}={remedy}"
+        )
+    if policy != "keep":
+        for position in found:
+            partitions[position] = None
+    verb = "kept" if policy == "keep" else "dropped"
+    return [f"data.{key} = {policy}: {len(found)} {verb}, {what}: {listing}"]
+
+
+def _draw(
+    partitions: list[Partition | None],
+    part: Literal["test", "validation"],
+    fraction: float,
+    seed: int,
+    records: Sequence[Record],
+    sha256: Sequence[str],
+) -> str:
+    """Move a share of the training part to ``part``, each grade in proportion, and say so."""
+    pool = [position for position, partition in enumerate(partitions) if partition == "train"]
+    copied = {position for group in _groups(sha256, pool) for position in group}
+    eligible = [position for position in pool if position not in copied]
+    grades = [records[position].grade for position in eligible]
+    # Rounded first: 0.07 * 100 is a little more than 7 in floating point.
+    num_drawn = math.ceil(round(fraction * len(pool), 9))
+    _check_drawable(part, fraction, num_drawn, len(pool), Counter(grades))
+    _, drawn = train_test_split(
+        eligible, test_size=num_drawn, stratify=grades, random_state=seed % 2**32
+    )
+    for position in drawn:
+        partitions[position] = part
+    return (
+        f"drew {num_drawn} of {len(pool)} training images as the {part} part"
+        f" (data.{part}_fraction = {fraction}, data.split_seed = {seed})"
+    )
+
+
+def _check_drawable(
+    part: str, fraction: float, num_drawn: int, num_images: int, counts: Counter[int]
+) -> None:
+    for grade, count in sorted(counts.items()):
+        if count < 2:
+            raise UserError(
+                f"grade {grade} has {count} image (copies not counted) to draw the {part} part"
+                f" from, but needs at least 2; add images of grade {grade}, leave the grade out,"
+                f" or let the data set name its {part} part"
+            )
+    num_left = counts.total() - num_drawn
+    if min(num_drawn, num_left) < len(counts):
+        raise UserError(
+            f"data.{part}_fraction = {fraction}: draws {num_drawn} of {num_images} images and"
+            f" leaves {num_left} (copies not counted), but both need one of each of"
+            f" {len(counts)} grades; change data.{part}_fraction or add images"
+        )
+
+
+def _check_training_part(records: Sequence[Record], partitions: Sequence[Partition | None]) -> None:
+    labels = [r.label for r, part in zip(records, partitions, strict=True) if part == "train"]
+    num_positives = sum(label > 0 for label in labels)
+    for kind, rule, count in (
+        ("positive", "label 1 or more", num_positives),
+        ("negative", "label 0", len(labels) - num_positives),
+    ):
+        if count == 0:
+            raise UserError(
+                f"the training part ({len(labels)} images) has no {kind} image ({rule});"
+                " add some, or check the labels with `labn data check`"
+            )

@@ -1,0 +1,118 @@
+"""How well the network tells the classes apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
+
+_PROBABILITY_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ClassificationScores:
+    """Scores of a set of predictions; one that the labels leave undefined is NaN.
+
+    ``accuracy`` and ``auroc`` lie in [0, 1], ``tss`` in [-1, 1]; more is better.
+    ``confusion`` counts images: rows are the true class, columns the predicted one.
+    """
+
+    accuracy: float
+    auroc: float
+    tss: float
+    confusion: Int64[Tensor, "c c"]
+    num_images: int
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        """Name the defined scores ``<prefix>_accuracy``, ``<prefix>_auroc``, ``<prefix>_tss``."""
+        scores = {"accuracy": self.accuracy, "auroc": self.auroc, "tss": self.tss}
+        return {f"{prefix}_{name}": v for name, v in scores.items() if not math.isnan(v)}
+
+
+def classification_scores(
+    probabilities: Float[Tensor, "n c"], labels: Integer[Tensor, " n"]
+) -> ClassificationScores:
+    """Score class probabilities against true classes.
+
+    The predicted class is the most probable one, the first of equals. AUROC is that of class 1
+    for two classes, else the mean over the classes that occur, each against the rest. TSS is the
+    true positive rate less the false positive rate, where every class but 0 is positive
+    (Iida 2022, section 5).
+
+    Raises:
+        ValueError: a row is not a distribution, or a label is not one of the classes.
+    """
+    probabilities, labels = probabilities.detach().cpu(), labels.long().cpu()
+    check_probabilities("probabilities", probabilities)
+    check_labels(labels, probabilities.shape[1])
+    confusion = _confusion(probabilities, labels)
+    return ClassificationScores(
+        accuracy=(confusion.trace().double() / confusion.sum()).item(),
+        auroc=_auroc(probabilities, labels),
+        tss=_true_skill_statistic(confusion),
+        confusion=confusion,
+        num_images=len(labels),
+    )
+
+
+def check_probabilities(name: str, probabilities: Tensor) -> None:
+    """Refuse what is not (images, classes) of distributions over at least two classes.
+
+    Raises:
+        ValueError: says, under ``name``, which row is wrong.
+    """
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2:
+        raise ValueError(
+            f"{name}: got shape {tuple(probabilities.shape)}, must be (images, classes)"
+            " with at least two classes"
+        )
+    excess = torch.maximum(probabilities - 1, -probabilities).amax(dim=1)
+    error = torch.maximum((probabilities.double().sum(dim=1) - 1).abs(), excess)
+    # NaN compares false with everything, so ask for what is right.
+    if not (valid := error <= _PROBABILITY_TOLERANCE).all():
+        row = int((~valid).nonzero()[0])
+        raise ValueError(
+            f"{name}: got {[round(p, 4) for p in probabilities[row].tolist()]} in row {row}, must"
+            " be probabilities (in [0, 1], each row summing to 1); apply softmax to logits"
+        )
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse a label that names no class.
+
+    Raises:
+        ValueError: says which image carries it.
+    """
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        image = int(outside.nonzero()[0])
+        raise ValueError(
+            f"labels: got {int(labels[image])} for image {image}, must be 0 to {num_classes - 1},"
+            f" for there are {num_classes} classes"
+        )
+
+
+def _confusion(probabilities: Tensor, labels: Tensor) -> Int64[Tensor, "c c"]:
+    num_classes = probabilities.shape[1]
+    confusion: Tensor = multiclass_confusion_matrix(probabilities, labels, num_classes)
+    return confusion.long()
+
+
+def _auroc(probabilities: Tensor, labels: Tensor) -> float:
+    # torchmetrics gives 0 (and a warning) to a class without positives or without negatives.
+    present = sorted(set(labels.tolist()))
+    if len(present) < 2:
+        return math.nan
+    scored = [1] if probabilities.shape[1] == 2 else present
+    return fmean(binary_auroc(probabilities[:, c], (labels == c).long()).item() for c in scored)
+
+
+def _true_skill_statistic(confusion: Int64[Tensor, "c c"]) -> float:
+    true_positive_rate = confusion[1:, 1:].sum().double() / confusion[1:].sum()
+    false_positive_rate = confusion[0, 1:].sum().double() / confusion[0].sum()
+    return (true_positive_rate - false_positive_rate).item()

@@ -1,0 +1,231 @@
+"""How far a saliency map shows what the network relies on: ID and PID (Iida 2022, 4.3).
+
+Symbols: x an image, b the baseline (the bias image, or zero), m the patch size, n the number of
+patches taken so far, i_n and d_n the frames that the network is shown, y the probability that it
+gives to the true class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int32, Int64, Integer
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from labn.metrics.classification import check_labels, check_probabilities
+
+Predict = Callable[[Tensor], Tensor]
+"""Maps images (n, channels, height, width) to class probabilities (n, classes)."""
+
+
+@dataclass(frozen=True)
+class PatchInsertionDeletion:
+    """Scores and curves of each image; ``fractions`` are the curves' shared horizontal axis.
+
+    The curves are probabilities of the true class, the areas lie in [0, 1] and ``pid``, insertion
+    less deletion, in [-1, 1]: more is better. All are float64 on the CPU.
+    """
+
+    pid: Float64[Tensor, " n"]
+    insertion_auc: Float64[Tensor, " n"]
+    deletion_auc: Float64[Tensor, " n"]
+    insertion_curve: Float64[Tensor, "n p"]
+    deletion_curve: Float64[Tensor, "n p"]
+    fractions: Float64[Tensor, " p"]
+
+
+def patch_insertion_deletion(
+    predict: Predict,
+    images: Float[Tensor, "n c h w"],
+    saliency: Float[Tensor, "*maps"],
+    labels: Integer[Tensor, "*labels"],
+    *,
+    patch_size: int,
+    baseline: Float[Tensor, "*baseline"] | float | int,
+    num_points: int | None = None,
+    batch_size: int = 64,
+) -> PatchInsertionDeletion:
+    """Score maps by pasting patches, the most important first (PID; Iida 2022, eq. 14-16).
+
+    A patch is as important as its most important pixel; ties are taken row by row, and patches at
+    the right and lower edge may be smaller. The paper's "ascending order" is read as descending:
+    its own numbers and RISE take the most important first.
+
+    ``saliency`` is (n, h, w) or (n, 1, h, w) on any scale; ``baseline`` broadcasts to (c, h, w).
+    ``num_points`` samples the curves at that many evenly spaced n (fewer where the image has fewer
+    patches), without it at every n; the areas use the true n / N. ``predict`` runs in inference
+    mode on ``batch_size`` frames at a time, on the device of ``images``.
+
+    Raises:
+        ValueError: an argument, or what ``predict`` returns, breaks its rule.
+    """
+    _check_settings(images, patch_size, num_points, batch_size)
+    _check_annotations(images, saliency, labels)
+    ranks = _patch_ranks(saliency.reshape(-1, 1, *images.shape[2:]), patch_size).to(images.device)
+    counts = _patch_counts(ranks.shape[1:].numel(), num_points)
+    frames = _Frames(images, _as_baseline(baseline, images), ranks, patch_size)
+    scores = _score_frames(predict, frames, labels.long().cpu(), counts, batch_size)
+    fractions = counts.double() / counts[-1]
+    areas = torch.trapezoid(scores, fractions)
+    return PatchInsertionDeletion(
+        pid=areas[:, 0] - areas[:, 1],
+        insertion_auc=areas[:, 0],
+        deletion_auc=areas[:, 1],
+        insertion_curve=scores[:, 0],
+        deletion_curve=scores[:, 1],
+        fractions=fractions,
+    )
+
+
+def insertion_deletion(
+    predict: Predict,
+    images: Float[Tensor, "n c h w"],
+    saliency: Float[Tensor, "*maps"],
+    labels: Integer[Tensor, "*labels"],
+    *,
+    num_points: int | None = None,
+    batch_size: int = 64,
+) -> PatchInsertionDeletion:
+    """Score maps pixel by pixel against a baseline of zero (ID; Petsiuk 2018).
+
+    Zero is the mean training colour where images are standardised. Else as
+    ``patch_insertion_deletion``.
+    """
+    return patch_insertion_deletion(
+        predict,
+        images,
+        saliency,
+        labels,
+        patch_size=1,
+        baseline=0.0,
+        num_points=num_points,
+        batch_size=batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """What is needed to paint any frame of any image."""
+
+    images: Float[Tensor, "n c h w"]
+    baseline: Float[Tensor, "c h w"]
+    ranks: Int32[Tensor, "n i j"]
+    patch_size: int
+
+    def paint(self, image_b: Tensor, count_b: Tensor, is_insertion_b: Tensor) -> Tensor:
+        """Paint i_n where ``is_insertion_b``, else d_n (Iida 2022, eq. 16)."""
+        height, width = self.images.shape[2:]
+        taken_bij = self.ranks[image_b] < count_b[:, None, None]
+        taken_bhj = taken_bij.repeat_interleave(self.patch_size, dim=1)[:, :height]
+        taken_bhw = taken_bhj.repeat_interleave(self.patch_size, dim=2)[:, :, :width]
+        shows_image_bhw = taken_bhw == is_insertion_b[:, None, None]
+        return torch.where(shows_image_bhw[:, None], self.images[image_b], self.baseline)
+
+
+def _score_frames(
+    predict: Predict,
+    frames: _Frames,
+    labels: Integer[Tensor, " n"],
+    counts: Int64[Tensor, " p"],
+    batch_size: int,
+) -> Float64[Tensor, "n 2 p"]:
+    """Return y along both curves; batches run on across curves and images, so all are full."""
+    shape = (len(labels), 2, len(counts))
+    scores = torch.empty(shape, dtype=torch.float64)
+    flat_scores = scores.view(-1)
+    device = frames.images.device
+    with torch.inference_mode():
+        for start in range(0, len(flat_scores), batch_size):
+            frame = torch.arange(start, min(start + batch_size, len(flat_scores)))
+            image, curve, point = torch.unravel_index(frame, shape)
+            batch = frames.paint(
+                image.to(device), counts[point].to(device), (curve == 0).to(device)
+            )
+            probabilities = predict(batch).to("cpu", torch.float64)
+            _check_prediction(probabilities, len(frame), labels)
+            flat_scores[frame] = probabilities[torch.arange(len(frame)), labels[image]]
+    return scores
+
+
+def _patch_ranks(saliency: Float[Tensor, "n 1 h w"], patch_size: int) -> Int32[Tensor, "n i j"]:
+    """Number the patches of each map, 0 for the most important."""
+    importance = max_pool2d(saliency, patch_size, ceil_mode=True)[:, 0]
+    ranks = torch.empty_like(importance, dtype=torch.int32)
+    for importance_ij, ranks_ij in zip(importance, ranks, strict=True):
+        order = importance_ij.flatten().argsort(descending=True, stable=True)
+        ranks_ij.view(-1)[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
+    return ranks
+
+
+def _patch_counts(num_patches: int, num_points: int | None) -> Int64[Tensor, " p"]:
+    """Return the n at which the curves are sampled, from 0 to all patches."""
+    num_points = num_patches + 1 if num_points is None else num_points
+    counts = np.linspace(0, num_patches, num_points).round().astype(np.int64)
+    return torch.from_numpy(np.unique(counts))
+
+
+def _as_baseline(
+    baseline: Float[Tensor, "*baseline"] | float | int, images: Float[Tensor, "n c h w"]
+) -> Float[Tensor, "c h w"]:
+    tensor = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    try:
+        return tensor.broadcast_to(images.shape[1:])
+    except RuntimeError:
+        raise ValueError(
+            f"baseline: got shape {tuple(tensor.shape)}, must broadcast to one image,"
+            f" {tuple(images.shape[1:])}"
+        ) from None
+
+
+def _check_settings(
+    images: Float[Tensor, "n c h w"], patch_size: int, num_points: int | None, batch_size: int
+) -> None:
+    largest = min(images.shape[2:])
+    if not 1 <= patch_size <= largest:
+        raise ValueError(
+            f"patch_size: got {patch_size}, must be 1 to {largest}, the image's shorter side"
+        )
+    if num_points is not None and num_points < 2:
+        raise ValueError(f"num_points: got {num_points}, must be at least 2, or None for every n")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, must be at least 1")
+
+
+def _check_annotations(
+    images: Float[Tensor, "n c h w"],
+    saliency: Float[Tensor, "*maps"],
+    labels: Integer[Tensor, "*labels"],
+) -> None:
+    num_images, _, height, width = images.shape
+    allowed = (num_images, height, width), (num_images, 1, height, width)
+    if saliency.shape not in allowed:
+        raise ValueError(
+            f"saliency: got shape {tuple(saliency.shape)}, must be {allowed[0]} or {allowed[1]},"
+            " one map for each image at its size"
+        )
+    finite = saliency.isfinite().flatten(start_dim=1).all(dim=1)
+    if not finite.all():
+        image = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"saliency: got NaN or infinity in the map of image {image}, must be finite"
+        )
+    if labels.shape != (num_images,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, must be integers of shape"
+            f" ({num_images},)"
+        )
+
+
+def _check_prediction(
+    probabilities: Tensor, num_frames: int, labels: Integer[Tensor, " n"]
+) -> None:
+    check_probabilities("predict", probabilities)
+    if len(probabilities) != num_frames:
+        raise ValueError(
+            f"predict: got {len(probabilities)} rows for {num_frames} images, must return one each"
+        )
+    check_labels(labels, probabilities.shape[1])
