@@ -64,7 +64,7 @@ class DataConfig(_Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training images set apart, where the data set names none for validation."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The same for testing; only `folder` and `synthetic` come without a test part."""
+    """The same for testing, where the data set names no parts at all."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
     """What to do with a training image whose identical copy is in the test part."""

@@ -1,7 +1,8 @@
 """Which image goes to which part.
 
-A part that the data set does not name is drawn from the training part, stratified by grade.
-Copies of one image are told by its digest.
+Where the data set names no parts, test and validation are drawn from its images, stratified by
+grade; where it names some, only validation is ever drawn, from the training part. Copies of one
+image are told by its digest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def assign_splits(
 ) -> SplitAssignment:
     """Give every record the part that the data set names, or one that is drawn.
 
-    Records without a part count as training. Images that have copies within the training part
+    Records without a part count as training where others have one. Images that have copies within the training part
     are never drawn, so that copies stay together; the fractions are of the whole training part,
     rounded up. ``cross_partition_duplicates`` covers every image identical to one of a later
     part (training, validation, test); ``conflicting_labels`` covers training and validation.
@@ -56,10 +57,10 @@ def assign_splits(
     )
     contradicted = _find_contradicted(partitions, sha256, records)
     notes += _settle("conflicting_labels", conflicting_labels, contradicted, records, partitions)
-    named = set(partitions)
-    if "test" not in named:
+    # A named training part without a test part is half of a data set, not a whole one to divide.
+    if all(record.partition is None for record in records):
         notes.append(_draw(partitions, "test", test_fraction, seed, records, sha256))
-    if "validation" not in named:
+    if "validation" not in set(partitions):
         notes.append(_draw(partitions, "validation", validation_fraction, seed, records, sha256))
     _check_training_part(records, partitions)
     return SplitAssignment(partitions=tuple(partitions), notes=tuple(notes))

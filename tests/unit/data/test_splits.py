@@ -87,11 +87,11 @@ def test_without_any_parts_the_test_part_is_drawn_first():
     assert Counter(assignment.partitions) == {"train": 67, "validation": 23, "test": 10}
 
 
-def test_a_missing_test_part_is_drawn_from_training_and_noted():
+def test_a_missing_test_part_stays_missing_where_training_is_named():
     records = make_records({0: 20, 1: 20}, "train") + make_records({0: 5, 1: 5}, "validation", "v")
     assignment = assign(records)
-    assert Counter(assignment.partitions) == {"train": 32, "validation": 10, "test": 8}
-    assert assignment.notes[0].startswith("drew 8 of 40 training images as the test part")
+    assert Counter(assignment.partitions) == {"train": 40, "validation": 10}
+    assert assignment.notes == ()
 
 
 @pytest.mark.parametrize(("fraction", "count", "expected"), [(0.07, 100, 7), (0.2, 413, 83)])

@@ -1,0 +1,61 @@
+"""Experiment tracking: parameters, metrics, files and networks of a run, kept by MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from labn.errors import UserError
+from labn.tracking.mlflow_tracker import MlflowTracker
+from labn.tracking.null import NullTracker
+from labn.tracking.protocol import CallRefused, Status, Tracker
+from labn.tracking.provenance import environment_tags, redact
+from labn.tracking.resilient import ResilientTracker, replay_spool
+from labn.tracking.servable import save_servable
+from labn.tracking.spool import Spool
+from labn.tracking.store import resolve_uri
+
+__all__ = [
+    "CallRefused",
+    "MlflowTracker",
+    "NullTracker",
+    "ResilientTracker",
+    "Status",
+    "Tracker",
+    "environment_tags",
+    "open_tracker",
+    "redact",
+    "replay_spool",
+    "resolve_uri",
+    "save_servable",
+]
+
+
+def open_tracker(
+    uri: str,
+    *,
+    experiment: str,
+    run_name: str | None = None,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    spool_dir: Path,
+) -> Tracker:
+    """Open a run at ``uri``, or go on with the run ``run_id``; ``none`` tracks nothing.
+
+    Once open, the tracker never stops a training run: what cannot be delivered waits in
+    ``spool_dir``.
+
+    Raises:
+        UserError: the tracker cannot be reached, or holds no such run, or ``spool_dir`` is in use
+            by another.
+    """
+    if uri == "none":
+        return NullTracker()
+    spool = Spool(spool_dir)
+    if spool and spool.run_id != run_id:
+        raise UserError(
+            f"{spool.log}: holds records of run {spool.run_id} that its tracker never received;"
+            " resume that run, move the file away, or give another output_dir"
+        )
+    tracker = MlflowTracker(uri, experiment=experiment, run_name=run_name, run_id=run_id, tags=tags)
+    return ResilientTracker(tracker, spool_dir, name=redact(uri))

@@ -1,0 +1,60 @@
+"""What a run tells the world about itself, whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class CallRefused(Exception):
+    """The tracker was reached and will never take this call, so that repeating it is no use."""
+
+
+@runtime_checkable  # for the type checks under pytest
+class Tracker(Protocol):
+    """One run of an experiment, open until ``finish``.
+
+    Values of parameters and tags are kept as text, with credentials in URLs removed.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """What resumes this run later; None where runs are not kept."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log the settings of the run."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a later value replaces an earlier one."""
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None
+    ) -> None:
+        """Log metrics of one step, leaving out those that are not finite.
+
+        ``time_ms`` is when they were measured, in milliseconds since 1970; None: now. The same
+        metrics logged again with the same step and time count once.
+        """
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file under its own name, in a folder of the run's artifacts."""
+
+    def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
+        """Log which images the run saw: one row of ``manifest`` an image."""
+
+    def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
+        """Keep the network in a form that predicts without this package (``save_servable``)."""
+
+    def log_saved_model(self, folder: Path) -> None:
+        """Keep a network that ``save_servable`` has written."""
+
+    def finish(self, status: Status) -> None:
+        """Close the run."""

@@ -1,0 +1,214 @@
+"""Tracking that outlives its server: what cannot be delivered waits on disk."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from labn.tracking.protocol import CallRefused, Status, Tracker
+from labn.tracking.provenance import redact
+from labn.tracking.servable import save_servable
+from labn.tracking.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+# Uploads may rightly take long; their own requests time out.
+_UNLIMITED = {"log_artifact", "log_saved_model", "finish"}
+
+
+def replay_spool(spool_dir: Path, tracker: Tracker) -> int:
+    """Deliver what an earlier run left in ``spool_dir``, in order; return how many records.
+
+    Records that the tracker refuses for good are dropped with a warning. What else it raises is
+    passed on, and the rest stays in the spool.
+
+    Raises:
+        ValueError: the records are of another run.
+    """
+    spool = Spool(spool_dir)
+    if spool and spool.run_id != tracker.run_id:
+        raise ValueError(
+            f"{spool.log}: holds records of run {spool.run_id}, but got run {tracker.run_id}"
+        )
+    return spool.drain(lambda call, arguments: _unless_refused(tracker, call, arguments))
+
+
+class ResilientTracker:
+    """A tracker that never stops a run, and loses nothing while another cannot be reached.
+
+    A call that fails is tried ``num_tries`` times within ``time_limit_s``; then it is kept in
+    ``spool_dir``, and so are all that follow, until ``retry_after_s`` have passed and they can be
+    delivered in order. One outage is one warning. A call the tracker refuses for good is dropped
+    with a warning. ``name`` is what messages call the tracker. What an earlier process of the
+    same run left in ``spool_dir`` is delivered first.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        spool_dir: Path,
+        *,
+        name: str,
+        num_tries: int = 3,
+        backoff_s: float = 0.2,
+        time_limit_s: float = 5.0,
+        retry_after_s: float = 60.0,
+    ) -> None:
+        self._tracker = tracker
+        self._spool = Spool(spool_dir)
+        self._name = name
+        self._num_tries, self._backoff_s = num_tries, backoff_s
+        self._time_limit_s, self._retry_after_s = time_limit_s, retry_after_s
+        self._next_try_s = 0.0
+        self._is_losing = False
+        # One thread: a call that hangs holds back later ones, not the training.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        if self._spool:
+            self._replay(None, is_resumed=True)
+
+    @property
+    def run_id(self) -> str | None:
+        """What resumes this run later."""
+        return self._tracker.run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log the settings of the run."""
+        self._deliver("log_params", params={k: redact(str(v)) for k, v in params.items()})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a later value replaces an earlier one."""
+        self._deliver("set_tags", tags={key: redact(text) for key, text in tags.items()})
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None
+    ) -> None:
+        """Log metrics of one step, leaving out those that are not finite."""
+        self._deliver(
+            "log_metrics",
+            metrics={key: float(value) for key, value in metrics.items()},
+            step=step,
+            time_ms=time.time_ns() // 1_000_000 if time_ms is None else time_ms,
+        )
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file under its own name, in a folder of the run's artifacts."""
+        if not path.is_file():
+            raise FileNotFoundError(f"log_artifact: no such file: {path}")
+        self._deliver("log_artifact", path=path, folder=folder)
+
+    def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
+        """Log which images the run saw: one row of ``manifest`` an image."""
+        self._deliver(
+            "log_dataset", manifest=manifest, name=name, source=redact(source), digest=digest
+        )
+
+    def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
+        """Keep the network in a form that predicts without this package."""
+        with tempfile.TemporaryDirectory() as scratch:
+            save_servable(model, example, Path(scratch, "model"))
+            self.log_saved_model(Path(scratch, "model"))
+
+    def log_saved_model(self, folder: Path) -> None:
+        """Keep a network that ``save_servable`` has written."""
+        self._deliver("log_saved_model", folder=folder)
+
+    def finish(self, status: Status) -> None:
+        """Close the run, after a last attempt to deliver what waits."""
+        self._next_try_s = 0.0
+        self._deliver("finish", status=status)
+        if self._spool:
+            logger.warning(
+                "tracking.uri = %s: %d records of run %s could not be delivered; they lie in %s"
+                " and are delivered when the run is resumed",
+                *(self._name, len(self._spool), self.run_id, self._spool.log),
+            )
+
+    def _deliver(self, call: str, **arguments: Any) -> None:
+        if self._spool:
+            self._keep(call, arguments)
+            if time.monotonic() >= self._next_try_s:
+                self._replay(None if call == "finish" else self._time_limit_s)
+        elif error := self._try(call, arguments):
+            self._put_off()
+            logger.warning(
+                "tracking.uri = %s: cannot be reached (%s); the run goes on, and its records are"
+                " kept in %s until it can",
+                *(self._name, redact(" ".join(str(error).split())), self._spool.log),
+            )
+            self._keep(call, arguments)
+
+    def _try(self, call: str, arguments: dict[str, Any]) -> Exception | None:
+        """Make a call several times; return the last error if none succeeded."""
+        end = time.monotonic() + self._time_limit_s
+        error: Exception
+        for number in range(self._num_tries):
+            try:
+                self._call(call, arguments, end=None if call in _UNLIMITED else end)
+            # Whatever a store or its client raises: tracking is not worth a training run.
+            except Exception as raised:  # noqa: BLE001
+                error = raised
+            else:
+                return None
+            pause_s = self._backoff_s * 2**number
+            if time.monotonic() + pause_s >= end:
+                break
+            time.sleep(pause_s)
+        return error
+
+    def _call(self, call: str, arguments: dict[str, Any], *, end: float | None) -> None:
+        timeout_s = None if end is None else max(end - time.monotonic(), 0)
+        future = self._worker.submit(_unless_refused, self._tracker, call, arguments)
+        try:
+            future.result(timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"{call} had no answer within {self._time_limit_s:g} s") from None
+        finally:
+            # One that waits behind a call that hangs would be made twice: now, and from the spool.
+            future.cancel()
+
+    def _replay(self, time_limit_s: float | None, *, is_resumed: bool = False) -> None:
+        end = None if time_limit_s is None else time.monotonic() + time_limit_s
+
+        def deliver(call: str, arguments: dict[str, Any]) -> None:
+            # The end of the process before this one is not the end of the run.
+            if not (is_resumed and call == "finish"):
+                self._call(call, arguments, end=end)
+
+        self._put_off()
+        try:
+            num_delivered = self._spool.drain(deliver)
+        except Exception as error:  # noqa: BLE001 - as in _try
+            logger.debug("tracking.uri = %s: records still wait (%s)", self._name, error)
+        else:
+            logger.info("tracking.uri = %s: %d kept records delivered", self._name, num_delivered)
+
+    def _put_off(self) -> None:
+        self._next_try_s = time.monotonic() + self._retry_after_s
+
+    def _keep(self, call: str, arguments: dict[str, Any]) -> None:
+        try:
+            self._spool.append(self.run_id, call, arguments)
+        except OSError as error:
+            if not self._is_losing:
+                self._is_losing = True
+                logger.error(
+                    "%s: cannot be written (%s); the run goes on, but its records are lost",
+                    *(self._spool.log, error),
+                )
+
+
+def _unless_refused(tracker: Tracker, call: str, arguments: dict[str, Any]) -> None:
+    try:
+        getattr(tracker, call)(**arguments)
+    except CallRefused as error:
+        logger.warning("tracking: %s was refused and is left out (%s)", call, error)
