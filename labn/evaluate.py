@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from labn.data.batches import Batch
+from labn.errors import RunFailed
 from labn.losses import LossSums, LossTerms, Objective
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
@@ -87,6 +88,11 @@ def predictor(model: nn.Module) -> Predict:
 
     def predict(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         output: LABNOutput = model(images)
+        if not output.logits.isfinite().all():
+            raise RunFailed(
+                "the network's logits for a masked image are not finite; lower the learning rates"
+                " or lengthen train.warmup_epochs"
+            )
         return output.logits.float().softmax(dim=1)
 
     return predict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Interrupted(Exception):
     """Training was asked to stop; everything done so far is saved."""
 
 
+@runtime_checkable  # for the type checks under pytest
 class Batches(Protocol):
     """An endless course of training batches, as a function of (epoch, step)."""
 
@@ -36,6 +37,7 @@ class Batches(Protocol):
         """Yield the batches of an epoch, from a step on."""
 
 
+@runtime_checkable
 class Hooks(Protocol):
     """What the loop leaves to whoever runs it."""
 

@@ -41,10 +41,11 @@ def assign_splits(
 ) -> SplitAssignment:
     """Give every record the part that the data set names, or one that is drawn.
 
-    Records without a part count as training where others have one. Images that have copies within the training part
-    are never drawn, so that copies stay together; the fractions are of the whole training part,
-    rounded up. ``cross_partition_duplicates`` covers every image identical to one of a later
-    part (training, validation, test); ``conflicting_labels`` covers training and validation.
+    Records without a part count as training where others have one. Images that have copies within
+    the training part are never drawn, so that copies stay together; the fractions are of the whole
+    training part, rounded up. ``cross_partition_duplicates`` covers every image identical to one
+    of a later part (training, validation, test); ``conflicting_labels`` covers training and
+    validation.
 
     Raises:
         UserError: a setting is "error" and such images exist, a grade has too few images to draw

@@ -53,6 +53,9 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
+        # Start as the identity: lambda layers multiply their inputs, so that without it the
+        # activations of an untrained stack in evaluation mode grow beyond any float.
+        nn.init.zeros_(self.bn3.weight)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
@@ -88,9 +91,13 @@ def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Draw every 2-d convolution outside lambda layers as He et al. do (fan out, ReLU)."""
+    """Draw every 2-d convolution outside lambda layers as He et al. do, by fan in.
+
+    By fan out, as ResNets have it, the attention branch's narrow convolutions, which no batch norm
+    follows, would start with logits of the order of 10.
+    """
     for child in module.children():
         if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="relu")
         elif not isinstance(child, LambdaLayer):
             init_convolutions(child)

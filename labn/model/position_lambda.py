@@ -44,6 +44,9 @@ def position_lambda(
     followed by eq. 7 (Iida 2022), to rounding.
     """
     height, width = map_size
+    if torch.compiler.is_exporting():
+        # The one form without a loop over images, which would fix the exported batch size.
+        return _by_fft(queries, values, kernel, height, width)
     if height * width <= _MAX_DENSE_POSITIONS:
         return _dense(queries, values, kernel, height, width)
     if values.shape[1] >= _MIN_VALUES_FOR_TILES:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable  # for the type checks under pytest
 class Reporter(Protocol):
     """Hears of a run's progress."""
 

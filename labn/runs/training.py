@@ -37,7 +37,7 @@ from labn.runs.build import (
 from labn.runs.folder import RunFolder, write_json
 from labn.runs.reporting import Reporter
 from labn.runs.scoring import log_scores, open_run_tracker, score_part
-from labn.tracking import Status, Tracker, environment_tags
+from labn.tracking import Status, Tracker, environment_tags, redact
 from labn.train import Interrupted, Metrics, Trainer
 
 
@@ -182,7 +182,7 @@ class _Run:
             best_epoch=best_epoch,
             metrics=scores.metrics,
             pictures=[str(path) for path in (*scores.pictures, folder.history_picture)],
-            tracker={"uri": config.tracking.uri, "run_id": self.tracker.run_id},
+            tracker={"uri": redact(config.tracking.uri), "run_id": self.tracker.run_id},
         )
 
     # The hooks of the training loop.

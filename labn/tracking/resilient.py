@@ -113,10 +113,18 @@ class ResilientTracker:
         )
 
     def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
-        """Keep the network in a form that predicts without this package."""
+        """Keep the network in a form that predicts without this package, if it has one."""
         with tempfile.TemporaryDirectory() as scratch:
-            save_servable(model, example, Path(scratch, "model"))
-            self.log_saved_model(Path(scratch, "model"))
+            folder = Path(scratch, "model")
+            try:
+                save_servable(model, example, folder)
+            # torch.export fails in many ways, at the end of a run that has its checkpoints.
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                logger.warning("the network cannot be exported and is not tracked (%s)", reason)
+                logger.debug("the export failed here", exc_info=True)
+                return
+            self.log_saved_model(folder)
 
     def log_saved_model(self, folder: Path) -> None:
         """Keep a network that ``save_servable`` has written."""
@@ -140,10 +148,11 @@ class ResilientTracker:
                 self._replay(None if call == "finish" else self._time_limit_s)
         elif error := self._try(call, arguments):
             self._put_off()
+            reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning(
                 "tracking.uri = %s: cannot be reached (%s); the run goes on, and its records are"
                 " kept in %s until it can",
-                *(self._name, redact(" ".join(str(error).split())), self._spool.log),
+                *(self._name, reason, self._spool.log),
             )
             self._keep(call, arguments)
 
