@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from labn.explain.rise import rise
     from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
     from labn.model.lambda_layer import LambdaLayer
     from labn.model.network import build_model
@@ -20,6 +21,7 @@ _HOMES = {
     "insertion_deletion": "labn.metrics.faithfulness",
     "load_release_state": "labn.model.release",
     "patch_insertion_deletion": "labn.metrics.faithfulness",
+    "rise": "labn.explain.rise",
 }
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "insertion_deletion",
     "load_release_state",
     "patch_insertion_deletion",
+    "rise",
 ]
 
 

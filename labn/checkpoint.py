@@ -123,9 +123,14 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a bad file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a whole checkpoint ({reason})") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: the checkpoint cannot be read ({error.strerror or error})"
+        ) from error
+    except Exception as error:  # torch raises half a dozen types for a bad file
+        raise UserError(
+            f"{path}: not a whole checkpoint: damaged, or more than tensors and plain values"
+        ) from error
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
 from labn.errors import UserError, did_you_mean
 from labn.model.plans import PLANS
@@ -28,6 +40,17 @@ class ConfigProblem(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_for_others(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false for numbers, which Python, and so Pydantic, takes for 1 and 0."""
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError("must not be true or false")
+        return value
 
 
 class AugmentConfig(_Section):
@@ -177,7 +200,9 @@ class Config(_Section):
             )
         if self.data.name != "synthetic" and self.data.root is None:
             raise ConfigProblem(
-                "data.root", "null", f"{self.data.name} needs the folder of its images; set it"
+                "data.root",
+                None,
+                f"{self.data.name} needs the folder of its images; give data.root=PATH",
             )
         if self.train.accumulation_steps > self.train.batch_size:
             raise ConfigProblem(
@@ -250,12 +275,14 @@ class _StrictLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-            )
-        seen.add(key)
+        problem = None
+        if key_node.tag != "tag:yaml.org,2002:str":
+            problem = "a key must be plain text"
+        elif key_node.value in seen:
+            problem = f"the key {key_node.value!r} is given twice"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+        seen.add(key_node.value)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -275,84 +302,159 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{path}: {where}not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: what looks like a date, and is none.
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a configuration must be a mapping of keys to values")
+        raise UserError(
+            f"{path}: must hold keys and values, such as `output_dir: runs/demo` on a line"
+        )
     return tree
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"command line: {override!r}: overrides are written key=value")
+        raise UserError(
+            f"command line: {override!r}: must be written key=value, such as train.epochs=20"
+        )
     if key not in known_keys():
-        raise UserError(f"command line: {key} = {text}: unknown key.{_suggest(key)}")
+        raise UserError(f"command line: {key} = {_shown(text)}: {_unknown(key)}")
     try:
         return key, yaml.load(text, _StrictLoader)
-    except yaml.YAMLError:
-        raise UserError(f"command line: {key} = {text}: the value is not valid YAML") from None
+    except (yaml.YAMLError, ValueError):
+        raise UserError(
+            f"command line: {key} = {_shown(text)}: must be valid YAML; put text in quotes"
+        ) from None
 
 
 def _set_key(tree: dict[str, Any], key: str, value: object) -> None:
     *parents, leaf = key.split(".")
+    branch: Any = tree
     for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            child = tree[parent] = {}
-        tree = child
-    tree[leaf] = value
+        if branch.get(parent) is None:
+            branch[parent] = {}
+        branch = branch[parent]
+        if not isinstance(branch, dict):
+            return  # validation will say that this must be a section
+    branch[leaf] = value
 
 
-def _suggest(key: str) -> str:
-    known = known_keys()
-    if suggestion := did_you_mean(key, known):
-        return suggestion
-    leaves = {known_key.rsplit(".", 1)[-1]: known_key for known_key in known}
-    leaf = did_you_mean(key.rsplit(".", 1)[-1], leaves)
-    if leaf:
-        return f' Did you mean "{leaves[leaf.split(chr(34))[1]]}"?'
-    section = key.split(".", 1)[0]
-    siblings = [k for k in known if k.startswith(f"{section}.")] or sorted(
-        {k.split(".", 1)[0] for k in known}
-    )
-    return f" Known here: {', '.join(siblings)}."
+def _sections() -> list[str]:
+    """List the keys that hold others, dotted; "" holds all."""
+    parents = (key.split(".")[:n] for key in known_keys() for n in range(key.count(".") + 1))
+    return list(dict.fromkeys(".".join(parent) for parent in parents))
+
+
+def _unknown(key: str) -> str:
+    """Say why a key cannot be set, and which can."""
+    if key in known_keys():
+        section, _, leaf = key.rpartition(".")
+        return f"must be nested: in a file, write {leaf} under {section}"
+    if key in _sections():
+        return f"must be one key of this section: {_listed(key)}"
+    section = key.rpartition(".")[0]
+    while section not in _sections():
+        section = section.rpartition(".")[0]
+    candidates = {*_sections(), *known_keys()} - {section, ""}
+    nearest = max(sorted(candidates), key=lambda candidate: _likeness(key, candidate))
+    if _likeness(key, nearest):
+        return f'unknown key. Did you mean "{nearest}"?'
+    return f"unknown key. Known{f' in {section}' if section else ''}: {_listed(section)}"
+
+
+def _likeness(key: str, other: str) -> float:
+    """Score how likely one key was written for the other; 0 for too little."""
+    leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
+    whole = difflib.SequenceMatcher(None, key, other).ratio()
+    last = difflib.SequenceMatcher(None, leaf, other_leaf).ratio()
+    is_part = len(leaf) > 2 and leaf in other_leaf
+    initials = "".join(word[:1] for word in other_leaf.split("_"))
+    is_short = len(leaf) > 1 and initials.startswith(leaf)
+    is_alike = last >= 0.75 or (last > 0.6 and whole > 0.8)
+    return whole + last if is_part or is_short or is_alike else 0.0
+
+
+def _listed(section: str) -> str:
+    """List the names of the keys and sections directly in a section."""
+    prefix = f"{section}." if section else ""
+    inside = (key.removeprefix(prefix) for key in known_keys() if key.startswith(prefix))
+    return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
 
 def _describe(
     error: ValidationError, tree: Mapping[str, Any], path: Path, overridden: set[str]
 ) -> str:
-    """Say the first thing wrong in one line, and how many more there are."""
-    problems = error.errors(include_url=False)
+    """Say one thing that is wrong in one line, and how many more there are."""
+    # A misspelt key often makes another one missing: it is the one to name.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigProblem):
         key, value, rule = cause.key, cause.value, cause.rule
     else:
-        # A union's or a tuple's member appends to the key; the user wrote only the part we know.
-        parts = [str(part) for part in first["loc"]]
-        key = ".".join(parts)
-        while key not in known_keys() and len(parts) > 1 and first["type"] != "extra_forbidden":
-            parts.pop()
-            key = ".".join(parts)
-        if key not in known_keys():
-            key = ".".join(str(part) for part in first["loc"])
+        key = _key_of(first)
         value = flatten(tree).get(key, first["input"])
-        rule = _rule(first["type"], first["msg"], key)
+        rule = _rule(first, key)
     source = "command line" if key in overridden else str(path)
-    shown = "" if first["type"] == "missing" else f" = {value}"
+    shown = "" if first["type"] == "missing" else f" = {_shown(value)}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{source}: {key}{shown}: {rule}{more}"
 
 
-def _rule(kind: str, message: str, key: str) -> str:
+def _key_of(problem: ErrorDetails) -> str:
+    """Name what the user wrote: without the member of a union or tuple that did not fit."""
+    parts = [str(part) for part in problem["loc"]]
+    whole = ".".join(parts)
+    if problem["type"] == "extra_forbidden":
+        return whole
+    known = {*known_keys(), *_sections()}
+    return next(
+        (key for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in known), whole
+    )
+
+
+def _shown(value: object) -> str:
+    """Write a value on one line, as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return " ".join(str(value).split())
+
+
+_WANTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "path_type": "a path (digits go in quotes)",
+    "string_type": "text (digits go in quotes)",
+    "tuple_type": "a list, such as [1, 2]",
+}
+"""What must be, by Pydantic's name of the error, where its own words are for programmers."""
+
+
+def _rule(problem: ErrorDetails, key: str) -> str:
+    kind = problem["type"]
     if kind == "extra_forbidden":
-        return f"unknown key.{_suggest(key)}"
+        return _unknown(key)
+    if kind == "model_type":
+        return f"must be a section, with keys of its own: {_listed(key)}"
+    if kind == "missing" and key in _sections():
+        return f"required section is missing; its keys: {_listed(key)}"
     if kind == "missing":
         return f"required key is missing; add it to the file or give {key}=VALUE"
-    message = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    if kind == "literal_error":
+        options = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        nearest = did_you_mean(str(problem["input"]), options)
+        return f"must be one of {', '.join(options)}.{nearest}"
     default = _default(key)
-    example = "" if default is None else f"; for example {key}={default}"
-    return f"must be {message}{example}"
+    example = "" if default is None else f"; for example {key}={_shown(default)}"
+    if kind == "value_error":
+        return problem["msg"].removeprefix("Value error, ") + example
+    wanted = _WANTED.get(kind, problem["msg"].removeprefix("Input should be "))
+    return f"must be {wanted}{example}"
 
 
 def _default(key: str) -> object:

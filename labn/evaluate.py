@@ -88,14 +88,18 @@ def predictor(model: nn.Module) -> Predict:
 
     def predict(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         output: LABNOutput = model(images)
-        if not output.logits.isfinite().all():
-            raise RunFailed(
-                "the network's logits for a masked image are not finite; lower the learning rates"
-                " or lengthen train.warmup_epochs"
-            )
+        _check_finite(output, "a masked image")
         return output.logits.float().softmax(dim=1)
 
     return predict
+
+
+def _check_finite(output: LABNOutput, shown: str) -> None:
+    if not (output.logits.isfinite().all() and output.attention.isfinite().all()):
+        raise RunFailed(
+            f"the network's logits or attention for {shown} are not finite; lower the learning"
+            " rates or lengthen train.warmup_epochs"
+        )
 
 
 def evaluate(
@@ -109,6 +113,9 @@ def evaluate(
 
     The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14) is against the
     bias image.
+
+    Raises:
+        RunFailed: the network's output is not finite.
     """
     model.eval()
     scorer = _PositiveScorer(model, objective.bias_image, faithfulness)
@@ -117,6 +124,7 @@ def evaluate(
     with torch.inference_mode():
         for batch in batches:
             output, batch_sums = objective.sums(model, batch.images, batch.labels)
+            _check_finite(output, f"{batch.names[0]} to {batch.names[-1]}")
             names += batch.names
             labels.append(batch.labels.cpu())
             probabilities.append(output.logits.float().softmax(dim=1).cpu())

@@ -187,29 +187,25 @@ class Trainer:
         """Wait for the device, once for many steps: check that all is finite, and sum up."""
         losses = torch.stack([step.loss for step in seen]).tolist()
         norms = torch.stack([step.gradient_norm for step in seen]).tolist()
-        sums = torch.stack([torch.stack(step.sums) for step in seen]).double().sum(0).tolist()
-        for step, loss, norm in zip(seen, losses, norms, strict=True):
+        sums = torch.stack([torch.stack(step.sums) for step in seen]).tolist()
+        progress = self.progress
+        for step, loss, norm, terms in zip(seen, losses, norms, sums, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise RunFailed(
-                    f"step {step.global_step} (epoch {self.progress.epoch}): the loss is {loss} and"
+                    f"step {step.global_step} (epoch {progress.epoch + 1}): the loss is {loss} and"
                     f" the gradient's norm {norm}; its images: {', '.join(step.names)};"
                     f" last good checkpoint: {self.hooks.last_checkpoint()}"
                 )
-        progress = self.progress
-        progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, sums, strict=True)]
-        progress.gradient_norm_sum += sum(norms)
+            # One by one: the sums of a resumed run, looked at elsewhere, round alike.
+            progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, terms, strict=True)]
+            progress.gradient_norm_sum += norm
         self.hooks.on_steps(progress.epoch, progress.step, {"train_loss": losses[-1]})
 
     def _finish_epoch(self) -> None:
         progress = self.progress
         evaluated = self.model if self.average is None else self.average.module
         metrics = {"epoch": float(progress.epoch + 1), **self._train_metrics()}
-        metrics |= self.hooks.validate(evaluated, progress.epoch)
-        if not math.isfinite(metrics["val_loss"]):
-            raise RunFailed(
-                f"epoch {progress.epoch}: val_loss is {metrics['val_loss']};"
-                f" last good checkpoint: {self.hooks.last_checkpoint()}"
-            )
+        metrics |= self._validate(evaluated)
         progress.history.append(metrics)
         if metrics["val_loss"] < progress.best_loss:
             progress.best_loss, progress.best_epoch = metrics["val_loss"], progress.epoch
@@ -217,8 +213,22 @@ class Trainer:
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sums = [0.0] * len(LossSums._fields)
         progress.gradient_norm_sum = 0.0
-        self._save()
+        # In this order: what a kill between the two takes is done again, not left out.
         self.hooks.on_epoch(progress.history)
+        self._save()
+
+    def _validate(self, model: nn.Module) -> Metrics:
+        try:
+            metrics = self.hooks.validate(model, self.progress.epoch)
+            if not math.isfinite(metrics["val_loss"]):
+                raise RunFailed(f"val_loss is {metrics['val_loss']}")
+        except RunFailed as error:
+            raise RunFailed(
+                f"validation after step {self.progress.global_step} (epoch"
+                f" {self.progress.epoch + 1}): {error};"
+                f" last good checkpoint: {self.hooks.last_checkpoint()}"
+            ) from error
+        return metrics
 
     def _train_metrics(self) -> Metrics:
         sums = LossSums(*(torch.tensor(s, dtype=torch.float64) for s in self.progress.loss_sums))

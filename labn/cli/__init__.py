@@ -8,6 +8,9 @@ import sys
 
 from labn.errors import RunFailed, UserError
 
+_INTERRUPTED = 130
+"""What Typer exits with when a KeyboardInterrupt reaches it."""
+
 
 def main() -> None:
     """Run the command line; exit 0 done, 2 the user's input is wrong, 1 anything else."""
@@ -20,8 +23,10 @@ def main() -> None:
         _fail(str(error), 2)
     except RunFailed as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 1)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            _fail("interrupted", 1)
+        raise
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

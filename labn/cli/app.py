@@ -24,6 +24,14 @@ data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or make the
 app.add_typer(data_app, name="data")
 
 
+class Layout(StrEnum):
+    """How the files of a data set are laid out."""
+
+    idrid = "idrid"
+    magnetograms = "magnetograms"
+    folder = "folder"
+
+
 class Part(StrEnum):
     """A part of a data set."""
 
@@ -46,14 +54,29 @@ Json = Annotated[
 
 
 def resolve_config(place: Path | None, overrides: list[str] | None) -> Config:
-    """Read the configuration that the first two arguments of a command name."""
-    from labn.runs.build import find_config
+    """Read the configuration that the first two arguments of a command name.
 
+    A run's folder is its ``output_dir``, wherever it was made.
+    """
     if place is None or "=" in str(place):
         raise UserError(
             "no configuration given; name a file such as configs/demo.yaml, or a run's folder"
         )
-    return load_config(find_config(place), overrides or ())
+    config = load_config(_find_config(place), overrides or ())
+    if place.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
+        return config.model_copy(update={"output_dir": place})
+    return config
+
+
+def _find_config(place: Path) -> Path:
+    if not place.is_dir():
+        return place
+    if not (place / "config.yaml").is_file():
+        raise UserError(
+            f"{place}: is a folder but not a run (it has no config.yaml); give a configuration"
+            " file such as configs/demo.yaml, or the output_dir of a training"
+        )
+    return place / "config.yaml"
 
 
 def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
@@ -87,6 +110,9 @@ def train(
 
         labn train --resume runs/idrid-3
     """
+    if resume is not None and config_or_run is not None:
+        # With --resume, the first argument is a setting too.
+        overrides = [str(config_or_run), *(overrides or [])]
     config = resolve_config(resume or config_or_run, overrides)
     if dry_run:
         _print_plan(config, as_json)
@@ -94,7 +120,7 @@ def train(
     from labn.runs.training import train_run
     from labn.train import Interrupted
 
-    with ConsoleReporter() as reporter, StopRequest(reporter.say) as stop:
+    with ConsoleReporter() as reporter, StopRequest() as stop:
         try:
             summary = train_run(config, reporter, stop.is_requested)
         except Interrupted:
@@ -149,7 +175,7 @@ def data_check(
     ],
     overrides: Overrides = None,
     name: Annotated[
-        str | None, typer.Option(help="idrid, magnetograms or folder; else recognised.")
+        Layout | None, typer.Option(help="How it is laid out; else recognised.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -165,14 +191,14 @@ def data_check(
     """
     from labn.data.audit import audit
     from labn.data.open import detect_layout
-    from labn.runs.build import build_reader, find_config
+    from labn.runs.build import build_reader
 
     if place.is_dir() and not (place / "config.yaml").is_file():
         layout = name or detect_layout(place)
         tree = {"data": {"name": layout, "root": place}, "output_dir": "."}
         reader = build_reader(Config.model_validate(tree))
     else:
-        reader = build_reader(load_config(find_config(place), overrides or ()))
+        reader = build_reader(resolve_config(place, overrides))
     with ConsoleReporter() as reporter:
         found = audit(
             reader,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = "stopping: this step is finished and saved first (again to stop at once)\n"
+_STANDARD_ERROR = 2
 
 
 class StopRequest:
     """While entered, the first signal is a request to stop; a second one stops at once."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -39,4 +40,6 @@ class StopRequest:
         if self._requested:
             raise KeyboardInterrupt
         self._requested = True
-        self._say("stopping: this step is finished and saved first (again to stop at once)")
+        # The console may be amid a line just now, which it would print again.
+        start = "\n" if os.isatty(_STANDARD_ERROR) else ""
+        os.write(_STANDARD_ERROR, (start + _NOTICE).encode())

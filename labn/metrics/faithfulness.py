@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int32, Int64, Integer
+from jaxtyping import Bool, Float, Float64, Int32, Int64, Integer
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -63,12 +63,13 @@ def patch_insertion_deletion(
     Raises:
         ValueError: an argument, or what ``predict`` returns, breaks its rule.
     """
-    _check_settings(images, patch_size, num_points, batch_size)
-    _check_annotations(images, saliency, labels)
-    ranks = _patch_ranks(saliency.reshape(-1, 1, *images.shape[2:]), patch_size).to(images.device)
-    counts = _patch_counts(ranks.shape[1:].numel(), num_points)
-    frames = _Frames(images, _as_baseline(baseline, images), ranks, patch_size)
-    scores = _score_frames(predict, frames, labels.long().cpu(), counts, batch_size)
+    if num_points is not None and num_points < 2:
+        raise ValueError(f"num_points: got {num_points}, must be at least 2, or None for every n")
+    frames = prepare_frames(
+        images, saliency, labels, patch_size=patch_size, baseline=baseline, batch_size=batch_size
+    )
+    counts = _patch_counts(frames.num_patches, num_points)
+    scores = _score_curves(predict, frames, counts, batch_size)
     fractions = counts.double() / counts[-1]
     areas = torch.trapezoid(scores, fractions)
     return PatchInsertionDeletion(
@@ -108,13 +109,19 @@ def insertion_deletion(
 
 
 @dataclass(frozen=True)
-class _Frames:
-    """What is needed to paint any frame of any image."""
+class Frames:
+    """What is needed to paint any frame of any image, and to score it; ``labels`` on the CPU."""
 
     images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
     baseline: Float[Tensor, "c h w"]
     ranks: Int32[Tensor, "n i j"]
     patch_size: int
+
+    @property
+    def num_patches(self) -> int:
+        """Count the patches of an image, N."""
+        return self.ranks.shape[1:].numel()
 
     def paint(self, image_b: Tensor, count_b: Tensor, is_insertion_b: Tensor) -> Tensor:
         """Paint i_n where ``is_insertion_b``, else d_n (Iida 2022, eq. 16)."""
@@ -125,29 +132,58 @@ class _Frames:
         shows_image_bhw = taken_bhw == is_insertion_b[:, None, None]
         return torch.where(shows_image_bhw[:, None], self.images[image_b], self.baseline)
 
+    def score(
+        self,
+        predict: Predict,
+        image_b: Int64[Tensor, " b"],
+        is_insertion_b: Bool[Tensor, " b"],
+        count_b: Int64[Tensor, " b"],
+    ) -> Float64[Tensor, " b"]:
+        """Return y on one batch of frames."""
+        device = self.images.device
+        with torch.inference_mode():
+            batch = self.paint(image_b.to(device), count_b.to(device), is_insertion_b.to(device))
+            probabilities = predict(batch).to("cpu", torch.float64)
+        _check_prediction(probabilities, len(image_b), self.labels)
+        return probabilities[torch.arange(len(image_b)), self.labels[image_b]]
 
-def _score_frames(
-    predict: Predict,
-    frames: _Frames,
-    labels: Integer[Tensor, " n"],
-    counts: Int64[Tensor, " p"],
+
+def prepare_frames(
+    images: Float[Tensor, "n c h w"],
+    saliency: Float[Tensor, "*maps"],
+    labels: Integer[Tensor, "*labels"],
+    *,
+    patch_size: int,
+    baseline: Float[Tensor, "*baseline"] | float | int,
     batch_size: int,
+) -> Frames:
+    """Check what ``patch_insertion_deletion`` is given, and rank the patches of each map.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+    _check_settings(images, patch_size, batch_size)
+    _check_annotations(images, saliency, labels)
+    return Frames(
+        images,
+        labels.long().cpu(),
+        _as_baseline(baseline, images),
+        _patch_ranks(saliency.reshape(-1, 1, *images.shape[2:]), patch_size).to(images.device),
+        patch_size,
+    )
+
+
+def _score_curves(
+    predict: Predict, frames: Frames, counts: Int64[Tensor, " p"], batch_size: int
 ) -> Float64[Tensor, "n 2 p"]:
     """Return y along both curves; batches run on across curves and images, so all are full."""
-    shape = (len(labels), 2, len(counts))
+    shape = (len(frames.labels), 2, len(counts))
     scores = torch.empty(shape, dtype=torch.float64)
     flat_scores = scores.view(-1)
-    device = frames.images.device
-    with torch.inference_mode():
-        for start in range(0, len(flat_scores), batch_size):
-            frame = torch.arange(start, min(start + batch_size, len(flat_scores)))
-            image, curve, point = torch.unravel_index(frame, shape)
-            batch = frames.paint(
-                image.to(device), counts[point].to(device), (curve == 0).to(device)
-            )
-            probabilities = predict(batch).to("cpu", torch.float64)
-            _check_prediction(probabilities, len(frame), labels)
-            flat_scores[frame] = probabilities[torch.arange(len(frame)), labels[image]]
+    for start in range(0, len(flat_scores), batch_size):
+        frame = torch.arange(start, min(start + batch_size, len(flat_scores)))
+        image, curve, point = torch.unravel_index(frame, shape)
+        flat_scores[frame] = frames.score(predict, image, curve == 0, counts[point])
     return scores
 
 
@@ -181,16 +217,12 @@ def _as_baseline(
         ) from None
 
 
-def _check_settings(
-    images: Float[Tensor, "n c h w"], patch_size: int, num_points: int | None, batch_size: int
-) -> None:
+def _check_settings(images: Float[Tensor, "n c h w"], patch_size: int, batch_size: int) -> None:
     largest = min(images.shape[2:])
     if not 1 <= patch_size <= largest:
         raise ValueError(
             f"patch_size: got {patch_size}, must be 1 to {largest}, the image's shorter side"
         )
-    if num_points is not None and num_points < 2:
-        raise ValueError(f"num_points: got {num_points}, must be at least 2, or None for every n")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, must be at least 1")
 
@@ -207,16 +239,25 @@ def _check_annotations(
             f"saliency: got shape {tuple(saliency.shape)}, must be {allowed[0]} or {allowed[1]},"
             " one map for each image at its size"
         )
+    check_finite(saliency)
+    if labels.shape != (num_images,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, must be integers of shape"
+            f" ({num_images},)"
+        )
+
+
+def check_finite(saliency: Float[Tensor, "n ..."]) -> None:
+    """Refuse a map with a NaN or an infinity.
+
+    Raises:
+        ValueError: says whose map it is.
+    """
     finite = saliency.isfinite().flatten(start_dim=1).all(dim=1)
     if not finite.all():
         image = int((~finite).nonzero()[0])
         raise ValueError(
             f"saliency: got NaN or infinity in the map of image {image}, must be finite"
-        )
-    if labels.shape != (num_images,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, must be integers of shape"
-            f" ({num_images},)"
         )
 
 

@@ -99,16 +99,23 @@ def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a bad file
+    except OSError as error:
         raise UserError(
-            f"model.pretrained = {path}: not a checkpoint that loads with weights_only=True"
-            f" ({str(error).splitlines()[0]}); save its state_dict alone with torch.save"
-        ) from None
+            f"model.pretrained = {path}: cannot be read ({error.strerror or error})"
+        ) from error
+    except Exception as error:  # torch raises half a dozen types for a bad file
+        raise UserError(
+            f"model.pretrained = {path}: damaged, or more than tensors and plain values;"
+            " save the state_dict alone with torch.save"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"model.pretrained = {path}: holds no state dict of tensors")
+        raise UserError(
+            f"model.pretrained = {path}: holds no state dict of tensors; save the state_dict alone"
+            " with torch.save"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 

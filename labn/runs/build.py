@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -51,8 +50,6 @@ def load_dataset(config: Config, reporter: Reporter) -> Dataset:
         conflicting_labels=data.conflicting_labels,
         report_progress=partial(reporter.advance, "reading images"),
     )
-    for note in dataset.notes:
-        reporter.say(note)
     num_weights = len(config.loss.class_weights or dataset.class_names)
     if num_weights != len(dataset.class_names):
         given = list(config.loss.class_weights or ())
@@ -60,6 +57,8 @@ def load_dataset(config: Config, reporter: Reporter) -> Dataset:
             f"loss.class_weights = {given}: must have one weight for each of the"
             f" {len(dataset.class_names)} classes ({', '.join(dataset.class_names)})"
         )
+    for note in dataset.notes:
+        reporter.say(note)
     return dataset
 
 
@@ -99,9 +98,20 @@ def start_network(config: Config, dataset: Dataset, reporter: Reporter) -> LABN:
 
 
 def restore_network(best: ModelCheckpoint, config: Config) -> LABN:
-    """Rebuild a trained network from its checkpoint alone."""
+    """Rebuild a trained network from its checkpoint.
+
+    Raises:
+        UserError: the configuration's network is another one.
+    """
     model = build_network(config, best["num_channels"], len(best["class_names"]))
-    model.load_state_dict(best["model"])
+    try:
+        model.load_state_dict(best["model"])
+    except RuntimeError:
+        trained = ", ".join(f"{key}={value}" for key, value in best["config"]["model"].items())
+        raise UserError(
+            f"model = {config.model}: is not the network that was trained ({trained});"
+            " leave backbone, split and branch_width as they were"
+        ) from None
     return model
 
 
@@ -191,19 +201,3 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     """Make the context in which the network runs at the configured precision."""
     enabled = config.train.precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def find_config(place: Path) -> Path:
-    """Take a configuration file, or the configuration of a run's folder.
-
-    Raises:
-        UserError: a folder that holds no run.
-    """
-    if place.is_dir():
-        if not (place / "config.yaml").is_file():
-            raise UserError(
-                f"{place}: is a folder but not a run (it has no config.yaml); give a configuration"
-                " file such as configs/demo.yaml, or the output_dir of a training"
-            )
-        return place / "config.yaml"
-    return place

@@ -65,14 +65,30 @@ class RunFolder:
         finally:
             lock.release()
 
-    def adopt(self, config: Config) -> None:
-        """Make this the folder of a configuration's run, or check that it already is.
+    def check_same(self, config: Config) -> None:
+        """Check that this is the folder of a configuration's run, or of none yet.
 
         Raises:
             UserError: the folder holds a run of other settings.
         """
-        if self.config_file.exists():
-            self._check_same(config)
+        if not self.config_file.exists():
+            return
+        old = flatten(self.load_config().model_dump(mode="json"))
+        new = flatten(config.model_dump(mode="json"))
+        changed = [
+            f"{key} is {old.get(key)} there, {new.get(key)} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
+        ]
+        if changed:
+            raise UserError(
+                f"output_dir = {self.path}: holds a run with other settings"
+                f" ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''});"
+                " give another output_dir, or delete that folder"
+            )
+
+    def adopt(self, config: Config) -> None:
+        """Make this the folder of a configuration's run."""
         write_atomically(self.config_file, dump_config(config))
 
     def load_config(self, overrides: list[str] | None = None) -> Config:
@@ -110,27 +126,12 @@ class RunFolder:
         """The tracker's name for this run, once it has one."""
         if not self.tracker_file.exists():
             return None
-        run_id: str | None = json.loads(self.tracker_file.read_text())["run_id"]
+        run_id: str = json.loads(self.tracker_file.read_text())["run_id"]
         return run_id
 
-    def keep_tracker_run_id(self, uri: str, run_id: str | None) -> None:
+    def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
         """Remember which run of the tracker to go on with."""
         write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
-
-    def _check_same(self, config: Config) -> None:
-        old = flatten(self.load_config().model_dump(mode="json"))
-        new = flatten(config.model_dump(mode="json"))
-        changed = [
-            f"{key} is {old.get(key)} there, {new.get(key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
-        ]
-        if changed:
-            raise UserError(
-                f"output_dir = {self.path}: holds a run with other settings"
-                f" ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''});"
-                " give another output_dir, or delete that folder"
-            )
 
 
 def write_atomically(path: Path, text: str) -> None:

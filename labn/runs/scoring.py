@@ -60,9 +60,9 @@ def evaluate_run(run: Path, part: Partition, overrides: list[str], reporter: Rep
     folder = RunFolder(run)
     config = folder.load_config(overrides)
     best = folder.load_best()
+    device = choose_device(config)
     dataset = load_dataset(config, reporter)
     require_part(dataset, part)
-    device = choose_device(config)
     model = place_network(restore_network(best, config), config, device)
     scores = score_part(config, dataset, model, part, folder.evaluation(part), reporter)
     tracker = open_run_tracker(config, folder)
@@ -82,13 +82,14 @@ def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:
         tags={},
         spool_dir=folder.spool,
     )
-    folder.keep_tracker_run_id(config.tracking.uri, tracker.run_id)
+    if tracker.run_id is not None:
+        folder.keep_tracker_run_id(config.tracking.uri, tracker.run_id)
     return tracker
 
 
 def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:
     """Log the tables and pictures of one part."""
-    for path in sorted(scores.folder.iterdir()):
+    for path in sorted(scores.folder.glob("[!.]*")):  # not what a killed writer left
         tracker.log_artifact(path, f"evaluation/{part}")
 
 

@@ -67,12 +67,15 @@ def train_run(
     """
     folder = RunFolder(config.output_dir)
     with folder.claimed():
-        folder.adopt(config)
+        folder.check_same(config)
         if folder.summary_file.is_file():
             reporter.say(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
+        device = choose_device(config)
         dataset = load_dataset(config, reporter)
-        run = _Run(config, folder, dataset, reporter, should_stop)
+        run = _Run(config, folder, device, dataset, reporter, should_stop)
+        # Not before: settings that could not be built must not bind the folder to them.
+        folder.adopt(config)
         return run.complete()
 
 
@@ -83,13 +86,13 @@ class _Run:
         self,
         config: Config,
         folder: RunFolder,
+        device: torch.device,
         dataset: Dataset,
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.config, self.folder, self.dataset = config, folder, dataset
+        self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop = reporter, should_stop
-        self.device = choose_device(config)
         self.validation: Split = require_part(dataset, "validation")
         self.objective: Objective = build_objective(config, dataset.statistics, self.device)
         self.trainer = self._build_trainer()

@@ -47,6 +47,9 @@ def save_servable(
         from mlflow.models import Model, infer_signature
 
     served = _Outputs(copy.deepcopy(model).cpu().eval())
+    for parameter in served.parameters():
+        # The archive writer takes channels_last weights for parts of a larger tensor.
+        parameter.data = parameter.data.contiguous()
     # torch.export takes a batch of one for a constant.
     images = torch.from_numpy(np.repeat(example, 2, axis=0).astype(np.float32))
     with torch.no_grad():

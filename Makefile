@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make demo` and `make test`. Needs Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test check lint unit clean
+
+help:  ## Say what each target does
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; give another, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, say where to look
+	$(BIN)/labn train configs/demo.yaml
+	$(BIN)/labn evaluate runs/demo
+	@echo
+	@echo "The maps:     runs/demo/evaluation/test/attention.png"
+	@echo "The tracker:  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+	@echo "              then open http://127.0.0.1:5000 and the experiment labn/synthetic"
+
+test: $(INSTALLED)  ## Install, run every test
+	$(BIN)/pytest
+
+check: lint unit  ## Format, lint, types, import layers, unit tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)
+	$(BIN)/pytest tests/unit -m "not slow" -q
+
+clean:  ## Remove the virtual environment and what runs left behind
+	rm -rf .venv runs mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,124 @@
+"""Maps from gradients of the class's logit, by Captum: Grad-CAM and the input gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from captum.attr import LayerGradCam, Saliency  # type: ignore[import-untyped]
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from labn.explain.methods import evaluation_mode, upsample_map
+from labn.model.network import LABN, threshold_attention
+
+Logits = Callable[[Tensor], Tensor]
+"""Maps images (n, c, h, w) to logits (n, classes)."""
+
+
+class GradCam:
+    """Grad-CAM: a layer's channels, weighted by their mean gradient, summed, negatives cut off.
+
+    Of a LABN it takes the last feature map before pooling: the last bottleneck's output, or the
+    masked h_LFE where the split leaves the LPB no bottleneck. Since pooling and one linear layer
+    follow, that is the class activation map of Zhou et al. 2016. Source: Selvaraju et al. 2017.
+
+    Args:
+        model: a LABN, or a network that returns logits.
+        layer: whose output (b, c, h2, w2) is weighted; may be left out for a LABN only.
+
+    Raises:
+        ValueError: no layer was given for a network other than a LABN.
+    """
+
+    name = "Grad-CAM"
+    is_class_specific = True
+
+    def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
+        logits = _logits_of(model)
+        if layer is None:
+            if not isinstance(model, LABN):
+                raise ValueError(
+                    f"layer: got None for a {type(model).__name__}, must be the module whose"
+                    " output is to be weighted, for only a LABN has one by default"
+                )
+            logits, layer = _last_feature_map(model)
+        self._model, self._captum = model, LayerGradCam(logits, layer)
+
+    def explain(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
+    ) -> Float[Tensor, "b h w"]:
+        """Weigh the layer's channels for each image's class; not negative."""
+        with _differentiable(self._model, images, labels) as (inputs, targets):
+            maps = self._captum.attribute(inputs, targets, relu_attributions=True)
+        return upsample_map(maps.detach()[: len(images)], images)
+
+
+class InputGradient:
+    """How far each pixel moves the class's logit: |gradient|, the greatest over the channels.
+
+    ``model`` is a LABN, or a network that returns logits. Source: Simonyan et al. 2014, section 3.
+    """
+
+    name = "input gradient"
+    is_class_specific = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._captum = model, Saliency(_logits_of(model))
+
+    def explain(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
+    ) -> Float[Tensor, "b h w"]:
+        """Differentiate each image's own class; not negative."""
+        with _differentiable(self._model, images, labels) as (inputs, targets):
+            gradients: Tensor = self._captum.attribute(inputs, targets)
+        return gradients[: len(images)].amax(dim=1)
+
+
+@contextmanager
+def _differentiable(
+    model: nn.Module, images: Tensor, labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Allow gradients, whatever the caller forbade, and give copies that can carry them.
+
+    Without autocast: its cache may hold weights that were cast where gradients were forbidden.
+    """
+    # A single image is given twice: on the CPU, batch normalisation's backward (seen in torch 2.15)
+    # misreads gradients of a batch of one whose strides are those of no memory format.
+    num_copies = 2 if len(images) == 1 else 1
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(False),
+        torch.autocast(images.device.type, enabled=False),
+    ):
+        inputs = images.detach().repeat(num_copies, 1, 1, 1)
+        yield inputs.requires_grad_(), labels.repeat(num_copies).long()
+
+
+def _logits_of(model: nn.Module) -> Logits:
+    def logits(images: Tensor) -> Tensor:
+        output = model(images)
+        result: Tensor = output.logits if isinstance(model, LABN) else output
+        return result
+
+    return logits
+
+
+def _last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
+    """Return the LPB's logits as a function, and the module in it that yields the last map."""
+    if model.split < len(model.bottlenecks):
+        return _logits_of(model), model.bottlenecks[-1]
+    masked = nn.Identity()
+
+    def logits(images: Tensor) -> Tensor:
+        # The network's own forward, but with a module to hook where it multiplies.
+        h_lfe = model.stem(images)
+        for bottleneck in model.bottlenecks:
+            h_lfe = bottleneck(h_lfe)
+        attention = model.attention_branch(h_lfe).attention
+        h = masked(threshold_attention(attention, model.theta_alpha) * h_lfe)
+        result: Tensor = model.fc(h.mean(dim=(2, 3)))
+        return result
+
+    return logits, masked

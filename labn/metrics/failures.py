@@ -1,0 +1,101 @@
+"""Why explanations fail: the error analysis of Table 5 (Iida 2022, 5.4 and 5.5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from labn.metrics.faithfulness import check_finite
+
+FAILURES = {
+    "IP": "Incorrect Prediction",
+    "OA": "Over-Attended",
+    "IA": "Insufficiently Attended",
+    "WA": "Wrongly Attended",
+}
+"""Table 5's error IDs, in the order in which they are tried, and what they stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorThresholds:
+    """Where one kind of failure begins; the paper gives ``pid`` alone, the shares are ours.
+
+    An explanation fails where its score is below ``pid``. It is over-attended where more than
+    ``over_attended`` of the image is attended, insufficiently where less than
+    ``insufficiently_attended`` is; both are shares of the area, in [0, 1].
+    """
+
+    pid: float = 0.2
+    over_attended: float = 0.5
+    insufficiently_attended: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.insufficiently_attended <= self.over_attended <= 1:
+            raise ValueError(
+                "0 <= insufficiently_attended <= over_attended <= 1 must hold, but got"
+                f" (insufficiently_attended={self.insufficiently_attended},"
+                f" over_attended={self.over_attended})"
+            )
+        if not -1 <= self.pid <= 1:
+            raise ValueError(f"pid: got {self.pid}, must be -1 to 1")
+
+
+def classify_failures(
+    pid: Float[Tensor, "*scores"],
+    is_correct: Bool[Tensor, "*predictions"],
+    saliency: Float[Tensor, "*maps"],
+    theta_alpha: float,
+    thresholds: ErrorThresholds | None = None,
+) -> tuple[str | None, ...]:
+    """Give each image the first of ``FAILURES`` that applies, or None where its PID is high enough.
+
+    ``pid`` (n,) is measured at m = 16 in the paper. ``saliency`` (n, h, w) is alpha, upsampled to
+    the image but not thresholded; a pixel is attended where it exceeds ``theta_alpha``, strictly,
+    as in the network (eq. 2). What fails with the right class and a fair area attends the wrong
+    place.
+
+    Raises:
+        ValueError: the shapes do not agree, or a score or a map is not finite.
+    """
+    thresholds = thresholds or ErrorThresholds()
+    _check(pid, is_correct, saliency)
+    attended = (saliency > theta_alpha).flatten(start_dim=1).double().mean(dim=1)
+    rows = zip(pid.tolist(), is_correct.tolist(), attended.tolist(), strict=True)
+    return tuple(
+        _classify(correct, share, thresholds) if score < thresholds.pid else None
+        for score, correct, share in rows
+    )
+
+
+def count_failures(codes: Iterable[str | None]) -> dict[str, int]:
+    """Count each of ``FAILURES``, in Table 5's order; what did not fail is not counted."""
+    counts = Counter(codes)
+    return {code: counts[code] for code in FAILURES}
+
+
+def _classify(is_correct: bool, attended_share: float, thresholds: ErrorThresholds) -> str:
+    if not is_correct:
+        return "IP"
+    if attended_share > thresholds.over_attended:
+        return "OA"
+    if attended_share < thresholds.insufficiently_attended:
+        return "IA"
+    return "WA"
+
+
+def _check(pid: Tensor, is_correct: Tensor, saliency: Tensor) -> None:
+    num_images = saliency.shape[:1]
+    if saliency.ndim != 3 or pid.shape != num_images or is_correct.shape != num_images:
+        raise ValueError(
+            f"pid, is_correct and saliency: got shapes {tuple(pid.shape)},"
+            f" {tuple(is_correct.shape)} and {tuple(saliency.shape)}, must be (n,), (n,) and"
+            " (n, h, w)"
+        )
+    if not pid.isfinite().all():
+        image = int((~pid.isfinite()).nonzero()[0])
+        raise ValueError(f"pid: got {pid[image].item()} for image {image}, must be finite")
+    check_finite(saliency)

@@ -1,0 +1,97 @@
+"""How alike two orders are: of methods, under several baselines; of the pixels of two maps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+from scipy.stats import kendalltau, spearmanr
+
+
+@dataclass(frozen=True)
+class RankAgreement:
+    """How alike several baselines rank the same methods: 1 the same order, -1 the reverse.
+
+    ``tau`` (Kendall's b) and ``rho`` (Spearman's) are symmetric, baselines by baselines; NaN where
+    a baseline calls all methods equal.
+    """
+
+    tau: Float64[np.ndarray, "k k"]
+    rho: Float64[np.ndarray, "k k"]
+    num_methods: int
+
+    @property
+    def mean_tau(self) -> float:
+        """Average ``tau`` over the pairs of baselines, NaN if one is."""
+        return _mean_over_pairs(self.tau)
+
+    @property
+    def mean_rho(self) -> float:
+        """Average ``rho`` over the pairs of baselines, NaN if one is."""
+        return _mean_over_pairs(self.rho)
+
+
+def rank_agreement(scores: ArrayLike) -> RankAgreement:
+    """Compare the orders in which baselines rank methods.
+
+    ``scores`` is (baselines, methods), in each row the higher the better, or ranks.
+
+    Raises:
+        ValueError: there is no baseline, there are no two methods, or a score is not finite.
+    """
+    scores_km = np.asarray(scores, dtype=np.float64)
+    if scores_km.ndim != 2 or scores_km.shape[0] < 1 or scores_km.shape[1] < 2:
+        raise ValueError(
+            f"scores: got shape {scores_km.shape}, must be (baselines, methods) with at least one"
+            " baseline and two methods"
+        )
+    _check_finite("scores", scores_km)
+    tau, rho = (
+        np.array([[measure(x, y) for y in scores_km] for x in scores_km])
+        for measure in (_kendall, _spearman)
+    )
+    return RankAgreement(tau, rho, scores_km.shape[1])
+
+
+def rank_correlation(map_a: ArrayLike, map_b: ArrayLike) -> float:
+    """Correlate the ranks of two maps' pixels (Spearman), NaN if a map is constant.
+
+    A map that says anything about the network should lose its likeness to itself when the
+    network's weights are drawn anew (Adebayo 2018).
+
+    Raises:
+        ValueError: the shapes differ, there are no two pixels, or a value is not finite.
+    """
+    a, b = np.asarray(map_a, dtype=np.float64), np.asarray(map_b, dtype=np.float64)
+    if a.shape != b.shape or a.size < 2:
+        raise ValueError(
+            f"map_a and map_b: got shapes {a.shape} and {b.shape}, must be the same, of at least"
+            " two pixels"
+        )
+    _check_finite("map_a", a)
+    _check_finite("map_b", b)
+    return _spearman(a.ravel(), b.ravel())
+
+
+def _kendall(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
+    return float(kendalltau(a, b).statistic)
+
+
+def _spearman(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(spearmanr(a, b).statistic)
+
+
+def _mean_over_pairs(measure_kk: Float64[np.ndarray, "k k"]) -> float:
+    pairs = [measure_kk[i, j] for i, j in itertools.combinations(range(len(measure_kk)), 2)]
+    return float(np.mean(pairs)) if pairs else math.nan
+
+
+def _check_finite(name: str, values: Float64[np.ndarray, "*shape"]) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: got NaN or infinity, must be finite")

@@ -1,0 +1,110 @@
+"""The command line as its users meet it: real processes, small runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+
+import torch
+import yaml
+from bitwise import assert_same
+
+COMMAND = (sys.executable, "-m", "labn")
+TIMEOUT_S = 120
+# One thread: sums in another order round differently.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+ENVIRONMENT.pop("FORCE_COLOR", None)
+
+SMALL = {
+    "data": {"name": "synthetic", "image_size": 32, "synthetic": {"num_images": 40}},
+    "model": {"backbone": "lambda_cnn", "split": 0, "theta_alpha": 0.25},
+    "train": {"epochs": 2, "batch_size": 8, "warmup_epochs": 1},
+    "validation": {"pid_patch_size": 8, "pid_num_points": 3},
+    "tracking": {"uri": "none"},
+}
+"""Four steps an epoch, two epochs."""
+
+
+def write_config(folder, name="config.yaml", **changes):
+    """Write the small configuration; its cache and its run lie in the same folder."""
+    tree = copy.deepcopy(SMALL)
+    tree["data"]["cache_dir"] = str(folder / "cache")
+    tree["output_dir"] = str(folder / "run")
+    for key, value in changes.items():
+        place = tree
+        *parents, leaf = key.split("__")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = str(value) if hasattr(value, "joinpath") else value
+    path = folder / name
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run(*arguments, cwd=None):
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=cwd,
+        timeout=TIMEOUT_S,
+    )
+
+
+def start(*arguments):
+    """Start a command; its standard error is a pipe."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def succeed(*arguments, cwd=None):
+    """Run a command that must exit with 0."""
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def wait_for(condition, process=None):
+    """Wait until something is so, as long as the process that should bring it about lives."""
+    end_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process is None or process.poll() is None, "the process ended too early"
+        assert time.monotonic() < end_s, "waited in vain"
+        time.sleep(0.002)
+
+
+def assert_mistake(done, *parts):
+    """Check that a command exited with 2 and one line, which holds all the parts."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line, line
+
+
+def assert_same_run(one, other):
+    """Compare all that two runs' folders hold, but for times and paths, bit by bit."""
+    for name in ("history.csv", "data.csv", "evaluation/validation/images.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    name = "evaluation/validation/metrics.json"
+    assert json.loads((one / name).read_text()) == json.loads((other / name).read_text())
+    names = sorted(path.name for path in (other / "checkpoints").iterdir())
+    assert sorted(path.name for path in (one / "checkpoints").iterdir()) == names
+    for name in names:
+        contents = [torch.load(run / "checkpoints" / name) for run in (one, other)]
+        for content in contents:
+            content["config"].pop("output_dir")
+            content["config"]["data"].pop("cache_dir")
+        assert_same(*contents, name)

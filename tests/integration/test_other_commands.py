@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import sys
+from subprocess import run
+
+import pytest
+from command_line import COMMAND, ENVIRONMENT, succeed
+
+COMMANDS = [
+    ("train",),
+    ("evaluate",),
+    ("data", "check"),
+    ("data", "synth"),
+    ("doctor",),
+]
+SYNTH = ("--num-images", 20, "--image-size", 32)
+
+
+@pytest.fixture
+def tree(labn, tmp_path):
+    root = tmp_path / "synthetic"
+    assert labn("data", "synth", root, *SYNTH).returncode == 0
+    return root
+
+
+def test_help_lists_the_commands_and_loads_no_torch():
+    watch = "import sys, labn.cli\ntry: labn.cli.main()\nfinally: print(*sys.modules)"
+
+    done = run(
+        [sys.executable, "-c", watch, "--help"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+
+    assert done.returncode == 0
+    *text, modules = done.stdout.splitlines()
+    assert "labn.config" in modules.split()
+    assert not {"torch", "numpy", "pandas", "mlflow", "matplotlib"} & set(modules.split())
+    for name, *_ in COMMANDS:
+        assert any(f" {name} " in line for line in text), name
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_commands_help_shows_an_example(labn, words):
+    done = labn(*words, "--help")
+
+    assert done.returncode == 0
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    heading = next(place for place, line in enumerate(lines) if line.startswith("Example"))
+    assert any(line.startswith(f"labn {' '.join(words)} ") for line in lines[heading:]) or (
+        words == ("doctor",) and "labn doctor" in lines[heading:]
+    )
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command_line():
+    assert COMMAND[1:] == ("-m", "labn")
+    assert "Train, search and audit LABN" in succeed("--help").stdout
+
+
+def test_synth_writes_a_tree_of_classes_and_masks_that_training_reads(labn, tmp_path):
+    root = tmp_path / "synthetic"
+
+    done = labn("data", "synth", root, *SYNTH, "--positive-fraction", 0.25, "--json")
+
+    assert json.loads(done.stdout) == {"root": str(root), "num_images": 20}
+    counts = {
+        folder: len(list((root / folder).glob("*.png")))
+        for folder in ("negative", "positive", "masks/positive")
+    }
+    assert counts == {"negative": 15, "positive": 5, "masks/positive": 5}
+
+
+def test_a_sound_tree_passes_the_check(labn, tree):
+    done = labn("data", "check", tree)
+
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "20 images, 20 of them readable" in done.stdout
+    assert "errors: 0" in done.stdout
+
+    found = json.loads(labn("data", "check", tree, "--json").stdout)
+    assert found["num_errors"] == 0
+    assert found["partitions"]["unassigned"]["labels"] == {"negative": 10, "positive": 10}
+
+
+def test_a_damaged_tree_fails_the_check_which_names_every_damage(labn, tree):
+    broken = min((tree / "positive").iterdir())
+    broken.write_bytes(b"not a picture")
+    copy = tree / "negative" / "copy.png"
+    copy.write_bytes(max((tree / "positive").iterdir()).read_bytes())
+
+    done = labn("data", "check", tree)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "ERROR unreadable_file" in done.stdout
+    assert broken.name in done.stdout
+    assert "ERROR conflicting_labels" in done.stdout
+    assert "copy.png" in done.stdout
+
+    as_json = labn("data", "check", tree, "--json")
+    assert as_json.returncode == 2
+    found = json.loads(as_json.stdout)
+    kinds = {finding["kind"] for finding in found["findings"] if finding["severity"] == "error"}
+    assert kinds == {"unreadable_file", "conflicting_labels"}
+    assert found["num_readable"] == 20
+
+
+def test_the_check_takes_the_layouts_name_but_only_a_known_one(labn, tree):
+    assert labn("data", "check", tree, "--name", "folder").returncode == 0
+
+    done = labn("data", "check", tree, "--name", "floder")
+
+    assert done.returncode == 2
+    for name in ("floder", "idrid", "magnetograms", "folder"):
+        assert f"'{name}'" in done.stderr
+
+
+def test_the_doctor_finds_this_machine_fit(labn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    done = labn("doctor", "--json")
+
+    checks = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert {"python", "torch", "output_dir", "tracking.uri"} <= {
+        check["name"] for check in checks["checks"]
+    }
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,216 @@
+"""Whole runs in this process: what each setting changes, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from bitwise import assert_same
+from command_line import write_config
+from torch import nn
+
+from labn import checkpoint
+from labn.config import load_config
+from labn.errors import RunFailed, UserError
+from labn.runs.plan import plan_run
+from labn.runs.reporting import SilentReporter
+from labn.runs.scoring import evaluate_run
+from labn.runs.training import train_run
+from labn.train import Interrupted
+
+ABLATIONS = {
+    "neither": {"data__bias_copies": 0, "loss__lambda_kl": 0},
+    "bias image only": {"data__bias_copies": 1, "loss__lambda_kl": 0},
+    "divergence only": {"data__bias_copies": 0, "loss__lambda_kl": 1},
+    "both": {"data__bias_copies": 1, "loss__lambda_kl": 1},
+}
+"""Table 4 of the paper."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train(tmp_path, cache):
+    """Train the small configuration with changes; give the run's folder."""
+    number = 0
+
+    def call(*, should_stop=lambda: False, **changes):
+        nonlocal number
+        number += 1
+        output = {"output_dir": tmp_path / f"run-{number}", "data__cache_dir": cache}
+        config = load_config(write_config(tmp_path, **(output | changes)))
+        train_run(config, SilentReporter(), should_stop)
+        return config.output_dir
+
+    return call
+
+
+def history(folder):
+    return pd.read_csv(folder / "history.csv")
+
+
+def best(folder):
+    return checkpoint.load(folder / "checkpoints" / "best.pt")
+
+
+def test_the_four_ablations_train_and_differ(train):
+    runs = {name: train(**changes) for name, changes in ABLATIONS.items()}
+
+    losses = {name: tuple(history(folder)["train_loss"]) for name, folder in runs.items()}
+    assert len(set(losses.values())) == 4
+    for name, folder in runs.items():
+        table = history(folder)
+        assert table["val_pid"].notna().all()
+        assert (table["val_loss_kl"] > 0).all() == ("lambda_kl" in ABLATIONS[name] or True)
+        is_divergent = ABLATIONS[name]["loss__lambda_kl"] > 0
+        assert (table[["train_loss_kl", "val_loss_kl"]] > 0).all(axis=None) == is_divergent
+
+
+def test_masking_and_scoring_use_the_same_bias_image_whether_it_is_trained_on_or_not(train):
+    with_it, without = (best(train(data__bias_copies=copies)) for copies in (1, 0))
+
+    assert torch.equal(with_it["bias_image"], without["bias_image"])
+    assert with_it["bias_image"].abs().max() > 0.1
+
+
+def test_settings_of_precision_run_to_the_end(train):
+    folder = train(train__precision="bf16", train__channels_last=False, train__epochs=1)
+
+    assert history(folder)["val_loss"].notna().all()
+
+
+def test_a_compiled_network_trains_as_one_that_is_not(train, monkeypatch):
+    compiled = []
+    compile_for_real = nn.Module.compile
+
+    def compile_without_code(module):
+        compiled.append(module)
+        compile_for_real(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_without_code)
+    folder, expected = train(train__compile=True), train()
+
+    assert len(compiled) == 1
+    assert_same(best(folder)["model"], best(expected)["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation for the CPU needs g++")
+def test_a_network_compiled_to_machine_code_trains_closely_alike(train):
+    folder, expected = (
+        train(train__compile=compile, train__epochs=1, data__synthetic={"num_images": 20})
+        for compile in (True, False)
+    )
+
+    # Fused operations round differently, four steps long.
+    for name in ("train_loss", "val_loss"):
+        assert history(folder)[name][0] == pytest.approx(history(expected)[name][0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "steps"), [(1, [8]), (2, [4, 8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])]
+)
+def test_as_many_checkpoints_are_kept_as_was_asked(train, num_kept, steps):
+    folder = train(train__keep_checkpoints=num_kept, train__checkpoint_steps=2)
+
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best.pt", *(f"step-{step:08d}.pt" for step in steps)]
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(train, caplog):
+    expected = train()
+    folder = expected.with_name("damaged")
+    shutil.copytree(expected, folder)
+    (folder / "summary.json").unlink()
+    newest = folder / "checkpoints" / "step-00000008.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+
+    train(output_dir=folder)
+
+    assert "step-00000008.pt: not a whole checkpoint" in caplog.text
+    assert_same(best(folder)["model"], best(expected)["model"])
+    assert (folder / "history.csv").read_bytes() == (expected / "history.csv").read_bytes()
+
+
+def test_a_run_that_diverges_fails_in_words_and_can_be_loaded_at_its_last_checkpoint(
+    train, tmp_path
+):
+    with pytest.raises(RunFailed) as failure:
+        train(train__learning_rate_head=1e20, train__learning_rate_backbone=1e20)
+
+    folder = tmp_path / "run-1"
+    message = str(failure.value)
+    assert "step " in message
+    assert "synthetic/" in message
+    assert "last good checkpoint: " in message
+    assert not (folder / "summary.json").exists()
+    for path in (folder / "checkpoints").glob("*.pt"):
+        for name, value in checkpoint.load(path)["model"].items():
+            assert value.isfinite().all(), (path, name)
+
+
+def test_a_run_stopped_at_once_has_nothing_to_score_but_goes_on(train, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(output_dir=folder, should_stop=lambda: True)
+
+    with pytest.raises(UserError, match="has no trained network yet"):
+        evaluate_run(folder, "test", [], SilentReporter())
+    train(output_dir=folder)
+
+    expected = train()
+    assert_same(best(folder)["model"], best(expected)["model"])
+
+
+def test_pretrained_weights_are_where_training_starts(train):
+    first = train(train__epochs=1)
+    path = first / "checkpoints" / "best.pt"
+    slow = {"train__learning_rate_head": 1e-12, "train__learning_rate_backbone": 1e-12}
+
+    second = train(model__pretrained=path, train__seed=9, train__weight_decay=0, **slow)
+
+    trained = best(first)["model"]
+    for name, value in best(second)["model"].items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(value, trained[name], rtol=0, atol=1e-9)
+
+
+def test_scores_say_how_they_were_measured(train):
+    folder = train(train__epochs=1)
+
+    scores = evaluate_run(folder, "test", ["validation.pid_patch_size=16"], SilentReporter())
+
+    told = json.loads((folder / "evaluation/test/metrics.json").read_text())
+    assert told["metrics"] == scores.metrics
+    assert told["num_images"] == sum(map(sum, told["confusion"])) == 8
+    pid = told["pid"]
+    assert pid["patch_size"] == 16
+    assert pid["num_positives"] == 4
+    assert pid["methods"].keys() == {"attention", "random"}
+    assert pid["methods"]["attention"]["mean"] == scores.metrics["test_pid"]
+    assert pid["methods"]["attention"]["num_points"] == 3
+
+
+def test_a_plan_is_what_training_does(tmp_path, cache, train):
+    folder = train()
+    config = load_config(folder / "config.yaml")
+
+    plan = plan_run(config, SilentReporter())
+
+    state = checkpoint.load(folder / "checkpoints" / "step-00000008.pt")
+    assert plan.schedule["num_steps"] == state["progress"]["global_step"]
+    trainable = sum(
+        value.numel()
+        for name, value in state["model"].items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    assert plan.parameters["total"] == trainable
+    rates = history(folder)["learning_rate_head"].tolist()
+    # The plan names the rate at an epoch's start, the history that at its end.
+    assert plan.schedule["learning_rate_head_by_epoch"][1] == pytest.approx(rates[0])

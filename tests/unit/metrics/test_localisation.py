@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from labn.metrics.localisation import localisation
+
+# The replica sums in another order, in the same float64.
+ROUNDING = 1e-12
+
+SCORES = ("pointing_hit", "pointing_chance", "energy_inside", "area_share", "auroc")
+
+
+def make_case(seed, *, num_images=4, height=6, width=7, levels=None):
+    """Random maps and masks; few `levels` make tied pixels."""
+    rng = np.random.default_rng(seed)
+    saliency = rng.random((num_images, height, width))
+    if levels is not None:
+        saliency = np.floor(saliency * levels)
+    return saliency, rng.random((num_images, height, width)) < 0.3
+
+
+def score(saliency, masks, **settings):
+    return localisation(torch.as_tensor(saliency), torch.as_tensor(masks), **settings)
+
+
+def replica(saliency, mask, tolerance):
+    """One image's scores, pixel by pixel and pair by pair."""
+    pixels = [(i, j) for i in range(len(saliency)) for j in range(len(saliency[0]))]
+    inside = [p for p in pixels if mask[p]]
+    outside = [p for p in pixels if not mask[p]]
+    grown = [p for p in pixels if any(math.dist(p, q) <= tolerance for q in inside)]
+    highest = [p for p in pixels if saliency[p] == max(saliency[q] for q in pixels)]
+    wins = [(saliency[p] > saliency[q]) + (saliency[p] == saliency[q]) / 2
+            for p in inside for q in outside]  # fmt: skip
+    return {
+        "pointing_hit": sum(p in grown for p in highest) / len(highest),
+        "pointing_chance": len(grown) / len(pixels),
+        "energy_inside": sum(saliency[p] for p in inside) / sum(saliency[p] for p in pixels),
+        "area_share": len(inside) / len(pixels),
+        "auroc": sum(wins) / len(wins),
+    }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("levels", [None, 2, 5])
+@pytest.mark.parametrize("tolerance_px", [0, 1, 1.5, 2.9])
+def test_scores_agree_with_a_replica_that_counts_pixels_and_pairs(seed, levels, tolerance_px):
+    saliency, masks = make_case(seed, levels=levels)
+    scores = score(saliency, masks, tolerance_px=tolerance_px)
+    for i in range(len(saliency)):
+        expected = replica(saliency[i], masks[i], tolerance_px)
+        for name in SCORES:
+            assert getattr(scores, name)[i] == pytest.approx(expected[name], abs=ROUNDING), name
+
+
+def test_scores_by_hand():
+    saliency = torch.tensor([[[4.0, 4.0], [0.0, 2.0]]])
+    masks = torch.tensor([[[True, False], [False, True]]])
+    scores = score(saliency, masks)
+    # One of two highest pixels; 6 of 10; pairs 4=4, 4>0, 2<4, 2>0.
+    assert scores.pointing_hit.tolist() == [0.5]
+    assert scores.energy_inside.tolist() == [0.6]
+    assert scores.area_share.tolist() == scores.pointing_chance.tolist() == [0.5]
+    assert scores.auroc.tolist() == [2.5 / 4]
+
+
+def test_pointing_within_the_tolerance_hits_and_its_chance_grows_with_it():
+    saliency, masks = torch.zeros(1, 7, 7), torch.zeros(1, 7, 7, dtype=torch.bool)
+    saliency[0, 3, 5], masks[0, 3, 3] = 1.0, True
+    hits = [score(saliency, masks, tolerance_px=t).pointing_hit.item() for t in (0, 1.9, 2)]
+    assert hits == [0, 0, 1]
+    # A disc of radius 2: 1 + 3 + 5 + 3 + 1 pixels.
+    assert score(saliency, masks, tolerance_px=2).pointing_chance.item() == 13 / 49
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    arrays(np.float64, (1, 4, 5), elements=st.integers(0, 9).map(float)),
+    arrays(np.bool_, (1, 4, 5)),
+)
+def test_a_mask_and_its_complement_share_out_each_score(saliency, masks):
+    inside, outside = score(saliency, masks), score(saliency, ~masks)
+    total = {name: (getattr(inside, name) + getattr(outside, name)).item() for name in SCORES}
+    assert total.pop("area_share") == 1
+    if not masks.any() or masks.all():
+        assert all(map(math.isnan, total.values()))
+        return
+    is_zero = math.isnan(total["energy_inside"])
+    assert is_zero == (not saliency.any())
+    assert is_zero or total["energy_inside"] == pytest.approx(1, abs=ROUNDING)
+    for name in ("pointing_hit", "pointing_chance", "auroc"):
+        assert total[name] == pytest.approx(1, abs=ROUNDING)
+
+
+def test_only_energy_depends_on_more_than_the_order_of_pixels():
+    saliency, masks = make_case(3)
+    scores, stretched = score(saliency, masks), score(np.exp(3 * saliency), masks)
+    assert torch.equal(scores.auroc, stretched.auroc)
+    assert torch.equal(scores.pointing_hit, stretched.pointing_hit)
+    assert (scores.energy_inside - stretched.energy_inside).abs().min() > 1e-3
+
+
+def test_a_constant_map_scores_what_chance_does():
+    _, masks = make_case(4)
+    scores = score(np.full(masks.shape, 0.25), masks)
+    assert scores.auroc.tolist() == [0.5] * 4
+    for name in ("pointing_hit", "pointing_chance", "energy_inside"):
+        np.testing.assert_allclose(getattr(scores, name), scores.area_share, atol=ROUNDING)
+
+
+def test_what_is_undefined_is_left_out_of_means_and_counted():
+    saliency = torch.ones(4, 2, 2)
+    saliency[3] = 0
+    masks = torch.zeros(4, 2, 2, dtype=torch.bool)
+    masks[1], masks[2:, 0, 0] = True, True
+    scores = score(saliency, masks)
+    assert scores.num_defined() == {
+        "pointing_hit": 2,
+        "pointing_chance": 2,
+        "energy_inside": 1,
+        "area_share": 4,
+        "auroc": 2,
+    }
+    assert scores.area_share.tolist() == [0, 1, 0.25, 0.25]
+    assert scores.as_metrics("test") == {
+        "test_pointing_hit": 0.25,
+        "test_pointing_chance": 0.25,
+        "test_energy_inside": 0.25,
+        "test_area_share": 0.375,
+        "test_auroc": 0.5,
+        "test_pointing_hit_images": 2,
+        "test_pointing_chance_images": 2,
+        "test_energy_inside_images": 1,
+        "test_area_share_images": 4,
+        "test_auroc_images": 2,
+    }
+
+
+def test_no_images_leave_counts_of_zero_and_no_means():
+    scores = score(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3, dtype=torch.bool))
+    assert scores.auroc.shape == (0,)
+    assert scores.as_metrics("val") == {f"val_{name}_images": 0 for name in SCORES}
+
+
+def test_maps_of_any_precision_are_scored_in_their_own():
+    saliency, masks = make_case(5)
+    # These steps vanish in float32.
+    steps = 1 + 1e-12 * np.arange(42.0).reshape(1, 6, 7)
+    assert score(steps, masks[:1]).auroc.item() == pytest.approx(
+        replica(steps[0], masks[0], 0)["auroc"], abs=ROUNDING
+    )
+    half = torch.as_tensor(saliency).half()
+    assert torch.equal(score(half, masks).auroc, score(half.double(), masks).auroc)
+    assert score(half.requires_grad_(), masks).energy_inside.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"saliency": torch.zeros(2, 3, 4)}, r"got shapes \(2, 3, 4\) and \(2, 3, 3\), must both"),
+        ({"saliency": torch.zeros(2, 1, 3, 3), "masks": torch.zeros(2, 1, 3, 3) > 0}, "got shapes"),
+        ({"saliency": torch.full((2, 3, 3), math.nan)}, "NaN or infinity in the map of image 0"),
+        (
+            {"saliency": torch.zeros(2, 3, 3).index_fill(0, torch.tensor(1), -0.5)},
+            "got -0.5 in the map of image 1, must not be below 0",
+        ),
+        ({"tolerance_px": -1}, "tolerance_px: got -1, must be 0 or more"),
+        ({"tolerance_px": math.nan}, "tolerance_px: got nan"),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_in_one_line_that_names_it(changes, message):
+    arguments = {"saliency": torch.zeros(2, 3, 3), "masks": torch.zeros(2, 3, 3) > 0} | changes
+    with pytest.raises(ValueError, match=message) as raised:
+        localisation(**arguments)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from labn.config import Config, dump_config, flatten, known_keys, load_config
+from labn.errors import UserError
+
+SMALLEST = "data:\n  name: synthetic\noutput_dir: runs/test\n"
+
+
+def write(folder, text):
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message_for(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_file_with_a_data_set_and_a_place_is_enough(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    assert config.data.name == "synthetic" and config.output_dir == Path("runs/test")
+    # Table 1 of the paper, for IDRiD.
+    assert (config.model.backbone, config.model.split) == ("lambda_resnet50", 7)
+    assert (config.model.theta_alpha, config.loss.theta_b) == (0.75, 0.2)
+    assert config.data.bias_copies == 1
+
+
+def test_the_keys_that_others_rely_on_are_there():
+    relied_on = {
+        "data.name",
+        "data.root",
+        "data.image_size",
+        "model.backbone",
+        "model.split",
+        "model.theta_alpha",
+        "loss.theta_b",
+        "loss.lambda_lab",
+        "loss.lambda_kl",
+        "loss.class_weights",
+        "train.epochs",
+        "train.batch_size",
+        "train.seed",
+        "tracking.uri",
+        "output_dir",
+    }
+    assert relied_on <= set(known_keys())
+
+
+def test_the_known_keys_are_those_of_a_written_configuration(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    assert list(flatten(config.model_dump())) == known_keys()
+
+
+@pytest.mark.parametrize("key", ["data.name", "train.epochs", "data.augment.zoom"])
+def test_every_known_key_can_be_overridden(tmp_path, key):
+    values = {"data.name": "synthetic", "train.epochs": 3, "data.augment.zoom": 0.25}
+    config = load_config(write(tmp_path, SMALLEST), [f"{key}={values[key]}"])
+    assert flatten(config.model_dump())[key] == values[key]
+
+
+def test_overrides_beat_the_file_and_the_last_one_wins(tmp_path):
+    path = write(tmp_path, SMALLEST + "train:\n  epochs: 5\n  seed: 9\n")
+    config = load_config(path, ["train.epochs=6", "train.epochs=7", "loss.class_weights=[2, 1]"])
+    assert (config.train.epochs, config.train.seed) == (7, 9)
+    assert config.loss.class_weights == (2.0, 1.0)
+
+
+def test_an_override_mends_what_is_wrong_or_missing_in_the_file(tmp_path):
+    path = write(tmp_path, "data:\n  name: synthetic\ntrain:\n  epochs: -5\n")
+    config = load_config(path, ["train.epochs=6", "output_dir=elsewhere"])
+    assert (config.train.epochs, config.output_dir) == (6, Path("elsewhere"))
+
+
+@pytest.mark.parametrize("section", ["train:", "train: null", "train: {}"])
+def test_an_override_fills_an_empty_section(tmp_path, section):
+    config = load_config(write(tmp_path, SMALLEST + section), ["train.epochs=6"])
+    assert config.train.epochs == 6
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3"])
+def test_a_number_may_be_written_with_an_exponent(tmp_path, text):
+    path = write(tmp_path, SMALLEST + f"train:\n  learning_rate_head: {text}\n")
+    assert load_config(path).train.learning_rate_head == 1e-3
+    overridden = load_config(path, [f"train.learning_rate_backbone={text}"])
+    assert overridden.train.learning_rate_backbone == 1e-3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["loss.class_weights=[2, 1]", "train.early_stopping_patience=null", "data.cache_dir=~/c"],
+        ["tracking.uri=none", "tracking.run_name='12'", "train.weight_decay=1e-8"],
+    ],
+)
+def test_what_is_written_is_read_back_the_same(tmp_path, overrides):
+    config = load_config(write(tmp_path, SMALLEST), overrides)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+def test_a_configuration_cannot_be_changed(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    with pytest.raises(ValidationError):
+        config.train.epochs = 3
+    with pytest.raises(ValidationError):
+        config.output_dir = Path("elsewhere")
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    path = write(tmp_path, "data:\n  name: folder\n  root: ~/images\noutput_dir: runs/test\n")
+    assert load_config(path).data.root == Path("~/images")
+
+
+# Each case: the key, its value, the rule and the way to mend it, as the message has them.
+WRONG_VALUES = [
+    ("train.epochs", "1.5", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "many", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "0", "must be greater than or equal to 1; for example train.epochs=100"),
+    ("train.epochs", "null", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "true", "must not be true or false; for example train.epochs=100"),
+    ("train.epochs", "2020-01-01", "must be a whole number; for example train.epochs=100"),
+    ("train.batch_size", "1", "must be greater than or equal to 2"),
+    ("train.weight_decay", "-1", "must be greater than or equal to 0"),
+    ("train.learning_rate_head", "fast", "must be a number"),
+    ("train.learning_rate_head", "0", "must be greater than 0"),
+    ("train.learning_rate_head", "false", "must not be true or false"),
+    ("train.learning_rate_head", ".inf", "must be a finite number"),
+    ("train.channels_last", "maybe", "must be true or false; for example train.channels_last=true"),
+    ("train.precision", "bf32", 'must be one of float32, bf16. Did you mean "bf16"?'),
+    ("model.theta_alpha", "1.5", "must be less than or equal to 1; for example model.theta_alpha"),
+    ("model.theta_alpha", "-0.5", "must be greater than or equal to 0"),
+    ("model.theta_alpha", ".nan", "must be "),
+    ("loss.theta_b", "75", "must be less than or equal to 1; for example loss.theta_b=0.2"),
+    ("model.split", "17", "must be 0 to 16, the bottlenecks of lambda_resnet50"),
+    ("model.split", "-1", "must be greater than or equal to 0; for example model.split=7"),
+    ("model.backbone", "lambda_resnet51", 'Did you mean "lambda_resnet50"?'),
+    ("model.backbone", "vgg", "must be one of lambda_cnn, "),
+    ("model.backbone", "50", "must be text (digits go in quotes)"),
+    (
+        "data.name",
+        "idird",
+        'must be one of idrid, magnetograms, folder, synthetic. Did you mean "id',
+    ),
+    ("data.image_size", "8", "must be greater than or equal to 16"),
+    ("data.validation_fraction", "1", "must be less than 1"),
+    ("loss.class_weights", "2", "must be a list, such as [1, 2]"),
+    ("loss.class_weights", "[1, 0]", "must be greater than 0"),
+    ("loss.class_weights", "[1, 'a']", "must be a number"),
+    ("train.accumulation_steps", "64", "must not exceed train.batch_size (32)"),
+    ("validation.pid_patch_size", "500", "must not exceed data.image_size (224)"),
+    ("output_dir", "2024", "must be a path (digits go in quotes)"),
+]
+
+
+def nested(key, value):
+    """Add one key to the smallest file, under its section."""
+    section, _, leaf = key.rpartition(".")
+    if key == "output_dir":
+        return SMALLEST.replace("runs/test", value)
+    if key == "data.name":
+        return SMALLEST.replace("synthetic", value)
+    if section == "data":
+        return SMALLEST.replace("synthetic\n", f"synthetic\n  {leaf}: {value}\n")
+    return f"{SMALLEST}{section}:\n  {leaf}: {value}\n"
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), WRONG_VALUES)
+@pytest.mark.parametrize("source", ["file", "command line"])
+def test_a_wrong_value_is_named_with_its_source_key_rule_and_mend(
+    tmp_path, source, key, value, rule
+):
+    if source == "file":
+        path = write(tmp_path, nested(key, value))
+        message = message_for(path)
+        assert message.startswith(f"{path}: ")
+    else:
+        message = message_for(write(tmp_path, SMALLEST), f"{key}={value}")
+        assert message.startswith("command line: ")
+    assert f": {key} = {value.removeprefix('.')}: " in message
+    assert rule in message
+
+
+UNKNOWN_KEYS = [
+    ("train.epoch", "train.epochs"),
+    ("trian.epochs", "train.epochs"),
+    ("epochs", "train.epochs"),
+    ("seed", "train.seed"),
+    ("batch_size", "train.batch_size"),
+    ("train.lr", "train.learning_rate_head"),
+    ("train.wd", "train.weight_decay"),
+    ("train.learning_rate", "train.learning_rate_head"),
+    ("train.patience", "train.early_stopping_patience"),
+    ("model.theta_b", "loss.theta_b"),
+    ("model.theta", "model.theta_alpha"),
+    ("tracking.url", "tracking.uri"),
+    ("mlflow.uri", "tracking.uri"),
+    ("data.augment.zooom", "data.augment.zoom"),
+    ("loss.lambda_k1", "loss.lambda_kl"),
+]
+
+
+@pytest.mark.parametrize(("key", "nearest"), UNKNOWN_KEYS)
+def test_an_unknown_key_is_answered_with_the_nearest(tmp_path, key, nearest):
+    expected = f'{key} = 3: unknown key. Did you mean "{nearest}"?'
+    assert message_for(write(tmp_path, SMALLEST), f"{key}=3") == f"command line: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train:\n  epoch: 3\n", 'train.epoch = 3: unknown key. Did you mean "train.epochs"?'),
+        ("trian:\n  epochs: 3\n", "trian = {'epochs': 3}: unknown key. Did you mean \"train\"?"),
+        ("epochs: 3\n", 'epochs = 3: unknown key. Did you mean "train.epochs"?'),
+        ("train.epochs: 3\n", "train.epochs = 3: must be nested: in a file, write epochs under tr"),
+        ("model:\n  foo: 3\n", "model.foo = 3: unknown key. Known in model: backbone, split, thet"),
+        ("foo: a\n", "foo = a: unknown key. Known: data, model, loss, train, validation, tracking"),
+    ],
+)
+def test_an_unknown_key_of_a_file_is_named_with_the_file(tmp_path, text, expected):
+    path = write(tmp_path, SMALLEST + text)
+    assert message_for(path).startswith(f"{path}: {expected}")
+
+
+@pytest.mark.parametrize("key", ["train.scheduler", "model.num_classes", "data.path", "model.B"])
+def test_a_key_that_resembles_none_is_answered_with_those_of_its_section(tmp_path, key):
+    message = message_for(write(tmp_path, SMALLEST), f"{key}=3")
+    section = key.split(".")[0]
+    assert f"unknown key. Known in {section}: " in message
+    names = message.split(f"Known in {section}: ")[1].split(", ")
+    assert set(names) == set(getattr(Config.model_fields[section].annotation, "model_fields"))
+
+
+@pytest.mark.parametrize("key", ["gpu", "a.b.c", "x"])
+def test_a_key_of_no_section_is_answered_with_the_sections(tmp_path, key):
+    message = message_for(write(tmp_path, SMALLEST), f"{key}=3")
+    assert message.endswith(f"Known: {', '.join(Config.model_fields)}")
+
+
+def test_a_section_is_no_key(tmp_path):
+    message = message_for(write(tmp_path, SMALLEST), "loss=3")
+    expected = "loss = 3: must be one key of this section: theta_b, lambda_lab, lambda_kl, class_w"
+    assert message.startswith(f"command line: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("loss: 3\n", "3"), ("loss:\n", "null"), ("loss: [1]\n", "[1]")]
+)
+@pytest.mark.parametrize("overrides", [[], ["train.epochs=3"]])
+def test_a_section_with_a_value_of_its_own_is_refused(tmp_path, overrides, text, shown):
+    path = write(tmp_path, SMALLEST + text)
+    expected = f"{path}: loss = {shown}: must be a section, with keys of its own: theta_b, "
+    assert message_for(path, *overrides).startswith(expected)
+
+
+def test_an_override_does_not_hide_a_wrong_section(tmp_path):
+    path = write(tmp_path, SMALLEST + "loss: 3\n")
+    assert message_for(path, "loss.theta_b=0.5").startswith(f"{path}: loss = 3: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("output_dir: a\n", "data: required section is missing; its keys: name, root, "),
+        ("data: {}\noutput_dir: a\n", "data.name: required key is missing; add it to the file or"),
+        ("data:\n  name: synthetic\n", "output_dir: required key is missing; add it to the file"),
+        # The misspelt key, not the one that is missing because of it.
+        ("data:\n  nam: idrid\noutput_dir: a\n", 'data.nam = idrid: unknown key. Did you mean "da'),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path, text, expected):
+    path = write(tmp_path, text)
+    assert message_for(path).startswith(f"{path}: {expected}")
+
+
+def test_the_number_of_further_problems_is_told(tmp_path):
+    path = write(tmp_path, SMALLEST + "train:\n  epochs: 0\n  seed: -1\nloss:\n  theta_b: 3\n")
+    assert message_for(path).endswith(" (and 2 more)")
+
+
+@pytest.mark.parametrize("name", ["idrid", "magnetograms", "folder"])
+def test_a_data_set_on_disk_needs_its_folder(tmp_path, name):
+    path = write(tmp_path, SMALLEST.replace("synthetic", name))
+    expected = f"data.root = null: {name} needs the folder of its images; give data.root=PATH"
+    assert message_for(path) == f"{path}: {expected}"
+
+
+@pytest.mark.parametrize("kind", ["absent", "file"])
+def test_a_folder_that_is_not_there_is_named_with_where_it_was_looked_for(
+    tmp_path, monkeypatch, kind
+):
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        (tmp_path / "images").write_text("")
+    path = write(tmp_path, "data:\n  name: folder\n  root: images\noutput_dir: a\n")
+    expected = f"data.root = images: no such folder (looked in {tmp_path}); give data.root=PATH"
+    assert message_for(path) == f"{path}: {expected}"
+    assert message_for(path, "data.root=images") == f"command line: {expected}"
+
+
+def test_a_checkpoint_to_start_from_must_be_there(tmp_path):
+    message = message_for(write(tmp_path, SMALLEST), "model.pretrained=resnet50.pth")
+    assert message.startswith("command line: model.pretrained = resnet50.pth: no such file")
+    assert message.endswith("give model.pretrained=PATH")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SMALLEST + "output_dir: b\n", "line 4, column 1: not valid YAML: the key 'output_dir' is"),
+        (
+            SMALLEST + "train:\n  epochs: 1\n  epochs: 2\n",
+            "line 6, column 3: not valid YAML: the key 'epochs' is given twice",
+        ),
+        (SMALLEST + "3: a\n", "line 4, column 1: not valid YAML: a key must be plain text"),
+        (SMALLEST + "? [1]\n: a\n", "line 4, column 3: not valid YAML: a key must be plain text"),
+        ("data: [1\n", "line 2, column 1: not valid YAML: "),
+        ("data:\n\tname: idrid\n", "line 2, column 1: not valid YAML: "),
+        ("data: name: idrid\n", "line 1, column 11: not valid YAML: "),
+        (
+            SMALLEST + "a: !!python/object/apply:os.system [ls]\n",
+            "line 4, column 4: not valid YAML",
+        ),
+        (SMALLEST + "a: 2020-13-45\n", "not valid YAML: "),
+        (SMALLEST + "a: \x00\n", "not valid YAML: "),
+        ("", "must hold keys and values, such as `output_dir: runs/demo`"),
+        ("# nothing\n", "must hold keys and values, such as "),
+        ("- a\n- b\n", "must hold keys and values, such as "),
+        ("text\n", "must hold keys and values, such as "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named_with_the_place(tmp_path, text, expected):
+    path = write(tmp_path, text)
+    assert message_for(path).startswith(f"{path}: {expected}")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    absent = tmp_path / "absent.yaml"
+    assert message_for(absent) == f"{absent}: no such configuration file"
+    assert message_for(tmp_path).startswith(f"{tmp_path}: cannot be read as a configuration (")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert message_for(binary).startswith(f"{binary}: cannot be read as a configuration (")
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "--help", "=3", ""])
+def test_an_override_without_key_or_value_is_shown_how_to_be_written(tmp_path, override):
+    message = message_for(write(tmp_path, SMALLEST), override)
+    expected = "must be written key=value, such as train.epochs=20"
+    assert message == f"command line: {override!r}: {expected}"
+
+
+@pytest.mark.parametrize("value", ["[1", "{a: ", "2020-13-45", "'open", "*a"])
+def test_an_override_s_value_must_be_yaml(tmp_path, value):
+    message = message_for(write(tmp_path, SMALLEST), f"tracking.run_name={value}")
+    expected = f"tracking.run_name = {value.strip()}: must be valid YAML; put text in quotes"
+    assert message == f"command line: {expected}"
+
+
+def test_a_value_of_several_lines_is_shown_on_one(tmp_path):
+    path = write(tmp_path, SMALLEST + 'model:\n  backbone: "lambda\\nresnet"\n')
+    assert message_for(path).startswith(f"{path}: model.backbone = lambda resnet: must be one of")

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from small_run import (
+    FAITHFULNESS,
+    evaluation_batches,
+    make_model,
+    make_objective,
+    make_split,
+)
+
+from labn.errors import RunFailed
+from labn.evaluate import Faithfulness, evaluate, predictor, random_map
+from labn.losses import mask_with_bias
+from labn.metrics.faithfulness import patch_insertion_deletion
+from labn.model.network import build_model, upsample_attention
+
+PART = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
+POSITIVES = [1, 2, 4, 7, 8]
+BATCH_SIZES = [1, 2, 4, 9, 64]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """An untrained network whose running statistics and heads are not those of a fresh one."""
+    model = make_model(seed=4)
+    with torch.no_grad():
+        model.fc.weight.mul_(20)
+        for batch in evaluation_batches(9, PART):
+            model.train()(batch.images)
+    return model.eval()
+
+
+def whole(part=PART):
+    return next(iter(evaluation_batches(len(part), part)))
+
+
+def score(model, *, part=PART, batch_size=4, objective=None, **settings):
+    return evaluate(
+        model,
+        evaluation_batches(batch_size, part),
+        objective or make_objective(),
+        Faithfulness(**({"patch_size": 8, "num_points": 4, "controls": {}} | settings)),
+    )
+
+
+def direct_pid(model, saliency, positions):
+    batch = whole()
+    return patch_insertion_deletion(
+        predictor(model),
+        batch.images[positions],
+        saliency[positions],
+        batch.labels[positions],
+        patch_size=8,
+        baseline=make_objective().bias_image,
+        num_points=4,
+    )
+
+
+def attention_maps(model):
+    with torch.inference_mode():
+        return upsample_attention(model(whole().images).attention, (24, 24))
+
+
+def slow_loss(model, objective):
+    """Eq. 8 over the part, an image at a time, with the formulas in float64."""
+    batch = whole()
+    weighted = {"lpb": 0.0, "lab": 0.0}
+    total_weight = divergence = 0.0
+    for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+        with torch.inference_mode():
+            output = model(image[None])
+            masked = mask_with_bias(
+                image[None], output.attention, objective.bias_image, objective.theta_b
+            )
+            assert not torch.equal(masked[0], image)
+            log_q = model(masked).logits.double().log_softmax(1)[0].tolist()
+        log_p = output.logits.double().log_softmax(1)[0].tolist()
+        log_branch = output.branch_logits.double().log_softmax(1)[0].tolist()
+        weight = objective.class_weights[label].item()
+        weighted["lpb"] -= weight * log_p[label]
+        weighted["lab"] -= weight * log_branch[label]
+        total_weight += weight
+        divergence += sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
+    lpb, lab = weighted["lpb"] / total_weight, weighted["lab"] / total_weight
+    kl = divergence / len(batch)
+    total = lpb + objective.lambda_lab * lab + objective.lambda_kl * kl
+    return {"loss": total, "loss_lpb": lpb, "loss_lab": lab, "loss_kl": kl}
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_the_loss_is_eq_8_over_the_whole_part_whatever_the_batches(model, batch_size):
+    objective = make_objective(
+        class_weights=torch.tensor([2.0, 0.5]), lambda_lab=0.4, lambda_kl=3.0
+    )
+
+    metrics = score(model, batch_size=batch_size, objective=objective).as_metrics("val")
+
+    expected = slow_loss(model, objective)
+    assert expected["loss_kl"] > 1e-4
+    for name, value in expected.items():
+        # A float32 network; the divergence is a small difference of numbers of about 1.
+        assert metrics[f"val_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("max_positives", [None, 1, 3, 50])
+def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
+    model, batch_size, max_positives
+):
+    evaluation = score(model, batch_size=batch_size, max_positives=max_positives)
+
+    chosen = POSITIVES[:max_positives]
+    expected = direct_pid(model, attention_maps(model), chosen)
+    assert evaluation.pid_names == tuple(PART.names[position] for position in chosen)
+    for name in ("pid", "insertion_auc", "deletion_auc", "insertion_curve", "deletion_curve"):
+        actual = getattr(evaluation.pid, name)
+        # Probabilities of a float32 network in batches of other sizes.
+        torch.testing.assert_close(actual, getattr(expected, name), rtol=0, atol=1e-6)
+    assert torch.equal(evaluation.pid.fractions, expected.fractions)
+    mean = evaluation.as_metrics("test")["test_pid"]
+    assert mean == pytest.approx(expected.pid.mean().item(), abs=1e-6)
+    assert expected.pid.abs().max() > 1e-3
+
+
+def test_controls_are_scored_on_the_same_images_as_the_attention(model):
+    controls = {"grey": lambda images: images.mean(dim=1), "random": random_map(seed=3)}
+
+    evaluation = score(model, controls=controls)
+
+    expected = direct_pid(model, whole().images.mean(dim=1), POSITIVES)
+    torch.testing.assert_close(evaluation.control_pids["grey"].pid, expected.pid, rtol=0, atol=1e-6)
+    metrics = evaluation.as_metrics("val")
+    assert {"val_pid", "val_pid_grey", "val_pid_random"} <= metrics.keys()
+    assert metrics["val_pid_random"] not in (metrics["val_pid"], metrics["val_pid_grey"])
+
+
+def test_random_maps_are_functions_of_their_seed():
+    images = torch.zeros(3, 2, 5, 7)
+    one, same, other = random_map(1), random_map(1), random_map(2)
+
+    first = one(images)
+    assert first.shape == (3, 5, 7)
+    assert first.min() >= 0 and first.max() < 1
+    assert torch.equal(same(images), first)
+    assert not torch.equal(other(images), first)
+    assert not torch.equal(one(images), first), "each image has a map of its own"
+
+
+def test_a_part_without_positives_has_no_pid(model):
+    negatives = make_split(4, seed=8, labels=[0, 0, 0, 0])
+
+    evaluation = score(model, part=negatives, controls={"random": random_map(0)})
+
+    assert evaluation.pid is None
+    assert evaluation.pid_names == ()
+    assert evaluation.control_pids == {}
+    metrics = evaluation.as_metrics("val")
+    assert not [name for name in metrics if "pid" in name]
+    assert {"val_loss", "val_accuracy", "val_bias_probability"} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability():
+    torch.manual_seed(2)
+    model = build_model("lambda_cnn", num_classes=3, split=1, theta_alpha=0.0).eval()
+    part = make_split(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
+    evaluation = score(model, part=part)
+
+    assert evaluation.pid_names == tuple(part.names[position] for position in (0, 2, 4, 5))
+    # With all patches inserted, and with none deleted, the network sees the image itself.
+    own = evaluation.probabilities[[0, 2, 4, 5], [2, 1, 2, 1]].double()
+    curves = evaluation.pid.insertion_curve[:, -1], evaluation.pid.deletion_curve[:, 0]
+    for ends in curves:
+        torch.testing.assert_close(ends, own, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [2, 9])
+def test_predictions_are_in_the_order_of_the_part(model, batch_size):
+    evaluation = score(model, batch_size=batch_size)
+
+    assert evaluation.names == PART.names
+    assert evaluation.labels.tolist() == PART.labels.tolist()
+    for position, image in enumerate(whole().images):
+        with torch.inference_mode():
+            expected = model(image[None]).logits.softmax(dim=1)[0]
+        torch.testing.assert_close(evaluation.probabilities[position], expected)
+    accuracy = (evaluation.probabilities.argmax(1) == evaluation.labels).double().mean().item()
+    assert evaluation.as_metrics("val")["val_accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_bias_images_probability_is_that_of_being_positive(model):
+    objective = make_objective()
+    with torch.inference_mode():
+        expected = model(objective.bias_image[None]).logits.softmax(dim=1)[0, 1].item()
+
+    evaluation = score(model, objective=objective)
+
+    assert evaluation.bias_probability == pytest.approx(expected, abs=1e-6)
+    assert evaluation.as_metrics("val")["val_bias_probability"] == evaluation.bias_probability
+
+
+def test_scoring_leaves_the_network_as_it_is_and_out_of_training(model):
+    scored = copy.deepcopy(model).train()
+    before = copy.deepcopy(scored.state_dict())
+
+    score(scored)
+
+    assert not any(module.training for module in scored.modules())
+    for name, value in scored.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in scored.parameters())
+
+
+@pytest.mark.parametrize(("batch_size", "num_calls"), [(2, 5), (9, 1)])
+def test_every_batch_is_announced(model, batch_size, num_calls):
+    calls = []
+    evaluate(
+        model,
+        evaluation_batches(batch_size, PART),
+        make_objective(),
+        FAITHFULNESS,
+        on_batch=lambda: calls.append(None),
+    )
+
+    assert len(calls) == num_calls
+
+
+@pytest.mark.parametrize("parameter", ["fc.weight", "attention_branch"])
+def test_outputs_that_are_not_finite_fail_the_run_and_name_the_images(model, parameter):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, value in broken.named_parameters():
+            if name.startswith(parameter):
+                value.fill_(math.nan)
+
+    with pytest.raises(RunFailed, match=f"for {PART.names[0]} to {PART.names[3]} are not finite"):
+        score(broken)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labn.config import Config
+from labn.losses import LossSums, Objective, mask_with_bias, prediction_divergence
+from labn.model.network import LABNOutput, build_model
+
+# A few dozen float64 operations on numbers of order 1.
+ROUNDING = 1e-12
+
+NUM_CLASSES, CHANNELS, HEIGHT, WIDTH = 3, 2, 8, 6
+
+
+class StubModel(nn.Module):
+    """Both heads and the attention as smooth functions of the image; counts its calls."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return nn.Parameter(
+                torch.randn(*shape, generator=generator, dtype=torch.float64) / shape[1] ** 0.5
+            )
+
+        self.perception = draw(NUM_CLASSES, CHANNELS * HEIGHT * WIDTH)
+        self.branch = draw(NUM_CLASSES, CHANNELS * HEIGHT * WIDTH)
+        self.attention = draw(4 * 3, CHANNELS * HEIGHT * WIDTH)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(images)
+        x_bi = images.flatten(1)
+        attention = (x_bi @ self.attention.T).sigmoid().view(-1, 1, 4, 3)
+        logits = 5 * attention.mean(dim=(2, 3)) * (x_bi @ self.perception.T).tanh()
+        return LABNOutput(logits, x_bi @ self.branch.T, attention)
+
+
+def make_case(seed, num_images=5):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.standard_normal((num_images, CHANNELS, HEIGHT, WIDTH)))
+    labels = torch.from_numpy(rng.integers(0, NUM_CLASSES, num_images))
+    bias_image = torch.from_numpy(rng.standard_normal((CHANNELS, HEIGHT, WIDTH)))
+    return StubModel(seed), images, labels, bias_image
+
+
+def objective_of(bias_image, **settings):
+    return Objective(
+        **{"bias_image": bias_image, "theta_b": 0.5, "lambda_lab": 0.7, "lambda_kl": 1.3} | settings
+    )
+
+
+def loss_of(objective, model, images, labels):
+    _, sums = objective.sums(model, images, labels)
+    return objective.combine(sums, sums.weight, sums.num_images)
+
+
+def softmax(logits_c):
+    exponentials = np.exp(logits_c)
+    return exponentials / exponentials.sum()
+
+
+def enlarged(map_yx):
+    """Interpolate to the image's size, pixel centres at halves, edges extended."""
+    result = np.zeros((HEIGHT, WIDTH))
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            at_y = np.clip((y + 0.5) * map_yx.shape[0] / HEIGHT - 0.5, 0, map_yx.shape[0] - 1)
+            at_x = np.clip((x + 0.5) * map_yx.shape[1] / WIDTH - 0.5, 0, map_yx.shape[1] - 1)
+            for near_y in range(map_yx.shape[0]):
+                for near_x in range(map_yx.shape[1]):
+                    share_y = max(0, 1 - abs(near_y - at_y))
+                    result[y, x] += (
+                        share_y * max(0, 1 - abs(near_x - at_x)) * map_yx[near_y, near_x]
+                    )
+    return result
+
+
+def slow_loss(model, images, labels, objective):
+    """Eq. 8 to 12, image by image."""
+    bias_cyx = objective.bias_image.numpy()
+    weights = np.ones(NUM_CLASSES)
+    if objective.class_weights is not None:
+        weights = objective.class_weights.numpy()
+    lpb = lab = kl = total_weight = 0.0
+    for x_cyx, y in zip(images.numpy(), labels.tolist(), strict=True):
+        output = model(torch.from_numpy(x_cyx)[None])
+        p, p_lab = (softmax(logits[0].detach().numpy()) for logits in output[:2])
+        alpha_yx = enlarged(output.attention[0, 0].detach().numpy())
+        masked_cyx = np.empty_like(x_cyx)
+        for i, j in np.ndindex(HEIGHT, WIDTH):
+            source = x_cyx if objective.theta_b < alpha_yx[i, j] else bias_cyx
+            masked_cyx[:, i, j] = source[:, i, j]
+        p_masked = softmax(model(torch.from_numpy(masked_cyx)[None]).logits[0].detach().numpy())
+        lpb -= weights[y] * np.log(p[y])
+        lab -= weights[y] * np.log(p_lab[y])
+        kl += sum(p[c] * np.log(p[c] / p_masked[c]) for c in range(NUM_CLASSES))
+        total_weight += weights[y]
+    lpb, lab, kl = lpb / total_weight, lab / total_weight, kl / len(images)
+    return lpb + objective.lambda_lab * lab + objective.lambda_kl * kl, lpb, lab, kl
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("class_weights", [None, [2.0, 1.0, 0.25]])
+def test_the_loss_and_its_terms_are_those_of_equations_8_to_12(seed, class_weights):
+    model, images, labels, bias_image = make_case(seed)
+    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+    objective = objective_of(bias_image, class_weights=weights)
+    # Logits are taken in float32, whose rounding a mean of logarithms keeps.
+    terms = loss_of(objective, model, images, labels)
+    for term, expected in zip(terms, slow_loss(model, images, labels, objective), strict=True):
+        assert term.item() == pytest.approx(expected, rel=2e-6)
+    assert terms.kl.item() > 0.01
+
+
+def test_class_weights_follow_the_labels():
+    objective = objective_of(torch.zeros(1, 1, 1), class_weights=torch.tensor([2.0, 1.0, 0.5]))
+    assert objective.image_weights(torch.tensor([2, 0, 0])).tolist() == [0.5, 2.0, 2.0]
+    unweighted = objective_of(torch.zeros(1, 1, 1))
+    assert unweighted.image_weights(torch.tensor([2, 0, 0])).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_divergence_is_that_of_the_masked_prediction_from_the_plain_one():
+    p, p_masked = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.3, 0.6])
+    logits, masked = (torch.from_numpy(np.log(q)[None] + 5) for q in (p, p_masked))
+    forward = sum(p * np.log(p / p_masked))
+    backward = sum(p_masked * np.log(p_masked / p))
+    assert forward != pytest.approx(backward, rel=0.01)
+    assert prediction_divergence(logits, masked).item() == pytest.approx(forward, abs=ROUNDING)
+    assert prediction_divergence(masked, logits).item() == pytest.approx(backward, abs=ROUNDING)
+    assert prediction_divergence(logits, logits).item() == pytest.approx(0, abs=ROUNDING)
+
+
+def test_the_divergence_of_confident_predictions_is_finite():
+    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    masked = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    divergence = prediction_divergence(logits, masked)
+    divergence.sum().backward()
+    assert divergence.item() == pytest.approx(400)
+    assert logits.grad.isfinite().all() and masked.grad.isfinite().all()
+
+
+def test_the_divergence_s_gradients_agree_with_finite_differences():
+    rng = np.random.default_rng(3)
+    logits, masked = (
+        torch.from_numpy(rng.standard_normal((2, 3))).requires_grad_() for _ in range(2)
+    )
+    assert torch.autograd.gradcheck(prediction_divergence, (logits, masked))
+
+
+def test_a_pixel_at_the_threshold_is_the_bias_image_s():
+    attention = torch.tensor([[[[0.2, 0.5], [0.5000001, 0.8]]]])
+    images, bias_image = torch.ones(1, 3, 2, 2), torch.zeros(3, 2, 2)
+    masked = mask_with_bias(images, attention, bias_image, 0.5)
+    assert masked[0].tolist() == [[[0, 0], [1, 1]]] * 3
+
+
+def test_the_mask_is_cut_from_the_enlarged_attention():
+    attention = torch.from_numpy(np.random.default_rng(4).random((2, 1, 4, 3)))
+    _, images, _, bias_image = make_case(5, num_images=2)
+    masked = mask_with_bias(images, attention, bias_image, 0.4)
+    for image in range(2):
+        is_kept = torch.from_numpy(enlarged(attention[image, 0].numpy()) > 0.4)
+        assert is_kept.any() and not is_kept.all()
+        assert torch.equal(masked[image], torch.where(is_kept, images[image], bias_image))
+
+
+@pytest.mark.parametrize("bias_copies", [0, 1])
+@pytest.mark.parametrize("lambda_kl", [0.0, 1.0])
+def test_the_four_ablations_are_settings_and_only_l_kl_costs_a_second_pass(bias_copies, lambda_kl):
+    config = Config.model_validate(
+        {
+            "data": {"name": "synthetic", "bias_copies": bias_copies},
+            "loss": {"lambda_kl": lambda_kl},
+            "output_dir": "runs/ablation",
+        }
+    )
+    model, images, labels, bias_image = make_case(6)
+    objective = objective_of(
+        bias_image,
+        theta_b=config.loss.theta_b,
+        lambda_lab=config.loss.lambda_lab,
+        lambda_kl=config.loss.lambda_kl,
+    )
+    terms = loss_of(objective, model, images, labels)
+    assert len(model.seen) == (2 if lambda_kl else 1)
+    assert model.seen[0] is images
+    if lambda_kl:
+        attention = StubModel(6)(images).attention
+        expected = mask_with_bias(images, attention, bias_image, config.loss.theta_b)
+        assert torch.equal(model.seen[1], expected)
+        assert terms.kl.item() > 0
+    else:
+        assert terms.kl.item() == 0
+        assert terms.total.item() == pytest.approx((terms.lpb + terms.lab).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("class_weights", [None, [2.0, 1.0, 0.25]])
+def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradients(class_weights):
+    model, images, labels, bias_image = make_case(7)
+    weights = None if class_weights is None else torch.tensor(class_weights)
+    objective = objective_of(bias_image, class_weights=weights)
+    whole = loss_of(objective, model, images, labels)
+    whole.total.backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+
+    model.zero_grad()
+    total_weight = objective.image_weights(labels).sum()
+    parts = []
+    for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+        _, sums = objective.sums(model, images[part], labels[part])
+        terms = objective.combine(sums, total_weight, torch.tensor(5.0))
+        terms.total.backward()
+        parts.append(terms)
+    for term, whole_term in zip(zip(*parts, strict=True), whole, strict=True):
+        assert sum(term).item() == pytest.approx(whole_term.item(), rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_sums_add_up_before_they_are_divided():
+    objective = objective_of(torch.zeros(1, 1, 1), lambda_lab=2.0, lambda_kl=0.5)
+    sums = LossSums(*(torch.tensor(value) for value in (6.0, 9.0, 8.0, 3.0, 4.0)))
+    terms = objective.combine(sums, sums.weight, sums.num_images)
+    assert [term.item() for term in terms] == [2 + 2 * 3 + 0.5 * 2, 2.0, 3.0, 2.0]
+
+
+class TwoPasses(nn.Module):
+    """Gives prepared logits: one leaf for the plain pass, one for the masked pass."""
+
+    def __init__(self, plain, masked, attention):
+        super().__init__()
+        self.attention = attention
+        self.passes = iter([plain, masked])
+
+    def forward(self, images):
+        logits = next(self.passes)
+        return LABNOutput(logits, logits.detach(), self.attention)
+
+
+def test_the_divergence_teaches_both_passes():
+    plain, masked = (torch.randn(2, 3).requires_grad_() for _ in range(2))
+    attention = torch.rand(2, 1, 4, 3, requires_grad=True)
+    model = TwoPasses(plain, masked, attention)
+    objective = objective_of(torch.zeros(1, HEIGHT, WIDTH), lambda_lab=0.0)
+    _, sums = objective.sums(model, torch.zeros(2, 1, HEIGHT, WIDTH), torch.tensor([0, 2]))
+    sums.kl.backward()
+    p, p_masked = plain.detach().softmax(1), masked.detach().softmax(1)
+    log_ratio = (p / p_masked).log()
+    expected_plain = p * (log_ratio - (p * log_ratio).sum(1, keepdim=True))
+    torch.testing.assert_close(plain.grad, expected_plain)
+    torch.testing.assert_close(masked.grad, p_masked - p)
+    assert attention.grad is None
+
+
+def test_gradients_of_the_whole_loss_agree_with_finite_differences():
+    """In float32, as logits are: coarse steps, along the gradient of each parameter."""
+    model, images, labels, bias_image = make_case(8)
+    objective = objective_of(bias_image, class_weights=torch.tensor([2.0, 1.0, 0.5]))
+    loss_of(objective, model, images, labels).total.backward()
+    for parameter in model.parameters():
+        direction = parameter.grad / parameter.grad.norm()
+        values = []
+        for step in (1e-2, -1e-2):
+            with torch.no_grad():
+                parameter += step * direction
+                values.append(loss_of(objective, model, images, labels).total.item())
+                parameter -= step * direction
+        slope = (values[0] - values[1]) / 2e-2
+        assert slope == pytest.approx(parameter.grad.norm().item(), rel=2e-3)
+
+
+def test_a_training_batch_updates_the_statistics_of_both_passes():
+    torch.manual_seed(9)
+    model = build_model("lambda_cnn", in_channels=1, split=0).train()
+    images, labels = torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 1, 0])
+    objective = objective_of(torch.zeros(1, 32, 32))
+    objective.sums(model, images, labels)
+    assert model.stem.bn1.num_batches_tracked.item() == 2

@@ -1,0 +1,81 @@
+"""What a run says of its code, and what it must not say."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from labn.tracking import environment_tags, redact
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("postgresql://me:hunter2@host:5432/db", "postgresql://host:5432/db"),
+        ("postgresql://me:hunt/er2@host/db", "postgresql://host/db"),
+        ("postgresql://me:hunt@er2@host/db", "postgresql://host/db"),
+        ("https://hunter2@host/path", "https://host/path"),
+        ("https://host/path?token=hunter2&page=1", "https://host/path?token=***&page=1"),
+        ("s3://b?X-Amz-Signature=hunter2", "s3://b?X-Amz-Signature=***"),
+        ("a=http://m:hunter2@h b=http://m:hunter2@g/x", "a=http://h b=http://g/x"),
+        ("https://host/user@example.org", "https://host/user@example.org"),
+        ("mail me@host", "mail me@host"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("data.name=idrid model.split=7", "data.name=idrid model.split=7"),
+    ],
+)
+def test_credentials_in_addresses_are_removed_and_nothing_else(text: str, clean: str) -> None:
+    assert redact(text) == clean
+    assert redact(clean) == clean
+
+
+def test_the_tags_give_versions_and_a_command_line_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["labn", "train", "my config.yaml", "tracking.uri=http://me:hunter2@host"]
+    )
+    tags = environment_tags()
+    assert tags["version.python"] == platform.python_version()
+    assert tags["version.torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"version.torchvision", "version.mlflow", "version.numpy", "version.labn"} <= set(tags)
+    assert tags["command"] == "labn train 'my config.yaml' tracking.uri=http://host"
+    assert platform.node() not in tags.values()
+
+
+def _git(*arguments: str) -> str:
+    identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    answer = subprocess.run(
+        ("git", *identity, *arguments), capture_output=True, check=True, text=True
+    )
+    return answer.stdout.strip()
+
+
+def test_the_commit_is_of_the_checkout_around_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _git("init", "--quiet")
+    (tmp_path / "code.py").write_text("one")
+    _git("add", "code.py")
+    _git("commit", "--quiet", "--no-verify", "--message", "first")
+    _git("tag", "v1")
+    tags = environment_tags()
+    assert (tags["git.commit"], tags["git.dirty"]) == (_git("rev-parse", "HEAD"), "false")
+    (tmp_path / "code.py").write_text("two")
+    assert environment_tags()["git.dirty"] == "true"
+
+
+def test_without_a_checkout_or_without_git_there_is_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "git.commit" not in environment_tags()
+    monkeypatch.setenv("PATH", "")
+    assert "git.commit" not in environment_tags()

@@ -1,0 +1,431 @@
+"""The training loop on a network that trains in a second.
+
+`PYTHONPATH=tests python tests/unit/test_train.py` prints the golden loss curve anew; after a change
+that is meant to move the losses, write it to tests/golden/loss_curve.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bitwise import assert_same
+from small_run import (
+    BATCH_SIZE,
+    STEPS_PER_EPOCH,
+    Hooks,
+    make_batches,
+    make_model,
+    make_objective,
+    make_settings,
+    make_trainer,
+)
+from torch import nn
+
+from labn import checkpoint
+from labn.errors import RunFailed
+from labn.losses import mask_with_bias
+from labn.model.network import LABNOutput
+from labn.train import Interrupted
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
+NUM_STEPS = 2 * STEPS_PER_EPOCH
+
+
+class FixedBatches:
+    """The same batch at every step."""
+
+    def __init__(self, batch, steps_per_epoch=1):
+        self.batch, self.steps_per_epoch = batch, steps_per_epoch
+
+    def epoch(self, epoch, start_step=0):
+        for _ in range(start_step, self.steps_per_epoch):
+            yield self.batch
+
+
+class PoisonedBatches:
+    """The usual batches, but from one step on an image is not finite."""
+
+    def __init__(self, epoch, step, value=math.nan):
+        self.batches = make_batches(make_settings())
+        self.epoch_hit, self.step_hit, self.value = epoch, step, value
+        self.steps_per_epoch = self.batches.steps_per_epoch
+
+    def epoch(self, epoch, start_step=0):
+        for step, batch in enumerate(self.batches.epoch(epoch, start_step), start_step):
+            if (epoch, step) >= (self.epoch_hit, self.step_hit):
+                batch.images[1, 0, 3, 4] = self.value
+            yield batch
+
+
+class PlainNetwork(nn.Module):
+    """A network with LABN's outputs and without batch normalisation: no image sees another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem = nn.Conv2d(3, 8, 7, stride=4)
+        self.attention_branch = nn.Conv2d(8, 3, 1)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, images):
+        features = self.stem(images).tanh()
+        branch = self.attention_branch(features)
+        attention = branch[:, :1].sigmoid()
+        return LABNOutput(
+            self.fc((features * attention).mean((2, 3))), branch[:, 1:].mean((2, 3)), attention
+        )
+
+
+def first_batch(size=BATCH_SIZE):
+    return next(make_batches(make_settings(batch_size=size)).epoch(0))
+
+
+def run(**changes):
+    trainer = make_trainer(**changes)
+    trainer.run()
+    return trainer
+
+
+# Learning.
+
+
+def test_a_batch_can_be_learnt_by_heart():
+    batches = FixedBatches(first_batch(8), steps_per_epoch=40)
+    settings = {"learning_rate_head": 1e-2, "learning_rate_backbone": 1e-2, "warmup_epochs": 0}
+    objective = make_objective()
+    hooks = Hooks(objective, losses=[0.0])
+    run(batches=batches, objective=objective, hooks=hooks, epochs=1, log_steps=1, **settings)
+
+    assert hooks.step_losses[0] > 1
+    assert hooks.step_losses[-1] < 0.05
+
+
+def test_the_same_seed_gives_the_same_run_bit_by_bit():
+    one, other = run(seed=3), run(seed=3)
+
+    assert_same(one.state(), other.state())
+
+
+def test_another_seed_gives_another_run():
+    one, other = run(seed=3), run(seed=4)
+
+    assert one.progress.history != other.progress.history
+    assert not torch.equal(one.model.fc.weight, other.model.fc.weight)
+
+
+def golden_losses():
+    """Return the losses of the first 20 steps at modest learning rates, on one thread."""
+    settings = {"learning_rate_head": 1e-3, "learning_rate_backbone": 1e-3, "warmup_epochs": 0.5}
+    objective = make_objective(class_weights=torch.tensor([2.0, 1.0]))
+    hooks = Hooks(objective, losses=[0.0] * 5)
+    run(objective=objective, hooks=hooks, epochs=5, log_steps=1, **settings)
+    return hooks.step_losses
+
+
+def test_the_losses_of_twenty_steps_are_the_golden_ones():
+    losses = golden_losses()
+
+    assert len(losses) == 20
+    # Another order of float32 sums (SSE, AVX2, AVX512, two threads) moves the losses by 4e-7.
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
+
+
+# One step.
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 5, 9])
+def test_the_gradient_is_that_of_eq_8_in_however_many_parts_it_is_computed(num_parts):
+    batch = first_batch()
+    weights = torch.tensor([2.0, 0.7])
+    objective = make_objective(class_weights=weights, lambda_lab=0.3, lambda_kl=1.5)
+    model = PlainNetwork()
+    output = model(batch.images)
+    masked = mask_with_bias(batch.images, output.attention, objective.bias_image, 0.5)
+    divergence = F.kl_div(
+        model(masked).logits.log_softmax(1),
+        output.logits.softmax(1),
+        reduction="batchmean",
+    )
+    loss = (
+        F.cross_entropy(output.logits, batch.labels, weights)
+        + 0.3 * F.cross_entropy(output.branch_logits, batch.labels, weights)
+        + 1.5 * divergence
+    )
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+
+    hooks = Hooks(objective, losses=[0.0])
+    trainer = make_trainer(
+        model=copy.deepcopy(model),
+        batches=FixedBatches(batch),
+        objective=objective,
+        hooks=hooks,
+        epochs=1,
+        accumulation_steps=num_parts,
+    )
+    trainer.run()
+
+    assert hooks.step_losses == pytest.approx([loss.item()], rel=1e-6)
+    for parameter, gradient in zip(trainer.model.parameters(), expected, strict=True):
+        # Five images' gradients in float32, added in another order.
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_shortens_the_gradient_and_reports_its_own_length():
+    free, clipped = (
+        run(
+            model=PlainNetwork(),
+            batches=FixedBatches(first_batch()),
+            hooks=Hooks(make_objective(), losses=[0.0]),
+            epochs=1,
+            gradient_clip=limit,
+        )
+        for limit in (None, 0.01)
+    )
+
+    gradients = [parameter.grad for parameter in free.model.parameters()]
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    assert length > 0.1
+    for trainer in (free, clipped):
+        assert trainer.progress.history[0]["gradient_norm"] == pytest.approx(length, rel=1e-6)
+    for parameter, gradient in zip(clipped.model.parameters(), gradients, strict=True):
+        # clip_grad_norm_ divides by the length + 1e-6.
+        torch.testing.assert_close(parameter.grad, gradient * (0.01 / length), rtol=1e-4, atol=0)
+
+
+def test_bf16_trains_close_to_float32_but_not_the_same():
+    single, half = run(), run(precision="bf16")
+
+    for one, other in zip(single.progress.history, half.progress.history, strict=True):
+        # bf16 has 8 bits: losses of about 1 agree to a few hundredths.
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=0.1)
+        assert one["train_loss"] != other["train_loss"]
+    assert half.model.fc.weight.dtype == torch.float32
+
+
+def test_the_average_is_an_exponential_one_of_weights_and_statistics():
+    decay = 0.8
+    trainer = run(ema_decay=decay, checkpoint_steps=1)
+
+    saves = dict(trainer.hooks.saves)
+    names = [name for name, value in saves[1]["model"].items() if value.is_floating_point()]
+    assert any("running_mean" in name for name in names)
+    expected = {name: saves[1]["model"][name].double() for name in names}
+    for step in range(2, NUM_STEPS + 1):
+        for name in names:
+            expected[name] *= decay
+            expected[name] += (1 - decay) * saves[step]["model"][name].double()
+    for name in names:
+        actual = saves[NUM_STEPS]["average"][f"module.{name}"].double()
+        # Eight roundings in float32.
+        torch.testing.assert_close(actual, expected[name], rtol=1e-5, atol=1e-6)
+
+
+# What is told.
+
+
+def test_an_epochs_loss_is_the_mean_over_its_images():
+    hooks = Hooks(make_objective(), losses=[0.0])
+    trainer = run(hooks=hooks, epochs=1, log_steps=1)
+
+    sizes = [len(batch) for batch in make_batches(make_settings()).epoch(0)]
+    assert sizes == [5, 5, 5, 3]
+    mean = sum(n * loss for n, loss in zip(sizes, hooks.step_losses, strict=True)) / sum(sizes)
+    assert trainer.progress.history[0]["train_loss"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("log_steps", [1, 3])
+def test_how_often_the_loss_is_looked_at_changes_nothing(log_steps):
+    trainer = run(log_steps=log_steps)
+
+    assert_same(trainer.progress.history, run().progress.history)
+    assert len(trainer.hooks.step_losses) == 2 * math.ceil(STEPS_PER_EPOCH / log_steps)
+
+
+def test_the_history_grows_by_an_epoch_at_a_time_and_is_told_before_it_is_saved():
+    trainer = run(epochs=3)
+
+    assert [len(history) for history in trainer.hooks.histories] == [1, 2, 3]
+    assert [row["epoch"] for row in trainer.progress.history] == [1, 2, 3]
+    for history, (_, saved) in zip(trainer.hooks.histories, trainer.hooks.saves, strict=True):
+        assert_same(saved["progress"]["history"], history)
+    assert trainer.hooks.num_saves_before == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_steps", "saved"),
+    [(None, [4, 8]), (1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 4, 6, 8]), (4, [4, 8])],
+)
+def test_checkpoints_are_due_every_so_many_steps_and_at_the_end_of_an_epoch(
+    checkpoint_steps, saved
+):
+    trainer = run(checkpoint_steps=checkpoint_steps)
+
+    assert [step for step, _ in trainer.hooks.saves] == saved
+
+
+# Going on.
+
+EVERYTHING = {
+    "ema_decay": 0.9,
+    "accumulation_steps": 2,
+    "gradient_clip": 0.5,
+    "checkpoint_steps": 3,
+    "log_steps": 3,
+}
+
+
+@cache
+def undisturbed(extras):
+    hooks = Hooks(make_objective())
+    return run(hooks=hooks, **(EVERYTHING if extras else {})), hooks
+
+
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "everything"])
+@pytest.mark.parametrize("stop_after", range(1, NUM_STEPS + 1))
+def test_a_run_stopped_after_any_step_goes_on_as_if_it_had_not_been(stop_after, extras):
+    settings = EVERYTHING if extras else {}
+    stopped = make_trainer(hooks=Hooks(make_objective(), stop_after=stop_after), **settings)
+    with pytest.raises(Interrupted):
+        stopped.run()
+    step, saved = stopped.hooks.saves[-1]
+    assert step == stop_after
+
+    resumed = make_trainer(model=make_model(seed=99), **settings)
+    torch.manual_seed(99)
+    resumed.load_state(saved)
+    resumed.run()
+
+    expected, expected_hooks = undisturbed(extras)
+    assert_same(resumed.state(), expected.state())
+    bests = stopped.hooks.bests + resumed.hooks.bests
+    assert_same(bests[-1], expected_hooks.bests[-1])
+
+
+def test_a_finished_run_that_is_loaded_again_does_nothing():
+    finished = run()
+    again = make_trainer(model=make_model(seed=99))
+    again.load_state(finished.state())
+
+    again.run()
+
+    assert again.hooks.num_steps == 0
+    assert again.hooks.saves == []
+    assert_same(again.state(), finished.state())
+
+
+def test_training_on_does_not_change_the_checkpoint_that_was_loaded():
+    stopped = make_trainer(hooks=Hooks(make_objective(), stop_after=6))
+    with pytest.raises(Interrupted):
+        stopped.run()
+    saved = stopped.hooks.saves[-1][1]
+    before = copy.deepcopy(saved)
+
+    resumed = make_trainer()
+    resumed.load_state(saved)
+    resumed.run()
+
+    assert_same(saved["progress"], before["progress"])
+
+
+# The end.
+
+LOSSES = [3.0, 2.0, 2.0, 1.8, 1.9, 1.8, 1.5, 1.6, 1.5, 1.7, 1.4, 1.3]
+"""Validation losses with one, then two, then three epochs in a row without gain."""
+
+
+def run_short(**changes):
+    hooks = Hooks(make_objective(), losses=LOSSES)
+    return run(batches=FixedBatches(first_batch(2)), hooks=hooks, epochs=len(LOSSES), **changes)
+
+
+@pytest.mark.parametrize(("patience", "num_epochs"), [(1, 3), (2, 6), (3, 10), (4, 12), (None, 12)])
+def test_training_ends_after_so_many_epochs_in_a_row_without_gain(patience, num_epochs):
+    trainer = run_short(early_stopping_patience=patience)
+
+    assert [row["val_loss"] for row in trainer.progress.history] == LOSSES[:num_epochs]
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_network_that_is_kept_is_that_of_the_epoch_with_the_lowest_loss(ema_decay):
+    trainer = run_short(early_stopping_patience=3, ema_decay=ema_decay)
+
+    assert trainer.progress.best_epoch == 6
+    assert trainer.progress.best_loss == 1.5
+    hooks = trainer.hooks
+    assert len(hooks.bests) == 4
+    assert_same(hooks.bests[-1], hooks.evaluated[6])
+    saved = dict(hooks.saves)[7]
+    if ema_decay is None:
+        assert_same(hooks.bests[-1], saved["model"])
+    else:
+        assert torch.equal(hooks.bests[-1]["fc.weight"], saved["average"]["module.fc.weight"])
+        assert not torch.equal(hooks.bests[-1]["fc.weight"], saved["model"]["fc.weight"])
+
+
+# Failing.
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("log_steps", "checkpoint_steps", "last_good"), [(10, None, 4), (1, None, 4), (10, 1, 6)]
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_good_checkpoint(
+    tmp_path, value, log_steps, checkpoint_steps, last_good
+):
+    settings = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
+    objective = make_objective()
+    trainer = make_trainer(
+        batches=PoisonedBatches(epoch=1, step=2, value=value),
+        hooks=Hooks(objective, folder=tmp_path),
+        **settings,
+    )
+
+    with pytest.raises(RunFailed) as failure:
+        trainer.run()
+
+    path = tmp_path / f"step-{last_good:08d}.pt"
+    names = list(make_batches(make_settings()).epoch(1))[2].names
+    message = str(failure.value)
+    assert message.startswith("step 7 (epoch 2): the loss is nan")
+    assert ", ".join(names) in message
+    assert message.endswith(f"last good checkpoint: {path}")
+    found, content = checkpoint.load_newest(tmp_path)
+    assert found == path
+    resumed = make_trainer(model=make_model(seed=99), **settings)
+    resumed.load_state(content)
+    resumed.run()
+    assert_same(resumed.state(), undisturbed(extras=False)[0].state())
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("learning_rate", [1e10, 1e30])
+def test_an_absurd_learning_rate_stops_the_run_in_words(learning_rate, epochs):
+    rates = {"learning_rate_head": learning_rate, "learning_rate_backbone": learning_rate}
+    trainer = make_trainer(epochs=epochs, warmup_epochs=0, **rates)
+
+    with pytest.raises(RunFailed, match=r"step [1-4] .*epoch 1.*last good checkpoint: none yet"):
+        trainer.run()
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run():
+    trainer = make_trainer(hooks=Hooks(make_objective(), losses=[1.0, math.inf]))
+
+    with pytest.raises(
+        RunFailed, match=r"after step 8 \(epoch 2\): val_loss is inf; last good checkpoint"
+    ):
+        trainer.run()
+
+    assert len(trainer.hooks.bests) == 1
+    assert [step for step, _ in trainer.hooks.saves] == [4]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(golden_losses()))
