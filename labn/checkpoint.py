@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -66,22 +65,26 @@ def save_atomically(content: TrainingCheckpoint | ModelCheckpoint, path: Path) -
     Raises:
         UserError: the disk is full or the folder is not writable; what stood there is intact.
     """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError.
+        # torch's writer, on its way out of a full disk, raises a RuntimeError of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"output_dir: cannot write the checkpoint {path} ({error}); free some space or make the"
-            " folder writable, then give the same command again: earlier checkpoints are intact"
+            f"output_dir: cannot write the checkpoint {path} ({cause.strerror}); free some space or"
+            " make the folder writable, then give the same command again: earlier checkpoints are"
+            " intact"
         ) from error
 
 
@@ -123,10 +126,8 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: the checkpoint cannot be read ({error.strerror or error})"
-        ) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror})") from error
     except Exception as error:  # torch raises half a dozen types for a bad file
         raise UserError(
             f"{path}: not a whole checkpoint: damaged, or more than tensors and plain values"

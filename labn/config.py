@@ -372,7 +372,7 @@ def _likeness(key: str, other: str) -> float:
     initials = "".join(word[:1] for word in other_leaf.split("_"))
     is_short = len(leaf) > 1 and initials.startswith(leaf)
     is_alike = last >= 0.75 or (last > 0.6 and whole > 0.8)
-    return whole + last if is_part or is_short or is_alike else 0.0
+    return 2 * whole + last if is_part or is_short or is_alike else 0.0
 
 
 def _listed(section: str) -> str:

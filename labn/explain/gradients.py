@@ -92,7 +92,7 @@ def _differentiable(
         torch.inference_mode(False),
         torch.autocast(images.device.type, enabled=False),
     ):
-        inputs = images.detach().repeat(num_copies, 1, 1, 1)
+        inputs = images.repeat(num_copies, 1, 1, 1)
         yield inputs.requires_grad_(), labels.repeat(num_copies).long()
 
 

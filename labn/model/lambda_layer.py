@@ -88,10 +88,11 @@ class LambdaLayer(nn.Module):
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
+        q, v = _with_plain_gradient(self.norm_q(q)), _with_plain_gradient(self.norm_v(v))
         return Projections(
-            self.norm_q(q).flatten(2).unflatten(1, (self.num_heads, self.key_depth)),
+            q.flatten(2).unflatten(1, (self.num_heads, self.key_depth)),
             k.flatten(2).softmax(dim=-1),
-            self.norm_v(v).flatten(2),
+            v.flatten(2),
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -107,6 +108,17 @@ class LambdaLayer(nn.Module):
             y_bhvm = y_bhvm + position_lambda(q, v, kernel, (x.shape[2], x.shape[3]))
         y: Tensor = self.pool(y_bhvm.reshape(x.shape))
         return y
+
+
+def _with_plain_gradient(x: Tensor) -> Tensor:
+    """Have the gradient of x arrive in the layout of a new tensor.
+
+    Torch 2.15's batch norm on the CPU makes wrong gradients, without a word, of a batch of one
+    whose gradient has channels_last strides and a batch stride that fits no such tensor.
+    """
+    if x.requires_grad:
+        x.register_hook(Tensor.contiguous)
+    return x
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(
-            f"model.pretrained = {path}: cannot be read ({error.strerror or error})"
-        ) from error
+        raise UserError(f"model.pretrained = {path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # torch raises half a dozen types for a bad file
         raise UserError(
             f"model.pretrained = {path}: damaged, or more than tensors and plain values;"

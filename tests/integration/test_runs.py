@@ -10,7 +10,6 @@ import pytest
 import torch
 from bitwise import assert_same
 from command_line import write_config
-from torch import nn
 
 from labn import checkpoint
 from labn.config import load_config
@@ -67,9 +66,9 @@ def test_the_four_ablations_train_and_differ(train):
     for name, folder in runs.items():
         table = history(folder)
         assert table["val_pid"].notna().all()
-        assert (table["val_loss_kl"] > 0).all() == ("lambda_kl" in ABLATIONS[name] or True)
-        is_divergent = ABLATIONS[name]["loss__lambda_kl"] > 0
-        assert (table[["train_loss_kl", "val_loss_kl"]] > 0).all(axis=None) == is_divergent
+        divergences = table[["train_loss_kl", "val_loss_kl"]]
+        has_divergence = ABLATIONS[name]["loss__lambda_kl"] > 0
+        assert ((divergences > 0) == has_divergence).all(axis=None), name
 
 
 def test_masking_and_scoring_use_the_same_bias_image_whether_it_is_trained_on_or_not(train):
@@ -85,36 +84,8 @@ def test_settings_of_precision_run_to_the_end(train):
     assert history(folder)["val_loss"].notna().all()
 
 
-def test_a_compiled_network_trains_as_one_that_is_not(train, monkeypatch):
-    compiled = []
-    compile_for_real = nn.Module.compile
-
-    def compile_without_code(module):
-        compiled.append(module)
-        compile_for_real(module, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", compile_without_code)
-    folder, expected = train(train__compile=True), train()
-
-    assert len(compiled) == 1
-    assert_same(best(folder)["model"], best(expected)["model"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation for the CPU needs g++")
-def test_a_network_compiled_to_machine_code_trains_closely_alike(train):
-    folder, expected = (
-        train(train__compile=compile, train__epochs=1, data__synthetic={"num_images": 20})
-        for compile in (True, False)
-    )
-
-    # Fused operations round differently, four steps long.
-    for name in ("train_loss", "val_loss"):
-        assert history(folder)[name][0] == pytest.approx(history(expected)[name][0], rel=1e-3)
-
-
 @pytest.mark.parametrize(
-    ("num_kept", "steps"), [(1, [8]), (2, [4, 8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])]
+    ("num_kept", "steps"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])]
 )
 def test_as_many_checkpoints_are_kept_as_was_asked(train, num_kept, steps):
     folder = train(train__keep_checkpoints=num_kept, train__checkpoint_steps=2)

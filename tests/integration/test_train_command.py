@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
-from command_line import assert_mistake, succeed, write_config
+from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, succeed, write_config
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -197,3 +199,33 @@ def test_a_network_is_not_scored_as_another_one(trained, labn):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: model = ")
     assert "split=0" in last
+
+
+COMPILE_WITHOUT_CODE = """
+from functools import partialmethod
+from torch import nn
+import labn.cli
+nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
+labn.cli.main()
+"""
+"""Machine code for each shape of a batch would take two minutes to build."""
+
+
+def test_a_compiled_network_trains_closely_alike(trained, tmp_path):
+    config = write_config(tmp_path, train__compile=True)
+
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_WITHOUT_CODE, "train", config],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=TIMEOUT_S,
+    )
+
+    assert done.returncode == 0, done.stderr
+    compiled, plain = (
+        pd.read_csv(folder / "history.csv") for folder in (tmp_path / "run", trained.folder)
+    )
+    for name in ("train_loss", "val_loss"):
+        # Decomposed operations round differently, for eight steps.
+        assert compiled[name].tolist() == pytest.approx(plain[name].tolist(), rel=1e-3)

@@ -192,3 +192,20 @@ def test_an_untrained_layer_keeps_the_scale_of_its_input():
     torch.manual_seed(15)
     y = LambdaLayer(64).train()(features(16, 4, 64, 14, 14).float())
     assert 0.1 < y.std().item() < 10
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_image_has_the_same_gradient_alone_as_beside_another(memory_format):
+    # Torch 2.15's batch norm went wrong on a batch of one; see _with_plain_gradient.
+    torch.manual_seed(0)
+    layer = LambdaLayer(8, receptive_field=5).double().eval()
+    images = torch.randn(2, 8, 6, 8, dtype=torch.float64)
+    weights = torch.linspace(0, 1, 8 * 6 * 8, dtype=torch.float64).view(8, 6, 8)
+
+    def gradient(x):
+        x = x.clone(memory_format=memory_format).requires_grad_()
+        (layer(x) * weights).sum().backward()
+        return x.grad
+
+    # The rounding of float64 over sums of some hundred terms.
+    torch.testing.assert_close(gradient(images[:1]), gradient(images)[:1], rtol=1e-10, atol=1e-10)
