@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +16,15 @@ from labn.metrics.classification import ClassificationScores, classification_sco
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
 from labn.model.network import LABN, LABNOutput, upsample_attention
 
-Control = Callable[[Tensor], Tensor]
-"""Makes maps (b, h, w) for images (b, c, h, w) without asking the network."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """All that one pass over a part measures.
 
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
-    ``names``. ``pid`` holds the scores of the positives named in ``pid_names``, for the network's
-    attention and, by name, for each control; both are empty where the part has no positives.
-    ``bias_probability``, that of being positive which the bias image gets, caps PID.
+    ``names``. ``pid`` holds the scores of the network's attention for the positives named in
+    ``pid_names``, None where there are none or they were not asked for. ``bias_probability``, that
+    of being positive which the bias image gets, caps PID.
     """
 
     names: tuple[str, ...]
@@ -37,7 +34,6 @@ class Evaluation:
     classification: ClassificationScores
     pid_names: tuple[str, ...]
     pid: PatchInsertionDeletion | None
-    control_pids: Mapping[str, PatchInsertionDeletion]
     bias_probability: float
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
@@ -51,8 +47,6 @@ class Evaluation:
         }
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
-        for name, control in self.control_pids.items():
-            metrics[f"pid_{name}"] = control.pid.mean().item()
         scores = self.classification.as_metrics(prefix)
         return {f"{prefix}_{name}": value for name, value in metrics.items()} | scores
 
@@ -61,26 +55,13 @@ class Evaluation:
 class Faithfulness:
     """How PID is measured; see ``patch_insertion_deletion``.
 
-    The first ``max_positives`` images of a class other than 0 are scored (None: all of them), for
-    the attention and for each of the ``controls``.
+    The first ``max_positives`` images of a class other than 0 are scored (None: all of them).
     """
 
     patch_size: int
     num_points: int | None
     max_positives: int | None = None
     frame_batch_size: int = 64
-    controls: Mapping[str, Control]
-
-
-def random_map(seed: int) -> Control:
-    """Make a control that calls every pixel's importance a uniform random number in [0, 1)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        shape = (images.shape[0], *images.shape[2:])
-        return torch.rand(shape, generator=generator).to(images.device)
-
-    return draw
 
 
 def predictor(model: nn.Module) -> Predict:
@@ -106,19 +87,19 @@ def evaluate(
     model: LABN,
     batches: Iterable[Batch],
     objective: Objective,
-    faithfulness: Faithfulness,
+    faithfulness: Faithfulness | None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Measure a network in evaluation mode; it is left in that mode.
 
-    The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14) is against the
-    bias image.
+    The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14), unless
+    ``faithfulness`` is None, is that of the attention against the bias image.
 
     Raises:
         RunFailed: the network's output is not finite.
     """
     model.eval()
-    scorer = _PositiveScorer(model, objective.bias_image, faithfulness)
+    scorer = faithfulness and _PositiveScorer(model, objective.bias_image, faithfulness)
     names: list[str] = []
     labels, probabilities, sums = [], [], list[LossSums]()
     with torch.inference_mode():
@@ -129,25 +110,21 @@ def evaluate(
             labels.append(batch.labels.cpu())
             probabilities.append(output.logits.float().softmax(dim=1).cpu())
             sums.append(batch_sums)
-            scorer.score(batch, output)
+            if scorer:
+                scorer.score(batch, output)
             on_batch()
         bias_probability = 1 - predictor(model)(objective.bias_image[None])[0, 0].item()
     total = LossSums(*(torch.stack(terms).double().sum() for terms in zip(*sums, strict=True)))
-    pids = {name: _join(parts) for name, parts in scorer.pids.items() if parts}
     return Evaluation(
         names=tuple(names),
         labels=torch.cat(labels),
         probabilities=torch.cat(probabilities),
         loss=objective.combine(total, total.weight, total.num_images),
         classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
-        pid_names=tuple(scorer.names),
-        pid=pids.pop(_ATTENTION, None),
-        control_pids=pids,
+        pid_names=tuple(scorer.names) if scorer else (),
+        pid=_join(scorer.parts) if scorer and scorer.parts else None,
         bias_probability=bias_probability,
     )
-
-
-_ATTENTION = "attention"
 
 
 class _PositiveScorer:
@@ -156,8 +133,7 @@ class _PositiveScorer:
     def __init__(self, model: LABN, bias_image: Tensor, settings: Faithfulness) -> None:
         self._predict, self._bias_image, self._settings = predictor(model), bias_image, settings
         self.names: list[str] = []
-        methods = (_ATTENTION, *settings.controls)
-        self.pids: dict[str, list[PatchInsertionDeletion]] = {name: [] for name in methods}
+        self.parts: list[PatchInsertionDeletion] = []
 
     def score(self, batch: Batch, output: LABNOutput) -> None:
         """Score the positives of one batch, as far as any are still wanted."""
@@ -169,21 +145,18 @@ class _PositiveScorer:
         self.names += [batch.names[position] for position in chosen]
         images, labels = batch.images[chosen], batch.labels[chosen]
         size = (images.shape[2], images.shape[3])
-        maps = {_ATTENTION: upsample_attention(output.attention[chosen].float(), size)}
-        maps |= {name: control(images) for name, control in self._settings.controls.items()}
-        for name, saliency in maps.items():
-            self.pids[name].append(
-                patch_insertion_deletion(
-                    self._predict,
-                    images,
-                    saliency,
-                    labels,
-                    patch_size=self._settings.patch_size,
-                    baseline=self._bias_image,
-                    num_points=self._settings.num_points,
-                    batch_size=self._settings.frame_batch_size,
-                )
+        self.parts.append(
+            patch_insertion_deletion(
+                self._predict,
+                images,
+                upsample_attention(output.attention[chosen].float(), size),
+                labels,
+                patch_size=self._settings.patch_size,
+                baseline=self._bias_image,
+                num_points=self._settings.num_points,
+                batch_size=self._settings.frame_batch_size,
             )
+        )
 
 
 def _join(parts: list[PatchInsertionDeletion]) -> PatchInsertionDeletion:

@@ -133,35 +133,7 @@ def train(
         as_json,
         vars(summary),
         f"{summary.run}: best epoch {summary.best_epoch} of {summary.num_epochs}\n"
-        f"{_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary.tracker)}",
-    )
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
-    overrides: Overrides = None,
-    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
-    as_json: Json = False,
-) -> None:
-    """Score a run's best epoch on one part of its data.
-
-    **Examples**
-
-        labn evaluate runs/demo
-
-        labn evaluate runs/idrid --split validation validation.pid_num_points=197
-    """
-    from labn.runs.scoring import evaluate_run
-
-    with ConsoleReporter() as reporter:
-        scores = evaluate_run(run, split.value, overrides or [], reporter)
-    pictures = [str(path) for path in scores.pictures]
-    print_result(
-        as_json,
-        {"run": str(run), "split": split.value, "metrics": scores.metrics, "pictures": pictures},
-        f"{run}, {split.value} part\n{_table(scores.metrics)}\npictures:\n"
-        + "\n".join(f"  {path}" for path in pictures),
+        f"{metrics_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary.tracker)}",
     )
 
 
@@ -279,7 +251,8 @@ def _print_plan(config: Config, as_json: bool) -> None:
     print_result(as_json, vars(plan), plan_as_text(plan))
 
 
-def _table(metrics: dict[str, float]) -> str:
+def metrics_table(metrics: dict[str, float]) -> str:
+    """Write metrics a line each."""
     width = max(map(len, metrics))
     return "\n".join(f"  {name:{width}}  {value:8.4f}" for name, value in metrics.items())
 

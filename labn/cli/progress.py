@@ -35,6 +35,7 @@ class ConsoleReporter:
         )
         self._task = self._bar.add_task("", visible=False)
         self._last_line_s = time.monotonic()
+        self._started = ("", 0, 0.0)  # a task, what of it was done when first heard of, and when
 
     def __enter__(self) -> ConsoleReporter:
         self._bar.start()
@@ -57,10 +58,19 @@ class ConsoleReporter:
         self._bar.update(
             self._task, description=task, completed=done, total=total, visible=done < total
         )
+        if task != self._started[0]:
+            self._started = (task, done, time.monotonic())
         is_due = time.monotonic() - self._last_line_s >= _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and is_due:
             self._last_line_s = time.monotonic()
-            self.say(f"{task}: {done}/{total}")
+            self.say(f"{task}: {done}/{total}{self._time_left(done, total)}")
+
+    def _time_left(self, done: int, total: int) -> str:
+        _, first, start_s = self._started
+        if done <= first:
+            return ""
+        time_s = (time.monotonic() - start_s) / (done - first) * (total - done)
+        return f", about {_duration(time_s)} left"
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
         """Print a line of what the epoch gave, and when the last one will be done."""

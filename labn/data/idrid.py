@@ -90,11 +90,8 @@ class IdridReader:
     def read(self, record: Record) -> NDArray[np.uint8]:
         """Decode one image, and crop it to the fundus if it is as the camera took it."""
         pixels = read_image(record.path, self.num_channels)
-        height, width, _ = pixels.shape
-        if (width, height) == CAMERA_SIZE:
-            left, top, right, bottom = FUNDUS_BOX
-            pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
-        return pixels
+        left, top, right, bottom = fundus_box(pixels.shape[1], pixels.shape[0])
+        return np.ascontiguousarray(pixels[top:bottom, left:right])
 
     def lesion_boxes(self, record: Record) -> list[Box]:
         """Return an image's boxes of every class in the file, the optic disc's too."""
@@ -110,10 +107,8 @@ class IdridReader:
         boxes = [box for box in self.lesion_boxes(record) if box[0] in MASKED_LESIONS]
         if not boxes:
             return None
-        width, height = read_size(record.path)
-        if (width, height) == CAMERA_SIZE:
-            left, top, right, bottom = FUNDUS_BOX
-            width, height = right - left, bottom - top
+        left, top, right, bottom = fundus_box(*read_size(record.path))
+        width, height = right - left, bottom - top
         mask = np.zeros((height, width), dtype=np.bool_)
         for _, x0, y0, x1, y1 in boxes:
             rows = slice(math.floor(y0 * height), math.ceil(y1 * height))
@@ -150,6 +145,11 @@ class IdridReader:
             detail = f"no line of {part.table} names it"
             shown = f"{part.partition}/{path.name}"
             scan.problems.append(Problem(kind="unlisted_file", name=shown, detail=detail))
+
+
+def fundus_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the (left, top, right, bottom) that is kept of an image of this size."""
+    return FUNDUS_BOX if (width, height) == CAMERA_SIZE else (0, 0, width, height)
 
 
 def _find_grading(root: Path) -> Path:

@@ -86,15 +86,16 @@ def list_folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and _is_visible(p, folder))
 
 
+def list_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return the visible files of a folder, by name."""
+    return sorted(p for p in folder.glob(pattern) if _is_visible(p, folder) and p.is_file())
+
+
 def list_images(
     folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, pattern: str = "*"
 ) -> list[Path]:
     """Return the visible files whose extension, in any case, is one of these, by name."""
-    return sorted(
-        path
-        for path in folder.glob(pattern)
-        if path.suffix.lower() in suffixes and _is_visible(path, folder) and path.is_file()
-    )
+    return [path for path in list_files(folder, pattern) if path.suffix.lower() in suffixes]
 
 
 def _is_visible(path: Path, folder: Path) -> bool:

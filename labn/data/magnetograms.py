@@ -70,23 +70,30 @@ class MagnetogramReader:
         return scan
 
     def read(self, record: Record) -> NDArray[np.uint8]:
-        """Decode one image to (height, width, 1).
-
-        FITS (first two-dimensional image) and npz files (array ``gauss``) hold gauss, which
-        is scaled to 8 bits; what is not a number, off the disk, becomes 0.
-        """
-        path = record.path
-        suffix = path.suffix.lower()
-        if suffix == ".npy":
-            return np.array(_open_year(path)[record.index])[..., None]
-        if suffix in FITS_SUFFIXES:
-            return _gauss_to_8_bit(_read_fits(path))
-        if suffix == ".npz":
-            return _gauss_to_8_bit(_read_npz(path))
-        return read_image(path, self.num_channels)
+        """Decode one image to (height, width, 1); see ``read_magnetogram``."""
+        if record.path.suffix.lower() == ".npy":
+            return np.array(_open_year(record.path)[record.index])[..., None]
+        return read_magnetogram(record.path)
 
     def lesion_mask(self, record: Record) -> None:
         """Return None: where a flare will be is not annotated."""
+
+
+def read_magnetogram(path: Path) -> NDArray[np.uint8]:
+    """Decode a file of one image to (height, width, 1).
+
+    FITS (first two-dimensional image) and npz files (array ``gauss``) hold gauss, which is scaled
+    to 8 bits; what is not a number, off the disk, becomes 0.
+
+    Raises:
+        OSError or ValueError: the file cannot be decoded.
+    """
+    suffix = path.suffix.lower()
+    if suffix in FITS_SUFFIXES:
+        return _gauss_to_8_bit(_read_fits(path))
+    if suffix == ".npz":
+        return _gauss_to_8_bit(_read_npz(path))
+    return read_image(path, MagnetogramReader.num_channels)
 
 
 def _open_year(path: Path) -> NDArray[np.uint8]:

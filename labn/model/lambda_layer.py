@@ -90,7 +90,7 @@ class LambdaLayer(nn.Module):
         )
         q, v = _with_plain_gradient(self.norm_q(q)), _with_plain_gradient(self.norm_v(v))
         return Projections(
-            q.flatten(2).unflatten(1, (self.num_heads, self.key_depth)),
+            q.flatten(2).view(len(x), self.num_heads, self.key_depth, -1),
             k.flatten(2).softmax(dim=-1),
             v.flatten(2),
         )
@@ -117,7 +117,7 @@ def _with_plain_gradient(x: Tensor) -> Tensor:
     whose gradient has channels_last strides and a batch stride that fits no such tensor.
     """
     if x.requires_grad:
-        x.register_hook(Tensor.contiguous)
+        x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
     return x
 
 

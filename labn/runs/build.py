@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.open import open_reader
 from labn.data.records import Partition, Reader
 from labn.errors import UserError
-from labn.evaluate import Control, Faithfulness
+from labn.evaluate import Faithfulness
 from labn.losses import Objective
 from labn.model.network import LABN, build_model
 from labn.model.release import load_pretrained
@@ -181,19 +180,13 @@ def evaluation_batches(
     return EvaluationBatches(split, statistics, config.validation.batch_size, device)
 
 
-def faithfulness(
-    config: Config,
-    *,
-    max_positives: int | None = None,
-    controls: Mapping[str, Control] | None = None,
-) -> Faithfulness:
-    """Say how PID is measured."""
+def faithfulness(config: Config) -> Faithfulness:
+    """Say how an epoch's PID is measured."""
     return Faithfulness(
         patch_size=config.validation.pid_patch_size,
         num_points=config.validation.pid_num_points,
-        max_positives=max_positives,
+        max_positives=config.validation.pid_max_images,
         frame_batch_size=config.validation.batch_size,
-        controls=controls or {},
     )
 
 

@@ -47,23 +47,18 @@ class RunFolder:
         Raises:
             UserError: another process has it, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"output_dir = {self.path}: another process is training this run;"
-                " wait for it, or give another output_dir"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"output_dir = {self.path}: cannot be written ({error}); give another output_dir"
-            ) from None
-        try:
+        with _locked(self.path, "training this run", "give another output_dir"):
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def claimed_evaluation(self, part: str) -> Iterator[Path]:
+        """Keep other processes from scoring the same part; give the folder of its scores.
+
+        Raises:
+            UserError: another process has it, or the folder cannot be made.
+        """
+        with _locked(self.evaluation(part), f"scoring the {part} part", "copy the run elsewhere"):
+            yield self.evaluation(part)
 
     def check_same(self, config: Config) -> None:
         """Check that this is the folder of a configuration's run, or of none yet.
@@ -132,6 +127,26 @@ class RunFolder:
     def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
         """Remember which run of the tracker to go on with."""
         write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
+
+
+@contextmanager
+def _locked(path: Path, work: str, way_out: str) -> Iterator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir = {path}: another process is {work}; wait for it, or {way_out}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"output_dir = {path}: cannot be written ({error}); give another output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, text: str) -> None:

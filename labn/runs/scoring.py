@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
+from labn.checkpoint import ModelCheckpoint
 from labn.config import Config
 from labn.data.batches import standardise
-from labn.data.dataset import Dataset, Split
+from labn.data.dataset import ChannelStatistics, Dataset, Split
 from labn.data.records import Partition
-from labn.evaluate import Evaluation, evaluate, random_map
+from labn.errors import UserError
+from labn.evaluate import Evaluation, evaluate
 from labn.model.network import LABN, upsample_attention
-from labn.report import attention_sheet, confusion_figure, curve_figure, save_figure
+from labn.runs.assessment import (
+    Assessment,
+    assessment_basis,
+    default_patch_sizes,
+    minimal_assessment,
+)
 from labn.runs.build import (
     autocast,
     build_objective,
     choose_device,
     evaluation_batches,
-    faithfulness,
     load_dataset,
     place_network,
     require_part,
     restore_network,
 )
-from labn.runs.folder import RunFolder, write_atomically, write_json
+from labn.runs.folder import RunFolder, write_json
+from labn.runs.pictures import (
+    draw_attention,
+    draw_confusion,
+    draw_curves,
+    draw_examples,
+    draw_failures,
+    positive_probability,
+)
+from labn.runs.positives import (
+    PositiveScores,
+    build_scorer,
+    choose_layer,
+    chosen_positions,
+    fingerprint,
+    score_positives,
+)
 from labn.runs.reporting import Reporter
+from labn.runs.results import find_failures, positive_metrics
+from labn.runs.score_files import (
+    describe,
+    describe_settings,
+    remove_earlier,
+    write_part,
+    write_positives,
+)
+from labn.scoring import pid_name
 from labn.tracking import Tracker, open_tracker
 
 _NUM_POSITIVES_SHOWN = 6
@@ -50,26 +82,75 @@ class Scores:
         """The pictures that were made."""
         return sorted(self.folder.glob("*.png"))
 
+    @property
+    def tables(self) -> list[Path]:
+        """The tables that were made, as Markdown."""
+        return sorted(self.folder.glob("*.md"))
 
-def evaluate_run(run: Path, part: Partition, overrides: list[str], reporter: Reporter) -> Scores:
+
+def evaluate_run(
+    run: Path,
+    part: Partition,
+    overrides: list[str],
+    reporter: Reporter,
+    choices: Mapping[str, Any] | None = None,
+) -> Scores:
     """Score a run's best epoch over one part of its data, and log that to its tracker.
 
+    ``choices`` are settings of ``Assessment`` other than its defaults. The same call again goes on
+    where an earlier one stopped.
+
     Raises:
-        UserError: there is no such run, no trained network in it, or no such part.
+        UserError: there is no such run, no trained network in it, no such part, nothing positive
+            in it, or a choice breaks its rule.
     """
     folder = RunFolder(run)
     config = folder.load_config(overrides)
+    sizes = {"patch_sizes": default_patch_sizes(config)}
+    assessment = Assessment(**(assessment_basis(config) | sizes | dict(choices or {})))
     best = folder.load_best()
     device = choose_device(config)
-    dataset = load_dataset(config, reporter)
-    require_part(dataset, part)
+    dataset = _as_trained(load_dataset(config, reporter), best, config)
+    if not (require_part(dataset, part).labels > 0).any():
+        raise UserError(
+            f"--split {part}: holds no positives, of which alone explanations are scored;"
+            " give another part"
+        )
     model = place_network(restore_network(best, config), config, device)
-    scores = score_part(config, dataset, model, part, folder.evaluation(part), reporter)
-    tracker = open_run_tracker(config, folder)
-    tracker.log_metrics(scores.metrics, step=best["epoch"])
-    log_scores(tracker, scores, part)
-    tracker.finish("FINISHED")
+    with folder.claimed_evaluation(part) as place:
+        # Before the work, for an address that is wrong is better known now.
+        tracker = open_run_tracker(config, folder)
+        try:
+            scores = score_part(config, dataset, model, part, place, reporter, assessment)
+            tracker.log_metrics(scores.metrics, step=best["epoch"])
+            log_scores(tracker, scores, part)
+        finally:
+            # Of the training, which did finish.
+            tracker.finish("FINISHED")
     return scores
+
+
+def _as_trained(dataset: Dataset, best: ModelCheckpoint, config: Config) -> Dataset:
+    """Have the data standardised as in training, whatever training part lies beside it.
+
+    Raises:
+        UserError: its classes or its images are others than the network's.
+    """
+    if list(dataset.class_names) != list(best["class_names"]):
+        raise UserError(
+            f"data.root = {config.data.root}: has the classes {', '.join(dataset.class_names)}, the"
+            f" network {', '.join(best['class_names'])}; give data of the same classes"
+        )
+    size = best["bias_image"].shape[-1]
+    if dataset.statistics.bias_image.shape != best["bias_image"].shape:
+        raise UserError(
+            f"data.image_size = {config.data.image_size}, {dataset.num_channels} channels: must be"
+            f" what the network was trained at, {size} pixels and {best['num_channels']} channels"
+        )
+    statistics = ChannelStatistics(
+        mean=best["mean"], std=best["std"], bias_image=best["bias_image"]
+    )
+    return replace(dataset, statistics=statistics)
 
 
 def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:
@@ -90,7 +171,8 @@ def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:
 def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:
     """Log the tables and pictures of one part."""
     for path in sorted(scores.folder.glob("[!.]*")):  # not what a killed writer left
-        tracker.log_artifact(path, f"evaluation/{part}")
+        if path.is_file():
+            tracker.log_artifact(path, f"evaluation/{part}")
 
 
 def score_part(
@@ -100,119 +182,101 @@ def score_part(
     part: Partition,
     folder: Path,
     reporter: Reporter,
+    assessment: Assessment | None = None,
 ) -> Scores:
-    """Score a network over one part; write figures, a row an image, and pictures to a folder."""
+    """Score a network over one part; write figures, rows, tables and pictures to a folder.
+
+    Without an assessment, explanations are scored as in validation, and fewer pictures made.
+    """
+    wanted = assessment or minimal_assessment(config)
     split = require_part(dataset, part)
+    evaluation = _evaluate(config, dataset, model, part, reporter)
+    metrics = evaluation.as_metrics(PREFIXES[part])
+    parts = folder / f"parts-{fingerprint(config, dataset, model, wanted)}"
+    positives = _score_positives(config, dataset, split, model, wanted, parts, reporter)
+    failures = None
+    remove_earlier(folder)
+    if positives is not None:
+        metrics |= positive_metrics(positives, wanted, PREFIXES[part])
+        failures = find_failures(positives, evaluation, wanted.patch_sizes)
+        write_positives(positives, wanted, part, folder)
+        draw_curves(positives, pid_name(wanted.headline_patch_size), folder / "curves.png")
+    write_part(evaluation, failures, part, folder)
+    draw_confusion(evaluation, dataset, folder / "confusion.png")
+    _draw_sheet(config, model, dataset, split, evaluation, positives, wanted, folder)
+    if assessment is not None and positives is not None:
+        reporter.say("drawing examples")
+        draw_examples(positives, pid_name(wanted.headline_patch_size), folder / "examples.png")
+        if failures is not None:
+            draw_failures(failures, positives, evaluation, folder)
+    # Last: who finds it finds all that it speaks of.
+    settings = describe_settings(wanted, part)
+    description = describe(evaluation, dataset, settings, positives, failures, metrics)
+    write_json(folder / "metrics.json", description)
+    shutil.rmtree(parts, ignore_errors=True)
+    return Scores(folder, metrics)
+
+
+def _evaluate(
+    config: Config, dataset: Dataset, model: LABN, part: Partition, reporter: Reporter
+) -> Evaluation:
     device = next(model.parameters()).device
-    batches = evaluation_batches(config, split, dataset.statistics, device)
+    batches = evaluation_batches(config, dataset.splits[part], dataset.statistics, device)
     num_done = 0
 
     def advance() -> None:
         nonlocal num_done
         num_done += 1
-        reporter.advance(f"scoring {part}", num_done, len(batches))
+        reporter.advance(f"classifying {part}", num_done, len(batches))
 
+    objective = build_objective(config, dataset.statistics, device)
     with autocast(config, device):
-        evaluation = evaluate(
-            model,
-            batches,
-            build_objective(config, dataset.statistics, device),
-            faithfulness(config, controls={"random": random_map(seed=config.train.seed)}),
-            on_batch=advance,
-        )
-        maps = _shown_maps(model, dataset, split, device)
-    metrics = evaluation.as_metrics(PREFIXES[part])
-    write_json(folder / "metrics.json", _describe(config, evaluation, metrics))
-    write_atomically(folder / "images.csv", _image_table(evaluation).to_csv(index=False))
-    _draw(evaluation, dataset, split, maps, folder)
-    return Scores(folder, metrics)
+        return evaluate(model, batches, objective, None, on_batch=advance)
 
 
-def _describe(config: Config, evaluation: Evaluation, metrics: dict[str, float]) -> dict[str, Any]:
-    """Say what was measured and how, so that a figure can be quoted with its terms."""
-    pids = {"attention": evaluation.pid, **evaluation.control_pids}
-    return {
-        "metrics": metrics,
-        "num_images": len(evaluation.names),
-        "confusion": evaluation.classification.confusion.tolist(),
-        "pid": {
-            "patch_size": config.validation.pid_patch_size,
-            "baseline": "bias image",
-            "order": "most important first, ties row by row",
-            "num_positives": len(evaluation.pid_names),
-            "methods": {
-                name: {
-                    "mean": scores.pid.mean().item(),
-                    "std": scores.pid.std(unbiased=True).item() if len(scores.pid) > 1 else None,
-                    "num_points": len(scores.fractions),
-                }
-                for name, scores in pids.items()
-                if scores is not None
-            },
-        },
-    }
+def _score_positives(
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    model: LABN,
+    assessment: Assessment,
+    parts: Path,
+    reporter: Reporter,
+) -> PositiveScores | None:
+    positions = chosen_positions(split, assessment.max_images)
+    if not positions:
+        return None
+    layer = choose_layer(config, dataset, model, assessment, parts, reporter)
+    number = layer["layer"] if layer else None
+    scorer = build_scorer(config, dataset, split, model, assessment, number)
+    return score_positives(scorer, positions, layer, parts, reporter)
 
 
-def _image_table(evaluation: Evaluation) -> pd.DataFrame:
-    table = pd.DataFrame({"name": evaluation.names, "label": evaluation.labels.numpy()})
-    table["predicted"] = evaluation.probabilities.argmax(dim=1).numpy()
-    for index, column in enumerate(evaluation.probabilities.T.numpy()):
-        table[f"probability_{index}"] = column
-    pids = {"pid": evaluation.pid}
-    pids |= {f"pid_{name}": scores for name, scores in evaluation.control_pids.items()}
-    for name, scores in pids.items():
-        if scores is not None:
-            by_name = dict(zip(evaluation.pid_names, scores.pid.tolist(), strict=True))
-            table[name] = table["name"].map(by_name)
-    return table
-
-
-@dataclass(frozen=True)
-class _ShownMaps:
-    positions: np.ndarray
-    maps: np.ndarray
-
-
-def _shown_maps(model: LABN, dataset: Dataset, split: Split, device: torch.device) -> _ShownMaps:
-    """Explain the images that the sheet shows: the first positives and negatives by name."""
-    positives = np.flatnonzero(split.labels > 0)[:_NUM_POSITIVES_SHOWN]
-    negatives = np.flatnonzero(split.labels == 0)[:_NUM_NEGATIVES_SHOWN]
-    positions = np.concatenate([positives, negatives])
-    images = standardise(split.pixels(positions), dataset.statistics, device)
-    with torch.inference_mode():
-        attention = model(images).attention.float()
-    maps = upsample_attention(attention, (images.shape[2], images.shape[3]))
-    return _ShownMaps(positions, maps.cpu().numpy())
-
-
-def _draw(
-    evaluation: Evaluation, dataset: Dataset, split: Split, shown: _ShownMaps, folder: Path
+def _draw_sheet(
+    config: Config,
+    model: LABN,
+    dataset: Dataset,
+    split: Split,
+    evaluation: Evaluation,
+    positives: PositiveScores | None,
+    assessment: Assessment,
+    folder: Path,
 ) -> None:
-    pids = {}
-    if evaluation.pid is not None:
-        pids = dict(zip(evaluation.pid_names, evaluation.pid.pid.tolist(), strict=True))
-        figure = curve_figure(
-            evaluation.pid.fractions.numpy(),
-            evaluation.pid.insertion_curve.numpy(),
-            evaluation.pid.deletion_curve.numpy(),
-            evaluation.pid.pid.numpy(),
-        )
-        save_figure(figure, folder / "curves.png")
-    confusion = evaluation.classification.confusion.numpy()
-    save_figure(confusion_figure(confusion, dataset.class_names), folder / "confusion.png")
+    """Draw the attention of the first positives and negatives by name."""
+    order = sorted(range(len(split)), key=split.names.__getitem__)
+    positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
+    positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
+    device = next(model.parameters()).device
+    images = standardise(split.pixels(np.array(positions)), dataset.statistics, device)
+    with autocast(config, device), torch.inference_mode():
+        attention = model(images).attention.float()
+    maps = upsample_attention(attention, (images.shape[2], images.shape[3])).cpu().numpy()
+    score = pid_name(assessment.headline_patch_size)
+    pids = positives.values("LABN", score) if positives else {}
     titles = []
-    for position in shown.positions:
+    for position in positions:
         name, label = split.names[position], int(split.labels[position])
-        probability = evaluation.probabilities[position, 1:].sum().item()
-        score = f", PID {pids[name]:.2f}" if name in pids else ""
-        titles.append(
-            f"{name} ({dataset.class_names[label]})\np(positive) {probability:.2f}{score}"
-        )
-    masks = None
-    if split.masks is not None:
-        masks = [
-            split.masks[split.indices[position]] if split.has_mask[position] else None
-            for position in shown.positions
-        ]
-    sheet = attention_sheet(split.pixels(shown.positions), shown.maps, titles, masks)
-    save_figure(sheet, folder / "attention.png")
+        pid = f", PID {pids[name]:.2f}" if name in pids else ""
+        probability = positive_probability(evaluation, position)
+        titles.append(f"{name} ({dataset.class_names[label]})\np(positive) {probability:.2f}{pid}")
+    draw_attention(maps, positions, split, titles, folder / "attention.png")

@@ -164,8 +164,8 @@ class _Run:
         folder, config = self.folder, self.config
         best = folder.load_best()
         model = place_network(restore_network(best, config), config, self.device)
-        part = folder.evaluation("validation")
-        scores = score_part(config, self.dataset, model, "validation", part, self.reporter)
+        with folder.claimed_evaluation("validation") as place:
+            scores = score_part(config, self.dataset, model, "validation", place, self.reporter)
         save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
@@ -193,7 +193,6 @@ class _Run:
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
         """Measure the validation part."""
         assert isinstance(model, LABN)
-        settings = self.config.validation
         batches = evaluation_batches(
             self.config, self.validation, self.dataset.statistics, self.device
         )
@@ -209,7 +208,7 @@ class _Run:
                 model,
                 batches,
                 self.objective,
-                faithfulness(self.config, max_positives=settings.pid_max_images),
+                faithfulness(self.config),
                 on_batch=advance,
             )
         return evaluation.as_metrics("val")

@@ -20,6 +20,8 @@ from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
 from labn.train import Interrupted
 
+pytestmark = pytest.mark.slow
+
 ABLATIONS = {
     "neither": {"data__bias_copies": 0, "loss__lambda_kl": 0},
     "bias image only": {"data__bias_copies": 1, "loss__lambda_kl": 0},
@@ -160,12 +162,13 @@ def test_scores_say_how_they_were_measured(train):
     told = json.loads((folder / "evaluation/test/metrics.json").read_text())
     assert told["metrics"] == scores.metrics
     assert told["num_images"] == sum(map(sum, told["confusion"])) == 8
-    pid = told["pid"]
-    assert pid["patch_size"] == 16
-    assert pid["num_positives"] == 4
-    assert pid["methods"].keys() == {"attention", "random"}
-    assert pid["methods"]["attention"]["mean"] == scores.metrics["test_pid"]
-    assert pid["methods"]["attention"]["num_points"] == 3
+    assert told["settings"]["patch_sizes"] == [2, 4, 8, 16]
+    assert told["settings"]["num_points"] == 3
+    assert told["num_positives_scored"] == 4
+    scored = pd.read_parquet(folder / "evaluation/test/scores.parquet")
+    rows = scored.query("method == 'LABN' and score == 'PID m=16'")
+    assert scores.metrics["test_pid"] == pytest.approx(rows["value"].mean(), abs=1e-12)
+    assert set(rows["num_points"]) == {3}
 
 
 def test_a_plan_is_what_training_does(tmp_path, cache, train):

@@ -58,14 +58,16 @@ def test_a_run_leaves_its_settings_history_scores_and_network(trained):
     assert set(history.columns) > METRICS | {"train_loss", "learning_rate_head"}
     assert summary["num_epochs"] == 2
     assert summary["best_epoch"] == history["val_loss"].idxmin() + 1
-    assert summary["metrics"].keys() == METRICS | {"val_pid_random"}
+    assert summary["metrics"].keys() > METRICS | {"val_pid_random", "val_id_LABN"}
     assert config["data"]["name"] == "synthetic"
     assert config["train"]["seed"] == 0
     parts = manifest["partition"].value_counts().to_dict()
     assert parts == {"train": 25, "validation": 7, "test": 8}
     assert images["name"].tolist() == manifest.query("partition == 'validation'")["name"].tolist()
-    scored = images.query("label > 0")
-    assert scored["pid"].mean() == pytest.approx(summary["metrics"]["val_pid"])
+    scores = pd.read_parquet(trained.folder / "evaluation/validation/scores.parquet")
+    scored = scores.query("method == 'LABN' and score == 'PID m=8'")
+    assert set(scored["name"]) == set(images.query("label > 0")["name"])
+    assert scored["value"].mean() == pytest.approx(summary["metrics"]["val_pid"])
     names = sorted(path.name for path in (trained.folder / "checkpoints").iterdir())
     assert names == ["best.pt", "step-00000004.pt", "step-00000008.pt"]
 
@@ -121,7 +123,7 @@ def test_evaluate_scores_the_test_part(trained):
     assert scored["split"] == "test"
     assert {"test_pid", "test_loss", "test_accuracy", "test_pid_random"} <= scored["metrics"].keys()
     folder = trained.folder / "evaluation/test"
-    assert scored["pictures"] == [str(folder / name) for name in PICTURES]
+    assert {str(folder / name) for name in (*PICTURES, "examples.png")} <= set(scored["pictures"])
     assert len(pd.read_csv(folder / "images.csv")) == 8
 
 
@@ -129,7 +131,7 @@ def test_evaluate_scores_the_validation_part_as_training_did(trained, labn):
     again = only_object(labn("evaluate", trained.folder, "--split", "validation", "--json").stdout)
 
     summary = json.loads((trained.folder / "summary.json").read_text())
-    assert again["metrics"].keys() == summary["metrics"].keys()
+    assert again["metrics"].keys() > summary["metrics"].keys()
     for name, value in summary["metrics"].items():
         # This process may sum in another order than the one that trained.
         assert again["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
@@ -202,11 +204,16 @@ def test_a_network_is_not_scored_as_another_one(trained, labn):
 
 
 COMPILE_WITHOUT_CODE = """
+import sys
 from functools import partialmethod
-from torch import nn
+import torch
 import labn.cli
-nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")
-labn.cli.main()
+torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="eager")
+try:
+    labn.cli.main()
+finally:
+    from torch._dynamo.utils import counters
+    print("graphs:", counters["stats"]["unique_graphs"], file=sys.stderr)
 """
 """Machine code for each shape of a batch would take two minutes to build."""
 
@@ -223,9 +230,10 @@ def test_a_compiled_network_trains_closely_alike(trained, tmp_path):
     )
 
     assert done.returncode == 0, done.stderr
+    assert int(re.search(r"graphs: (\d+)", done.stderr)[1]) >= 2
     compiled, plain = (
         pd.read_csv(folder / "history.csv") for folder in (tmp_path / "run", trained.folder)
     )
     for name in ("train_loss", "val_loss"):
-        # Decomposed operations round differently, for eight steps.
+        # The same operations, but perhaps in another memory layout, for eight steps.
         assert compiled[name].tolist() == pytest.approx(plain[name].tolist(), rel=1e-3)

@@ -46,7 +46,7 @@ def make_split(num_images=NUM_IMAGES, *, seed=0, size=24, labels=None):
 
 TRAIN, VALIDATION = make_split(seed=1), make_split(5, seed=2)
 STATISTICS = measure_statistics(TRAIN)
-FAITHFULNESS = Faithfulness(patch_size=8, num_points=3, controls={})
+FAITHFULNESS = Faithfulness(patch_size=8, num_points=3)
 
 
 def make_settings(**changes):

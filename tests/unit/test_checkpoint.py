@@ -131,15 +131,14 @@ import torch
 from labn.checkpoint import save_atomically, step_path
 
 os.fsync = lambda handle: os._exit(9)  # the process dies with the data on its way to the disk
-save_atomically({"model": {"w": torch.ones(3)}}, step_path(Path(sys.argv[1]), int(sys.argv[2])))
+save_atomically({"model": {"w": torch.ones(3)}}, step_path(Path(sys.argv[1]), 2))
 """
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_a_writer_that_is_killed_leaves_what_stood_there(tmp_path, step):
+def test_a_writer_that_is_killed_leaves_what_stood_there(tmp_path):
     save_atomically(content_of(1), step_path(tmp_path, 1))
     save_atomically(content_of(2), step_path(tmp_path, 2))
-    arguments = [sys.executable, "-c", KILLED_WRITER, str(tmp_path), str(step)]
+    arguments = [sys.executable, "-c", KILLED_WRITER, str(tmp_path)]
     assert subprocess.run(arguments, check=False).returncode == 9
     left = list(tmp_path.glob("*.tmp"))
     assert len(left) == 1

@@ -126,15 +126,15 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
 
 # Each case: the key, its value, the rule and the way to mend it, as the message has them.
 WRONG_VALUES = [
-    ("train.epochs", "1.5", "must be a whole number; for example train.epochs=100"),
-    ("train.epochs", "many", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "1.5", "must be a valid integer; for example train.epochs=100"),
+    ("train.epochs", "many", "must be a valid integer; for example train.epochs=100"),
     ("train.epochs", "0", "must be greater than or equal to 1; for example train.epochs=100"),
-    ("train.epochs", "null", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "null", "must be a valid integer; for example train.epochs=100"),
     ("train.epochs", "true", "must not be true or false; for example train.epochs=100"),
-    ("train.epochs", "2020-01-01", "must be a whole number; for example train.epochs=100"),
+    ("train.epochs", "2020-01-01", "must be a valid integer; for example train.epochs=100"),
     ("train.batch_size", "1", "must be greater than or equal to 2"),
     ("train.weight_decay", "-1", "must be greater than or equal to 0"),
-    ("train.learning_rate_head", "fast", "must be a number"),
+    ("train.learning_rate_head", "fast", "must be a valid number"),
     ("train.learning_rate_head", "0", "must be greater than 0"),
     ("train.learning_rate_head", "false", "must not be true or false"),
     ("train.learning_rate_head", ".inf", "must be a finite number"),
@@ -158,7 +158,7 @@ WRONG_VALUES = [
     ("data.validation_fraction", "1", "must be less than 1"),
     ("loss.class_weights", "2", "must be a list, such as [1, 2]"),
     ("loss.class_weights", "[1, 0]", "must be greater than 0"),
-    ("loss.class_weights", "[1, 'a']", "must be a number"),
+    ("loss.class_weights", "[1, 'a']", "must be a valid number"),
     ("train.accumulation_steps", "64", "must not exceed train.batch_size (32)"),
     ("validation.pid_patch_size", "500", "must not exceed data.image_size (224)"),
     ("output_dir", "2024", "must be a path (digits go in quotes)"),
@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("override", ["train.epochs", "--help", "=3", ""])
 def test_an_override_without_key_or_value_is_shown_how_to_be_written(tmp_path, override):
     message = message_for(write(tmp_path, SMALLEST), override)
-    expected = "must be written key=value, such as train.epochs=20"
+    expected = "overrides are written key=value, such as train.epochs=20"
     assert message == f"command line: {override!r}: {expected}"
 
 

@@ -14,7 +14,7 @@ from small_run import (
 )
 
 from labn.errors import RunFailed
-from labn.evaluate import Faithfulness, evaluate, predictor, random_map
+from labn.evaluate import Faithfulness, evaluate, predictor
 from labn.losses import mask_with_bias
 from labn.metrics.faithfulness import patch_insertion_deletion
 from labn.model.network import build_model, upsample_attention
@@ -44,7 +44,7 @@ def score(model, *, part=PART, batch_size=4, objective=None, **settings):
         model,
         evaluation_batches(batch_size, part),
         objective or make_objective(),
-        Faithfulness(**({"patch_size": 8, "num_points": 4, "controls": {}} | settings)),
+        Faithfulness(**({"patch_size": 8, "num_points": 4} | settings)),
     )
 
 
@@ -127,42 +127,26 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
     assert expected.pid.abs().max() > 1e-3
 
 
-def test_controls_are_scored_on_the_same_images_as_the_attention(model):
-    controls = {"grey": lambda images: images.mean(dim=1), "random": random_map(seed=3)}
-
-    evaluation = score(model, controls=controls)
-
-    expected = direct_pid(model, whole().images.mean(dim=1), POSITIVES)
-    torch.testing.assert_close(evaluation.control_pids["grey"].pid, expected.pid, rtol=0, atol=1e-6)
-    metrics = evaluation.as_metrics("val")
-    assert {"val_pid", "val_pid_grey", "val_pid_random"} <= metrics.keys()
-    assert metrics["val_pid_random"] not in (metrics["val_pid"], metrics["val_pid_grey"])
-
-
-def test_random_maps_are_functions_of_their_seed():
-    images = torch.zeros(3, 2, 5, 7)
-    one, same, other = random_map(1), random_map(1), random_map(2)
-
-    first = one(images)
-    assert first.shape == (3, 5, 7)
-    assert first.min() >= 0 and first.max() < 1
-    assert torch.equal(same(images), first)
-    assert not torch.equal(other(images), first)
-    assert not torch.equal(one(images), first), "each image has a map of its own"
-
-
 def test_a_part_without_positives_has_no_pid(model):
     negatives = make_split(4, seed=8, labels=[0, 0, 0, 0])
 
-    evaluation = score(model, part=negatives, controls={"random": random_map(0)})
+    evaluation = score(model, part=negatives)
 
     assert evaluation.pid is None
     assert evaluation.pid_names == ()
-    assert evaluation.control_pids == {}
     metrics = evaluation.as_metrics("val")
     assert not [name for name in metrics if "pid" in name]
     assert {"val_loss", "val_accuracy", "val_bias_probability"} <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_pid_is_left_out_where_it_is_not_asked_for(model):
+    evaluation = evaluate(model, evaluation_batches(4, PART), make_objective(), None)
+
+    assert evaluation.pid is None
+    expected = score(model).as_metrics("val")
+    expected.pop("val_pid")
+    assert evaluation.as_metrics("val") == expected
 
 
 def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability():

@@ -12,10 +12,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 from labn.report import (
+    MethodCurves,
     attention_sheet,
     confusion_figure,
-    curve_figure,
+    examples_figure,
     history_figure,
+    method_curves_figure,
     overlay,
     save_figure,
 )
@@ -39,6 +41,21 @@ def make_curves(seed=0, num_images=9, num_points=17):
     return fractions, insertion, deletion, pid
 
 
+def curve_figure(fractions, insertion, deletion, pid, num_methods=1):
+    curves = MethodCurves(insertion, deletion, pid)
+    return method_curves_figure(fractions, {f"method {i}": curves for i in range(num_methods)})
+
+
+def make_examples(num_images=3, *, masks=None, channels=3, scores=None, heading="word " * 30):
+    rng = np.random.default_rng(num_images)
+    images = rng.integers(0, 256, (num_images, 12, 16, channels), dtype=np.uint8)
+    maps = {name: rng.random((num_images, 12, 16)) for name in ("LABN", "lambda attention 3")}
+    scores = scores or {name: [f"PID {i}" for i in range(num_images)] for name in maps}
+    return examples_figure(
+        images, maps, scores, [f"i_{i}$" for i in range(num_images)], masks, heading
+    )
+
+
 def make_history(num_epochs=12):
     return [
         {
@@ -58,6 +75,9 @@ def make_history(num_epochs=12):
 FIGURES = {
     "sheet": lambda: make_sheet(5, masks=[np.eye(12, 16, dtype=bool)] * 5),
     "curves": lambda: curve_figure(*make_curves()),
+    "curves of several": lambda: curve_figure(*make_curves(), num_methods=6),
+    "curves of two": lambda: curve_figure(*make_curves(), num_methods=2),
+    "examples": lambda: make_examples(masks=[np.eye(12, 16, dtype=bool)] * 3),
     "confusion": lambda: confusion_figure(
         np.array([[25, 9], [13, 56]]), ["no retinopathy", "retinopathy"]
     ),
@@ -205,8 +225,24 @@ def test_curves_show_means_and_quartiles():
             expected = np.percentile(curve[:, k], [25, 75])
             column = heights[np.isclose(heights[:, 0], fraction), 1]
             np.testing.assert_allclose([column.min(), column.max()], expected)
-    assert axes.get_title() == f"PID {pid.mean():.3f} ± {pid.std():.3f} (mean ± s.d., n = 9)"
-    assert "(17 points)" in axes.get_xlabel()
+    deviation = pid.std(ddof=1)
+    assert axes.get_title() == f"method 0\nPID: {pid.mean():.3f} ± {deviation:.3f}"
+    assert "17 points, n = 9 images" in axes.figure.get_suptitle()
+
+
+def test_each_method_has_a_panel_and_the_legend_names_each_line_once():
+    figure = curve_figure(*make_curves(), num_methods=5)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().split("\n")[0] for axes in shown] == [f"method {i}" for i in range(5)]
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert len(labels) == len(set(labels)) == 4
+
+
+def test_one_image_has_curves_but_no_deviation():
+    fractions, insertion, deletion, pid = make_curves(num_images=1)
+    (axes,) = curve_figure(fractions, insertion, deletion, pid).axes
+    assert axes.get_title() == f"method 0\nPID: {pid[0]:.3f}"
 
 
 def enclosed_area(collection):
@@ -234,8 +270,31 @@ def test_no_area_is_hatched_where_insertion_stays_above():
 
 
 def test_curves_need_an_image():
-    with pytest.raises(ValueError, match="pid: got no images"):
+    with pytest.raises(ValueError, match="methods: got no images"):
         curve_figure(np.linspace(0, 1, 5), np.zeros((0, 5)), np.zeros((0, 5)), np.zeros(0))
+
+
+def test_examples_show_a_row_an_image_and_a_column_a_method_with_its_score():
+    figure = make_examples(masks=[np.eye(12, 16, dtype=bool), None, np.zeros((12, 16), bool)])
+    panels = [axes for axes in figure.axes if axes.get_images()]
+    assert len(panels) == 9
+    assert [axes.get_title() for axes in panels[:3]] == ["image", "LABN", "lambda attention 3"]
+    assert [axes.get_xlabel() for axes in panels[3:6]] == ["i_1$", "PID 1", "PID 1"]
+    outlined = [bool(axes.findobj(ContourSet)) for axes in panels]
+    assert outlined == [True] * 3 + [False] * 6
+    assert "annotated lesion" in texts(figure)
+
+
+def test_examples_of_one_channel_are_drawn_and_none_are_refused():
+    assert "annotated lesion" not in texts(make_examples(1, channels=1))
+    with pytest.raises(ValueError, match="images: got none"):
+        make_examples(0, scores={"LABN": []})
+
+
+def test_a_sheet_may_have_a_heading():
+    images = np.zeros((1, 12, 16, 3), dtype=np.uint8)
+    figure = attention_sheet(images, np.zeros((1, 12, 16)), ["one"], heading="IP: wrong class")
+    assert figure.get_suptitle() == "IP: wrong class"
 
 
 def test_a_confusion_matrix_shows_counts_and_shares_of_the_true_class():
@@ -313,7 +372,7 @@ def test_a_figure_is_saved_whole_at_its_resolution(tmp_path):
     save_figure(figure, path)
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.size == (990, 660)
+        assert image.size == (1350, 900)
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -143,6 +143,11 @@ def test_a_step_costs_a_hundredth_of_every_n():
     assert sample(Table(np.arange(4097) > 1234), 1e-3).num_forwards.item() < 2 * 4097 / 100
 
 
+def test_a_smooth_curve_is_refined_only_where_it_bends():
+    # Halving every panel alike would take 2 x 65 points for this tolerance.
+    assert sample(Table(CURVES["sigmoid"]), 1e-3).num_forwards.item() < 2 * 1025 / 20
+
+
 def test_jagged_curves_keep_their_tolerance_mostly():
     # Random walks: no panel is smooth, so the estimate is a guess, as the module says.
     steps = np.random.default_rng(0).standard_normal((40, 257))
@@ -163,15 +168,19 @@ def test_a_jagged_curve_is_sampled_at_every_n(num_pixels):
     assert sorted(table.counts) == sorted([0, *[*range(1, num_pixels)] * 2, num_pixels])
 
 
-@pytest.mark.parametrize("max_points", [3, 4, 16, 17, 18, 40, 101, 1000])
-def test_no_curve_has_more_points_than_allowed_and_the_estimate_says_so(max_points):
-    table = Table(np.random.default_rng(1).random(101))
-    scores = sample(table, 1e-3, max_points=max_points)
-    num_points = table.is_insertion.count(True) + 1
-    assert num_points == table.is_insertion.count(False) + 1
+@pytest.mark.parametrize(
+    ("max_points", "num_points"),
     # Panels are halved by two points at a time.
-    assert min(max_points, 101) - 1 <= num_points <= min(max_points, 101)
-    assert (scores.insertion_error.item() > 1e-3) == (max_points < 101)
+    [(3, 3), (4, 3), (5, 5), (16, 15), (17, 17), (18, 17), (19, 19), (101, 101), (1000, 101)],
+)
+def test_no_curve_has_more_points_than_allowed_and_the_estimate_says_so(max_points, num_points):
+    table = Table(np.random.default_rng(1).random(101))
+    scores = sample(table, 1e-12, max_points=max_points)
+    # One of a curve's ends is the other's first or last frame.
+    assert table.is_insertion.count(True) + 1 == num_points
+    assert table.is_insertion.count(False) + 1 == num_points
+    for error in ERRORS:
+        assert (getattr(scores, error).item() > 1e-12) == (num_points < 101)
 
 
 def test_a_spike_between_the_first_points_goes_unseen():

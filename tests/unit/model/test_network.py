@@ -87,7 +87,7 @@ def test_where_everything_is_attended_to_the_cut_does_not_matter():
     torch.manual_seed(1)
     model = awake(build_model(split=0, branch_width=1)).train()
     model.attention_branch = FixedAttention(torch.ones(1, 1))
-    images = images_of(2, 2, 3, 48, 32)
+    images = images_of(2, 2, 3, 33, 32)
     logits = []
     with torch.no_grad():
         for split in range(17):

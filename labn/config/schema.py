@@ -1,0 +1,237 @@
+"""Every setting of a run: its type, range and default. Frozen; unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from labn.errors import did_you_mean
+from labn.model.plans import PLANS
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigProblem(ValueError):
+    """A rule that binds several keys is broken; ``key`` is the one to mend."""
+
+    def __init__(self, key: str, value: object, rule: str) -> None:
+        super().__init__(f"{key} = {value}: {rule}")
+        self.key, self.value, self.rule = key, value, rule
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_for_others(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false for numbers, which Python, and so Pydantic, takes for 1 and 0."""
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError("must not be true or false")
+        return value
+
+
+class AugmentConfig(_Section):
+    """Random changes of each training image, drawn anew every epoch."""
+
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of size: 0.1 scales by 0.9 to 1.1."""
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    """Largest shift, in standard deviations of the training pixels."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of the distance from the image's mean."""
+
+
+class SyntheticConfig(_Section):
+    """The embedded synthetic fundus set."""
+
+    num_images: Annotated[int, Field(ge=20)] = 400
+    positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DataConfig(_Section):
+    """Which images, how they are split, what training sees of them."""
+
+    name: Literal["idrid", "magnetograms", "folder", "synthetic"]
+    root: Path | None = None
+    negative_class: str | None = None
+    """Which folder of `folder` is class 0; none: one with a name such as `negative` or `normal`."""
+    image_size: Annotated[int, Field(ge=16)] = 224
+    cache_dir: Path = Path("~/.cache/labn")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training images set apart, where the data set names none for validation."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The same for testing, where the data set names no parts at all."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
+    """What to do with a training image whose identical copy is in the test part."""
+    conflicting_labels: Literal["drop", "keep", "error"] = "drop"
+    """What to do with identical training images that carry different labels."""
+    bias_copies: Annotated[int, Field(ge=0)] = 1
+    """Copies of the bias image in an epoch, as negatives; 0 leaves it out of the training set."""
+    augment: AugmentConfig = AugmentConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+
+class ModelConfig(_Section):
+    """The network."""
+
+    backbone: str = "lambda_resnet50"
+    split: Annotated[int, Field(ge=0)] = 7
+    """B of the paper: how many bottlenecks come before the attention branch."""
+    theta_alpha: Fraction = 0.75
+    branch_width: Count | None = None
+    """Inner width of the attention branch's bottlenecks; none: the channels it is given."""
+    pretrained: Path | None = None
+    """A checkpoint whose tensors are taken over where name and shape agree."""
+
+
+class LossConfig(_Section):
+    """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL."""
+
+    theta_b: Fraction = 0.2
+    lambda_lab: NonNegative = 1.0
+    lambda_kl: NonNegative = 1.0
+    class_weights: tuple[Positive, ...] | None = None
+
+
+class TrainConfig(_Section):
+    """Optimisation, and what is kept of it."""
+
+    epochs: Count = 100
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    """Images in one step, however many workers share them."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    learning_rate_head: Positive = 1e-3
+    """Of the attention branch and the linear layer."""
+    learning_rate_backbone: Positive = 1e-4
+    weight_decay: NonNegative = 0.09
+    warmup_epochs: NonNegative = 5.0
+    early_stopping_patience: Count | None = 6
+    """Epochs in a row without a better validation loss; none trains to the end."""
+    balanced_sampling: bool = False
+    accumulation_steps: Count = 1
+    """Parts in which one batch is computed, to save memory."""
+    gradient_clip: Positive | None = None
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    checkpoint_steps: Count | None = None
+    """Steps between checkpoints within an epoch; one is always written at an epoch's end."""
+    keep_checkpoints: Count = 2
+    log_steps: Count = 10
+    """Steps between looks at the loss (each look waits for the device)."""
+
+
+class ValidationConfig(_Section):
+    """What each epoch measures besides the loss."""
+
+    batch_size: Count = 64
+    pid_patch_size: Count = 16
+    pid_num_points: Annotated[int, Field(ge=2)] = 17
+    pid_max_images: Count | None = None
+    """Positives that are scored, the first by name; none: all of them."""
+
+
+class TrackingConfig(_Section):
+    """Where runs are logged; ``uri: none`` logs nowhere."""
+
+    uri: str = "sqlite:///mlflow.db"
+    experiment: str | None = None
+    """None: ``labn/<data set>``."""
+    run_name: str | None = None
+    log_model: bool = True
+
+
+class Config(_Section):
+    """All settings of one run. The run's files go to ``output_dir``."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output_dir: Path
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Config:
+        if self.model.backbone not in PLANS:
+            raise ConfigProblem(
+                "model.backbone",
+                self.model.backbone,
+                f"must be one of {', '.join(PLANS)}.{did_you_mean(self.model.backbone, PLANS)}",
+            )
+        num_bottlenecks = PLANS[self.model.backbone].num_bottlenecks
+        if self.model.split > num_bottlenecks:
+            raise ConfigProblem(
+                "model.split",
+                self.model.split,
+                f"must be 0 to {num_bottlenecks}, the bottlenecks of {self.model.backbone}",
+            )
+        if self.data.name != "synthetic" and self.data.root is None:
+            raise ConfigProblem(
+                "data.root",
+                None,
+                f"{self.data.name} needs the folder of its images; give data.root=PATH",
+            )
+        if self.train.accumulation_steps > self.train.batch_size:
+            raise ConfigProblem(
+                "train.accumulation_steps",
+                self.train.accumulation_steps,
+                f"must not exceed train.batch_size ({self.train.batch_size})",
+            )
+        if self.validation.pid_patch_size > self.data.image_size:
+            raise ConfigProblem(
+                "validation.pid_patch_size",
+                self.validation.pid_patch_size,
+                f"must not exceed data.image_size ({self.data.image_size})",
+            )
+        return self
+
+
+def known_keys() -> list[str]:
+    """List every key of the configuration, dotted."""
+    return list(_walk(Config, ""))
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _walk(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one, keyed by dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

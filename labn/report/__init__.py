@@ -1,0 +1,20 @@
+"""Figures of a run: what was attended, how faithful that is, how training went."""
+
+from __future__ import annotations
+
+from labn.report.confusion import confusion_figure
+from labn.report.curves import MethodCurves, method_curves_figure
+from labn.report.history import history_figure
+from labn.report.maps import attention_sheet, examples_figure, overlay
+from labn.report.style import save_figure
+
+__all__ = [
+    "MethodCurves",
+    "attention_sheet",
+    "confusion_figure",
+    "examples_figure",
+    "history_figure",
+    "method_curves_figure",
+    "overlay",
+    "save_figure",
+]

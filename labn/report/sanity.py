@@ -1,0 +1,52 @@
+"""How maps change as a network's weights are randomised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, product
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from labn.report.style import COLOURS, GREY, new_figure, polish
+
+_STYLES = list(product(("-", "--", ":"), zip(COLOURS, "osD^", strict=True)))
+_MAX_LEVEL_LABELS = 5
+
+
+def sanity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw a line a method: its maps' rank correlation with the trained network's, by stage.
+
+    A row holds ``method``, ``stage``, and the images' ``mean`` and ``std`` (None where there is
+    none); stages are drawn in the order of their first rows, after the trained network itself,
+    whose maps agree with themselves. Bands are one deviation either way.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("rows: got none, must be at least one")
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = new_figure(max(6.0, 2.5 + 0.38 * len(stages)), 4.6)
+    axes = figure.subplots()
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    for method, (line, (colour, marker)) in zip(methods, cycle(_STYLES), strict=False):
+        of_method = {row["stage"]: row for row in rows if row["method"] == method}
+        mean, std = (
+            np.array([of_method[stage][key] for stage in stages], dtype=np.float64)
+            for key in ("mean", "std")
+        )
+        places = np.arange(len(stages) + 1)
+        mean, std = np.append(1.0, mean), np.append(0.0, np.nan_to_num(std))
+        axes.fill_between(places, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(places, mean, line, color=colour, marker=marker, markersize=4, label=method)
+    angle = 60 if len(stages) > _MAX_LEVEL_LABELS else 0
+    axes.set_xticks(range(len(stages) + 1), ["none", *stages], rotation=angle)
+    axes.set(xlabel="randomised up to and including", ylim=(-1.05, 1.05))
+    axes.set_ylabel("rank correlation with the trained map")
+    axes.set_title("Cascading weight randomisation", fontsize=11)
+    polish(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,79 @@
+"""Scores of several runs: every seed, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from labn.report.style import COLOURS, new_figure, polish
+
+_STYLES = [(colour, marker) for marker, colour in product("osD^", COLOURS)]
+_BAND = 0.7
+"""Share of a method's row that its conditions take."""
+
+
+def seeds_figure(seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> Figure:
+    """Draw a panel a score and a row a method, where each run is a point.
+
+    ``seeds`` holds, by condition, method and score, one figure a run; every condition has all
+    methods and scores. The mean has a bar of one standard deviation (of the sample) to each side.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not seeds or not all(map(len, seeds.values())):
+        raise ValueError("seeds: got no runs, must have at least one for each method and score")
+    conditions, methods, scores = (list(dict.fromkeys(part)) for part in zip(*seeds, strict=True))
+    row_height_in = 0.26 + 0.16 * len(conditions)
+    height_in = 1.1 + row_height_in * len(methods) + 0.2 * len(conditions)
+    figure = new_figure(1.8 + 2.3 * len(scores), height_in)
+    panels = figure.subplots(1, len(scores), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        for number, condition in enumerate(conditions):
+            offset = _BAND * ((number + 0.5) / len(conditions) - 0.5)
+            rows = {
+                row + offset: np.asarray(seeds[condition, method, score])
+                for row, method in enumerate(methods)
+            }
+            _draw_condition(axes, rows, condition, *_STYLES[number % len(_STYLES)])
+        axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+        axes.set_title(score, fontsize=10)
+        polish(axes)
+    panels[0].set_yticks(range(len(methods)), methods, parse_math=False)
+    panels[0].set_ylim(len(methods) - 0.5, -0.5)
+    figure.supxlabel("score: points are runs, bars mean ± s.d. over them", fontsize=10)
+    if len(conditions) > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=1, frameon=False, fontsize=9
+        )
+    return figure
+
+
+def _draw_condition(
+    axes: Axes,
+    rows: Mapping[float, np.ndarray],
+    condition: str,
+    colour: str,
+    marker: str,
+) -> None:
+    points = [(value, row) for row, values in rows.items() for value in values]
+    axes.plot(*zip(*points, strict=True), marker, ms=3.5, color=colour, mfc="white", zorder=3)
+    means = [values.mean() for values in rows.values()]
+    # No bar where there is one run, rather than one of length 0.
+    bars = [values.std(ddof=1) if len(values) > 1 else np.nan for values in rows.values()]
+    axes.errorbar(
+        means,
+        list(rows),
+        xerr=bars,
+        fmt="|",
+        markersize=9,
+        markeredgewidth=2,
+        capsize=2,
+        color=colour,
+        label=condition,
+    )

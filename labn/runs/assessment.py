@@ -1,0 +1,113 @@
+"""What is asked of a scoring of explanations: which methods, by which measures, on how many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labn.config import Config
+from labn.errors import UserError, did_you_mean
+from labn.scoring import Baseline
+
+METHODS = (
+    "LABN",
+    "lambda attention",
+    "RISE",
+    "Grad-CAM",
+    "input gradient",
+    "random",
+    "centre",
+    "edges",
+)
+LAMBDA_ATTENTION = "lambda attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """Which methods' maps are scored, and how; of ``max_images`` positives, the first by name.
+
+    ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of.
+
+    Raises:
+        UserError: a setting breaks its rule.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    patch_sizes: tuple[int, ...]
+    num_points: int
+    baseline: Baseline = "bias"
+    num_masks: int = 500
+    max_images: int | None = None
+    seed: int
+    image_size: int
+    preferred_patch_size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", _known_methods(self.methods))
+        sizes = tuple(sorted(set(self.patch_sizes)))
+        object.__setattr__(self, "patch_sizes", sizes)
+        if not sizes or not 1 <= sizes[0] <= sizes[-1] <= self.image_size:
+            raise UserError(
+                f"--patch-sizes {','.join(map(str, self.patch_sizes))}: must be numbers from 1 to"
+                f" data.image_size ({self.image_size}), such as --patch-sizes 2,4,8,16"
+            )
+        minima = {"points": (self.num_points, 2), "num-masks": (self.num_masks, 1)}
+        minima["max-images"] = (1 if self.max_images is None else self.max_images, 1)
+        for name, (value, least) in minima.items():
+            if value < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+
+    @property
+    def headline_patch_size(self) -> int:
+        """The patch size of validation's PID where that is scored, else the largest."""
+        preferred = self.preferred_patch_size
+        return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
+
+
+def default_patch_sizes(config: Config) -> tuple[int, ...]:
+    """List the paper's patch sizes and validation's, as far as they fit into the image."""
+    sizes = {2, 4, 8, 16, config.validation.pid_patch_size}
+    return tuple(size for size in sorted(sizes) if size <= config.data.image_size)
+
+
+def minimal_assessment(config: Config) -> Assessment:
+    """Score as validation does, and beside the network's maps random ones."""
+    return Assessment(
+        methods=("LABN", "random"),
+        patch_sizes=(config.validation.pid_patch_size,),
+        **assessment_basis(config),
+    )
+
+
+def assessment_basis(config: Config) -> dict[str, Any]:
+    """Give what an assessment takes from the run's configuration."""
+    return {
+        "num_points": config.validation.pid_num_points,
+        "seed": config.train.seed,
+        "image_size": config.data.image_size,
+        "preferred_patch_size": config.validation.pid_patch_size,
+    }
+
+
+def _known_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Find the methods that words stand for, whatever their case, hyphens or underscores."""
+    spelt = {_plain(name): name for name in METHODS}
+    found = []
+    for word in names:
+        plain = _plain(word)
+        layer = re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", plain)
+        if layer is None and plain not in spelt:
+            near = did_you_mean(plain, spelt)
+            for key, name in spelt.items():
+                near = near.replace(f'"{key}"', f'"{name}"')
+            raise UserError(f"--methods {word}: must be among {', '.join(METHODS)}.{near}")
+        found.append(f"{LAMBDA_ATTENTION} {int(layer[1])}" if layer else spelt[plain])
+    if not found:
+        raise UserError(f"--methods: names none; give some of {', '.join(METHODS)}")
+    return tuple(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

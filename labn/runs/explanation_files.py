@@ -1,0 +1,122 @@
+"""The files of explanations: maps, overlays, and the table that says which are whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from labn.errors import UserError
+from labn.report import overlay
+
+TABLE_NAME = "explanations.csv"
+FILE_ENDINGS = {
+    "map_npy": ".attention.npy",
+    "map_png": ".attention.png",
+    "overlay_png": ".overlay.png",
+}
+"""What is added to an image's name, by the table's column."""
+_TEXT_COLUMNS = ("file", "predicted", *FILE_ENDINGS, "sha256", "network")
+_STRIP_ROWS = 256
+_COMPRESS_LEVEL = 1
+"""A quarter of the usual time, for files that are a quarter larger."""
+
+Row = dict[str, Any]
+
+
+def read_table(path: Path, network: str) -> dict[str, Row]:
+    """Read the rows that earlier calls left, by file; none where there is no table.
+
+    Raises:
+        UserError: the rows are another network's, or it is no such table.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {
+                    key: text if key in _TEXT_COLUMNS else json.loads(text)
+                    for key, text in row.items()
+                }
+                for row in csv.DictReader(file)
+            ]
+        is_same = all(row["network"] == network for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        is_same = False
+    if not is_same:
+        raise UserError(
+            f"--out = {path.parent}: its {path.name} is of another network or of other settings;"
+            " give another folder, or delete that one"
+        )
+    return {row["file"]: row for row in rows}
+
+
+def write_table(path: Path, rows: Mapping[str, Row]) -> None:
+    """Write the rows, of which there are some, in the order of their files."""
+    text = StringIO()
+    table = csv.DictWriter(text, next(iter(rows.values())), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows[name] for name in sorted(rows))
+    with _whole(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_maps(
+    out: Path,
+    name: str,
+    pixels: UInt8[np.ndarray, "h w c"],
+    attention: Float32[np.ndarray, "h w"],
+) -> dict[str, str]:
+    """Write one image's map in both formats, and its overlay; give their names below ``out``."""
+    files = {column: f"{name}{ending}" for column, ending in FILE_ENDINGS.items()}
+    with _whole(out / files["map_npy"]) as file:
+        np.save(file, attention)
+    with _whole(out / files["map_png"]) as file:
+        Image.fromarray(np.rint(attention * 65535).astype(np.uint16)).save(
+            file, "PNG", compress_level=_COMPRESS_LEVEL
+        )
+    with _whole(out / files["overlay_png"]) as file:
+        Image.fromarray(_overlay(pixels, attention)).save(
+            file, "PNG", compress_level=_COMPRESS_LEVEL
+        )
+    return files
+
+
+def _overlay(
+    pixels: UInt8[np.ndarray, "h w c"], attention: Float32[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Lay a map over its image strip by strip: a whole one of IDRiD would take 2 GB."""
+    starts = range(0, len(pixels), _STRIP_ROWS)
+    strips = [slice(start, start + _STRIP_ROWS) for start in starts]
+    return np.concatenate([overlay(pixels[strip], attention[strip]) for strip in strips])
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file that has its name only once it is complete."""
+    # Of fixed length: the image's name may be as long as the file system allows.
+    temporary = path.with_name(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out: cannot write {path} ({error}); free some space or give another folder"
+        ) from error

@@ -1,0 +1,338 @@
+"""`labn evaluate`: what it leaves, whatever the batches, the processes, the interruptions."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_config
+
+from labn.config import load_config
+from labn.data.synthetic import write_synthetic
+from labn.runs.assessment import METHODS, Assessment, assessment_basis
+from labn.runs.build import load_dataset, restore_network
+from labn.runs.folder import RunFolder
+from labn.runs.positives import build_scorer, chosen_positions, fingerprint, score_positions
+from labn.runs.reporting import SilentReporter
+from labn.runs.scoring import evaluate_run
+from labn.runs.training import train_run
+
+SMALL = ("--patch-sizes", "4,8", "--num-masks", 20)
+LAYER = "lambda attention 0"
+NAMES = [LAYER if name == "lambda attention" else name for name in METHODS]
+COLUMNS = [
+    "name",
+    "label",
+    "method",
+    "score",
+    "patch_size",
+    "baseline",
+    "value",
+    "insertion_auc",
+    "deletion_auc",
+    "num_points",
+]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    config = load_config(write_config(folder, train__epochs=1))
+    train_run(config, SilentReporter())
+    return config.output_dir
+
+
+@pytest.fixture
+def trained(original, tmp_path):
+    """A trained run of one's own."""
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+def scores_of(folder, part="test"):
+    return pd.read_parquet(folder / "evaluation" / part / "scores.parquet")
+
+
+def metrics_of(folder, part="test"):
+    return json.loads((folder / "evaluation" / part / "metrics.json").read_text())
+
+
+def assert_same_scores(one, other, tolerance):
+    keys = ["name", "label", "method", "score", "patch_size", "baseline", "num_points"]
+    pd.testing.assert_frame_equal(one[keys], other[keys])
+    for column in ("value", "insertion_auc", "deletion_auc"):
+        np.testing.assert_allclose(one[column], other[column], rtol=0, atol=tolerance)
+
+
+def test_the_files_hold_what_was_measured_and_how(trained, labn):
+    done = labn("evaluate", trained, *SMALL, "--json")
+
+    assert done.returncode == 0, done.stderr
+    printed, told, scores = json.loads(done.stdout), metrics_of(trained), scores_of(trained)
+    folder = trained / "evaluation" / "test"
+    assert printed["metrics"] == told["metrics"]
+    assert list(scores.columns) == COLUMNS
+    num_positives = sum(told["confusion"][1])
+    assert len(scores) == num_positives * len(METHODS) * 3
+    assert set(scores["method"]) == set(NAMES)
+    assert set(scores["score"]) == {"ID", "PID m=4", "PID m=8"}
+    assert set(scores[scores["score"] == "ID"]["baseline"]) == {"zero"}
+    assert set(scores[scores["score"] != "ID"]["baseline"]) == {"bias"}
+    np.testing.assert_allclose(
+        scores["value"], scores["insertion_auc"] - scores["deletion_auc"], rtol=0, atol=1e-15
+    )
+    images = pd.read_csv(folder / "images.csv")
+    assert images.columns[:4].tolist() == ["name", "label", "predicted", "probability_0"]
+    assert set(scores["name"]) == set(images.query("label > 0")["name"])
+    localisation = pd.read_parquet(folder / "localisation.parquet")
+    assert len(localisation) == num_positives * len(METHODS)
+    assert told["settings"]["patch_sizes"] == [4, 8]
+    assert told["settings"]["methods"] == list(METHODS)
+    assert told["settings"]["num_masks"] == 20
+    assert told["lambda_attention"] == {"layer": 0, "chosen_by": "the only one"}
+    assert told["failures"]["num_scored"] == num_positives
+    counts = sum(told["failures"][code] for code in ("IP", "OA", "IA", "WA"))
+    assert counts == told["failures"]["num_failed"] == images["failure"].notna().sum()
+    drawn = {path.name for path in map(Path, printed["pictures"])}
+    assert drawn >= {"attention.png", "confusion.png", "curves.png", "examples.png"}
+    assert not list(folder.glob("parts-*"))
+
+
+def test_tables_and_metrics_are_means_of_the_rows(trained, labn):
+    assert labn("evaluate", trained, *SMALL).returncode == 0
+
+    told, scores = metrics_of(trained)["metrics"], scores_of(trained)
+    folder = trained / "evaluation" / "test"
+    table = json.loads((folder / "table2.json").read_text())
+    assert [row["Method"] for row in table["rows"]] == NAMES
+    for row in table["rows"]:
+        for score in ("ID", "PID m=4", "PID m=8"):
+            chosen = (scores["method"] == row["Method"]) & (scores["score"] == score)
+            values = scores[chosen]["value"]
+            assert row[score]["mean"] == pytest.approx(values.mean(), abs=1e-12)
+            assert row[score]["std"] == pytest.approx(values.std(), abs=1e-12)
+    by_name = {row["Method"]: row for row in table["rows"]}
+    assert told["test_pid"] == by_name["LABN"]["PID m=8"]["mean"]
+    assert told["test_pid_random"] == by_name["random"]["PID m=8"]["mean"]
+    assert told["test_pid_m4_Grad_CAM"] == by_name["Grad-CAM"]["PID m=4"]["mean"]
+    assert told["test_id_lambda_attention_0"] == by_name[LAYER]["ID"]["mean"]
+    assert all(re.fullmatch(r"\w+", name) for name in told)
+    confusion = metrics_of(trained)["confusion"]
+    counts = {
+        row[""]: row["test images"]
+        for row in json.loads((folder / "table3.json").read_text())["rows"]
+    }
+    assert counts == {
+        "TN": confusion[0][0],
+        "FP": confusion[0][1],
+        "FN": confusion[1][0],
+        "TP": confusion[1][1],
+    }
+    with np.load(folder / "curves.npz") as curves:
+        for name in NAMES:
+            mean = (
+                curves[f"{name}/PID m=8/insertion_mean"] - curves[f"{name}/PID m=8/deletion_mean"]
+            )
+            area = np.trapezoid(mean, curves[f"{name}/PID m=8/fractions"])
+            assert area == pytest.approx(by_name[name]["PID m=8"]["mean"], abs=1e-12)
+
+
+def test_scores_are_the_same_in_batches_of_any_size(trained, labn):
+    tables = []
+    for size in (3, 64):
+        done = labn("evaluate", trained, *SMALL, f"validation.batch_size={size}")
+        assert done.returncode == 0, done.stderr
+        tables.append(scores_of(trained))
+
+    # A float32 network in batches of other sizes.
+    assert_same_scores(*tables, tolerance=1e-6)
+
+
+def score_some(folder, start, parts):
+    """Score every other positive, in a process of its own."""
+    torch.set_num_threads(1)
+    run_folder = RunFolder(folder)
+    config = run_folder.load_config()
+    dataset = load_dataset(config, SilentReporter())
+    model = restore_network(run_folder.load_best(), config)
+    basis = assessment_basis(config)
+    assessment = Assessment(patch_sizes=(4, 8), num_masks=20, **basis)
+    split = dataset.splits["test"]
+    scorer = build_scorer(config, dataset, split, model, assessment, layer=0)
+    positions = chosen_positions(split, None)[start::2]
+    score_positions(scorer, positions, parts, SilentReporter())
+    (parts / f"digest-{start}").write_text(fingerprint(config, dataset, model, assessment))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_out_and_score_them_as_one_would(trained, labn, tmp_path):
+    parts = tmp_path / "parts"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=score_some, args=(trained, start, parts)) for start in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(TIMEOUT_S)
+        assert worker.exitcode == 0
+    digests = {(parts / f"digest-{start}").read_text() for start in (0, 1)}
+    assert len(digests) == 1, "both know each other's work by the same name"
+
+    assert labn("evaluate", trained, *SMALL).returncode == 0
+
+    shared = [
+        row for path in parts.glob("image-*.json") for row in json.loads(path.read_text())["scores"]
+    ]
+    merged = pd.DataFrame(shared)[COLUMNS].sort_values(["name", "method", "score"])
+    whole = scores_of(trained).sort_values(["name", "method", "score"])
+    assert_same_scores(merged.reset_index(drop=True), whole.reset_index(drop=True), tolerance=1e-12)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_where_it_stopped(original, trained, labn):
+    arguments = ("evaluate", trained, *map(str, SMALL))
+    points = [
+        ("labn.runs.positives:score_image", "before", 3),
+        ("labn.runs.scoring:write_positives", "before", 1),
+    ]
+    command = [sys.executable, Path(__file__).with_name("kill_points.py"), json.dumps(points)]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=TIMEOUT_S,
+    )
+
+    assert done.returncode == 0, done.stderr
+    kept = re.findall(r"going on: (\d) of (\d) images", done.stderr)
+    assert kept == [("2", "4"), ("4", "4")]
+    whole = Path(shutil.copytree(original, trained.with_name("whole")))
+    assert run("evaluate", whole, *SMALL).returncode == 0
+    assert_same_scores(scores_of(trained), scores_of(whole), tolerance=0)
+    assert metrics_of(trained) == metrics_of(whole)
+    assert not list((trained / "evaluation" / "test").glob("parts-*"))
+
+
+def test_other_settings_start_anew_and_leave_nothing_of_the_old(trained, labn):
+    assert labn("evaluate", trained, *SMALL).returncode == 0
+    folder = trained / "evaluation" / "test"
+    (folder / "failures-IP.png").write_bytes(b"of an earlier scoring")
+
+    done = labn(
+        "evaluate", trained, "--methods", "random,labn", "--patch-sizes", 4, "--points", 2,
+        "--baseline", "blur", "--max-images", 2,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    scores, told = scores_of(trained), metrics_of(trained)
+    names = sorted(pd.read_csv(folder / "images.csv").query("label > 0")["name"])[:2]
+    assert sorted(set(scores["name"])) == names
+    assert set(scores["method"]) == {"random", "LABN"}
+    assert set(scores["num_points"]) == {2}
+    assert set(scores["baseline"]) == {"zero", "blur"}
+    assert told["settings"]["max_images"] == told["metrics"]["test_pid_images"] == 2
+    assert "test_pid_blur_m4_LABN" in told["metrics"]
+    assert "test_pid" not in told["metrics"]
+    sheet = folder / "failures-IP.png"
+    assert not sheet.exists() or sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_networks_own_maps_there_is_no_error_analysis(trained, labn):
+    assert labn("evaluate", trained, "--methods", "edges", "--patch-sizes", 8).returncode == 0
+
+    assert metrics_of(trained)["failures"] is None
+    assert not (trained / "evaluation/test/table5.md").exists()
+
+
+def test_the_lambda_layer_is_chosen_on_validation_positives(tmp_path):
+    config = load_config(
+        write_config(tmp_path, model__backbone="lambda_resnet50", model__split=1, train__epochs=1,
+                     model__branch_width=4, data__synthetic__num_images=20),
+        # One step is enough for a network to be there.
+        ["train.batch_size=16", "train.warmup_epochs=0"],
+    )  # fmt: skip
+    train_run(config, SilentReporter())
+    choices = {"methods": ("lambda attention", "lambda attention 3"), "patch_sizes": (16,)}
+
+    evaluate_run(config.output_dir, "test", [], SilentReporter(), choices)
+
+    told = metrics_of(config.output_dir)["lambda_attention"]
+    assert len(told["means_by_layer"]) == 16
+    assert told["layer"] == int(np.argmax(told["means_by_layer"]))
+    assert "validation PID m=16" in told["chosen_by"]
+    expected = {f"lambda attention {told['layer']}", "lambda attention 3"}
+    assert set(scores_of(config.output_dir)["method"]) == expected
+
+
+def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, tmp_path):
+    root = tmp_path / "elsewhere: here"
+    write_synthetic(root, num_images=20, positive_fraction=0.5, seed=5, image_size=32)
+
+    done = labn("evaluate", trained, "--data", root, "--methods", "LABN", "--json")
+
+    assert done.returncode == 0, done.stderr
+    names = pd.read_csv(trained / "evaluation/test/images.csv")["name"]
+    assert all((root / name).is_file() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--methods", "LABN,grad cma"), ["--methods grad cma", 'Did you mean "Grad-CAM"?']),
+        (("--methods", "lambda attention 7"), ["lambda attention 7", "lambda attention 0 to 0"]),
+        (("--patch-sizes", "2,x"), ["--patch-sizes 2,x: must be whole numbers"]),
+        (("--patch-sizes", "2,64"), ["--patch-sizes 2,64", "data.image_size (32)"]),
+        (("--points", 1), ["--points 1: must be at least 2"]),
+        (("--num-masks", 0), ["--num-masks 0: must be at least 1"]),
+        (("--max-images", 0), ["--max-images 0: must be at least 1"]),
+        (("--data", "/no/such/place"), ["data.root = /no/such/place", "no such folder"]),
+        (("data.image_size=16", "--patch-sizes", 4), ["data.image_size = 16", "32 pixels"]),
+        (("model.split=1",), ["model = ", "is not the network that was trained"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_choice_is_named(trained, labn, arguments, parts):
+    done = labn("evaluate", trained, *arguments)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("drew ")]
+    done.stderr = "\n".join(lines)
+    assert_mistake(done, *parts)
+
+
+def test_an_unknown_baseline_is_refused_with_the_known_ones(trained, labn):
+    done = labn("evaluate", trained, "--baseline", "blurr")
+
+    assert done.returncode == 2
+    for name in ("blurr", "bias", "zero", "black", "blur"):
+        assert f"'{name}'" in done.stderr
+
+
+def test_a_part_without_positives_is_refused(labn, trained, tmp_path):
+    root = tmp_path / "tree"
+    write_synthetic(root, num_images=20, positive_fraction=0.5, seed=0, image_size=32)
+    for part in ("train", "val", "test"):
+        for name in ("negative", "positive"):
+            if (part, name) != ("test", "positive"):
+                shutil.copytree(root / name, root / part / name)
+    for name in ("negative", "positive", "masks"):
+        shutil.rmtree(root / name)
+
+    done = labn("evaluate", trained, "--data", root, "data.cross_partition_duplicates=keep")
+
+    assert done.returncode == 2
+    assert "--split test: holds no positives" in done.stderr.splitlines()[-1]
+
+
+def test_a_part_that_another_process_scores_is_left_alone(trained, labn):
+    with RunFolder(trained).claimed_evaluation("test"):
+        done = labn("evaluate", trained)
+
+    assert done.returncode == 2
+    assert "another process is scoring the test part" in done.stderr.splitlines()[-1]

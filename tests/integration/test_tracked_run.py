@@ -1,0 +1,161 @@
+"""What a run leaves in its tracker, although it was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import start, succeed, write_config
+
+from labn import checkpoint
+from labn.config import load_config
+from labn.runs.build import restore_network
+from labn.tracking import environment_tags
+from labn.tracking.quiet import quiet
+
+pytestmark = pytest.mark.slow
+
+METRICS = ("train_loss", "val_loss", "val_pid", "val_accuracy", "val_auroc")
+PICTURES = ("attention.png", "confusion.png", "curves.png")
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A run that was killed in its second epoch, given again, and scored on the test part."""
+    folder = tmp_path_factory.mktemp("tracked")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    config = write_config(
+        folder, train__epochs=3, train__checkpoint_steps=1, tracking={"uri": uri, "run_name": "x"}
+    )
+    with start("train", config) as process:
+        for line in process.stderr:
+            if line.startswith("epoch   1/3"):
+                break
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    run_id = json.loads((folder / "run" / "tracker.json").read_text())["run_id"]
+    succeed("train", config)
+    with quiet():
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+    return SimpleNamespace(
+        folder=folder / "run", uri=uri, run_id=run_id, client=client, run=client.get_run(run_id)
+    )
+
+
+def test_a_killed_run_goes_on_in_the_tracker_as_the_same_run(tracked):
+    summary = json.loads((tracked.folder / "summary.json").read_text())
+    experiment = tracked.client.get_experiment_by_name("labn/synthetic")
+
+    runs = tracked.client.search_runs([experiment.experiment_id])
+
+    assert [run.info.run_id for run in runs] == [tracked.run_id]
+    assert summary["tracker"] == {"uri": tracked.uri, "run_id": tracked.run_id}
+    assert tracked.run.info.status == "FINISHED"
+    assert tracked.run.info.run_name == "x"
+
+
+def test_the_settings_are_parameters_by_their_dotted_names(tracked):
+    params = tracked.run.data.params
+
+    assert params["data.name"] == "synthetic"
+    assert params["data.synthetic.num_images"] == "40"
+    assert params["model.backbone"] == "lambda_cnn"
+    assert params["train.epochs"] == "3"
+    assert params["train.seed"] == "0"
+    assert params["loss.lambda_kl"] == "1.0"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_epoch_has_its_metrics(tracked, name):
+    history = pd.read_csv(tracked.folder / "history.csv").set_index("epoch")
+
+    logged = {}
+    for metric in tracked.client.get_metric_history(tracked.run_id, name):
+        logged.setdefault(metric.step, set()).add(metric.value)
+
+    # An epoch that was killed as it ended is logged twice, and the same.
+    assert logged == {epoch: {value} for epoch, value in history[name].items()}
+
+
+def test_the_best_epochs_scores_are_metrics_too(tracked):
+    summary = json.loads((tracked.folder / "summary.json").read_text())
+
+    metrics = tracked.run.data.metrics
+    assert metrics["best_epoch"] == summary["best_epoch"]
+    for name, value in summary["metrics"].items():
+        assert metrics[f"best_{name}"] == pytest.approx(value)
+
+
+def test_code_data_and_command_are_tags(tracked):
+    tags = tracked.run.data.tags
+
+    assert len(tags["data_digest"]) == 64
+    expected = environment_tags()
+    assert "version.torch" in expected
+    for name in expected.keys() - {"command"}:
+        assert tags[name] == expected[name]
+    assert " train " in tags["command"]
+
+
+def test_the_data_set_is_an_input(tracked):
+    (used,) = tracked.run.inputs.dataset_inputs
+
+    assert used.dataset.name == "synthetic"
+    assert tracked.run.data.tags["data_digest"].startswith(used.dataset.digest)
+    columns = {column["name"] for column in json.loads(used.dataset.schema)["mlflow_colspec"]}
+    assert {"name", "label", "partition", "sha256"} <= columns
+
+
+def test_tables_and_pictures_are_artifacts(tracked):
+    def names(folder=None):
+        return {file.path for file in tracked.client.list_artifacts(tracked.run_id, folder)}
+
+    assert {"config.yaml", "history.csv", "history.png"} <= names()
+    part = "evaluation/validation"
+    tables = ("images.csv", "metrics.json", "scores.parquet", "curves.npz", "table2.md")
+    assert names(part) >= {f"{part}/{name}" for name in (*PICTURES, *tables)}
+
+
+def test_the_network_loads_back_and_predicts_with_its_attention(tracked):
+    with quiet():
+        import mlflow
+        import mlflow.pyfunc
+
+        mlflow.set_tracking_uri(tracked.uri)
+        served = mlflow.pyfunc.load_model(f"runs:/{tracked.run_id}/model")
+    images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+
+    answer = served.predict(images)
+
+    config = load_config(tracked.folder / "config.yaml")
+    best = checkpoint.load(tracked.folder / "checkpoints" / "best.pt")
+    with torch.inference_mode():
+        expected = restore_network(best, config).eval()(torch.from_numpy(images))
+    assert answer.keys() == {"probabilities", "attention"}
+    # The exported program may fuse operations, which round differently.
+    for name, value in {
+        "probabilities": expected.logits.softmax(dim=1),
+        "attention": expected.attention,
+    }.items():
+        np.testing.assert_allclose(answer[name], value.numpy(), rtol=0, atol=1e-5)
+
+
+def test_scores_of_another_part_join_the_run_even_after_one_that_was_not_tracked(tracked, labn):
+    silent = labn("evaluate", tracked.folder, "tracking.uri=none", "--json")
+    assert silent.returncode == 0
+
+    done = labn("evaluate", tracked.folder, "--json")
+
+    assert done.returncode == 0, done.stderr
+    metrics = tracked.client.get_run(tracked.run_id).data.metrics
+    for name, value in json.loads(done.stdout)["metrics"].items():
+        assert metrics[name] == pytest.approx(value)
+    files = tracked.client.list_artifacts(tracked.run_id, "evaluation/test")
+    assert {file.path for file in files} > {f"evaluation/test/{name}" for name in PICTURES}
