@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from labn.config.messages import describe, describe_unknown, shown
-from labn.config.schema import Config, flatten, known_keys
+from labn.config.schema import Config, known_keys
 from labn.errors import UserError
 
 

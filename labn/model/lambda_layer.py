@@ -90,7 +90,7 @@ class LambdaLayer(nn.Module):
         )
         q, v = _with_plain_gradient(self.norm_q(q)), _with_plain_gradient(self.norm_v(v))
         return Projections(
-            q.flatten(2).view(len(x), self.num_heads, self.key_depth, -1),
+            q.flatten(2).view(x.shape[0], self.num_heads, self.key_depth, -1),
             k.flatten(2).softmax(dim=-1),
             v.flatten(2),
         )

@@ -78,7 +78,8 @@ def test_the_best_epochs_scores_are_those_that_training_measured(trained):
 
     best = history.loc[summary["best_epoch"]]
     for name in METRICS:
-        assert summary["metrics"][name] == pytest.approx(best[name], rel=1e-6), name
+        # Maps are scored one image at a time in the end, by batches in training.
+        assert summary["metrics"][name] == pytest.approx(best[name], rel=1e-6, abs=1e-7), name
 
 
 def test_every_picture_is_a_whole_png(trained):
