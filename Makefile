@@ -35,7 +35,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
-	$(BIN)/pytest tests/unit -m "not slow" -q
+	$(BIN)/pytest tests/unit tests/golden -m "not slow" -q -n 2
 
 clean:  ## Remove the virtual environment and what runs left behind
 	rm -rf .venv runs mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache

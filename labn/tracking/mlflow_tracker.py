@@ -135,10 +135,9 @@ class MlflowTracker:
             dataset = mlflow.data.from_pandas(
                 manifest, source=redact(source), name=name, digest=digest[:_DIGEST_LENGTH]
             )
+            entity = Dataset(**dataset.to_dict())
         with _refusals():
-            self._client.log_inputs(
-                self.run_id, datasets=[DatasetInput(Dataset(**dataset.to_dict()), tags=[])]
-            )
+            self._client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags=[])])
 
     def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
         """Keep the network as ``model``: ``runs:/{run_id}/model`` loads it."""

@@ -65,7 +65,8 @@ KILL_POINTS = [
     ("labn.runs.training:_Run.on_best", "after", 2),
     ("labn.runs.training:_Run.on_epoch", "after", 2),  # the last epoch
     ("labn.runs.training:score_part", "before", 1),  # trained, not scored
-    ("labn.runs.scoring:_draw", "before", 1),
+    ("labn.runs.scoring:_score_positives", "after", 1),
+    ("labn.runs.scoring:draw_confusion", "after", 1),
     ("labn.runs.training:write_json", "before", 1),  # all but the summary
 ]
 """Each attempt goes on from where the one before it was killed."""
@@ -146,24 +147,27 @@ def test_a_second_signal_stops_at_once_and_a_kill_leaves_no_half_cache(tmp_path,
     )
     cache = tmp_path / "cache"
 
-    def is_building():
-        return any(cache.glob("*.building"))
+    def half_built():
+        """Say when the cache in the making was last written to, if there is one."""
+        try:
+            return next(cache.glob("*.building/images.npy")).stat().st_mtime_ns
+        except (StopIteration, FileNotFoundError):
+            return None
 
     with start("train", config) as process:
-        wait_for(is_building, process)
+        wait_for(half_built, process)
         process.kill()
-    (left_behind,) = cache.glob("*.building")
-    (left_behind / "mark").touch()
+    left_behind = half_built()
+    assert left_behind
 
     with start("train", config) as process:
-        wait_for(lambda: is_building() and not (left_behind / "mark").exists(), process)
+        wait_for(lambda: half_built() not in (None, left_behind), process)
         process.send_signal(signal.SIGINT)
         line_of(process, "stopping: ")
         process.send_signal(signal.SIGINT)
         lines = process.stderr.read().splitlines()
     assert process.returncode == 1
     assert lines == ["error: interrupted"]
-    assert not is_building()
     assert not any(path.is_dir() for path in cache.iterdir())
 
     assert labn("train", config, "--dry-run").returncode == 0

@@ -13,6 +13,9 @@ COMMANDS = [
     ("data", "check"),
     ("data", "synth"),
     ("doctor",),
+    ("explain",),
+    ("report",),
+    ("sanity",),
 ]
 SYNTH = ("--num-images", 20, "--image-size", 32)
 

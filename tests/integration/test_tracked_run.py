@@ -39,13 +39,18 @@ def tracked(tmp_path_factory):
         process.kill()
     assert process.returncode == -signal.SIGKILL
     run_id = json.loads((folder / "run" / "tracker.json").read_text())["run_id"]
-    succeed("train", config)
+    printed = succeed("train", config).stderr
     with quiet():
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
     return SimpleNamespace(
-        folder=folder / "run", uri=uri, run_id=run_id, client=client, run=client.get_run(run_id)
+        folder=folder / "run",
+        uri=uri,
+        run_id=run_id,
+        client=client,
+        run=client.get_run(run_id),
+        printed=printed,
     )
 
 
@@ -59,6 +64,12 @@ def test_a_killed_run_goes_on_in_the_tracker_as_the_same_run(tracked):
     assert summary["tracker"] == {"uri": tracked.uri, "run_id": tracked.run_id}
     assert tracked.run.info.status == "FINISHED"
     assert tracked.run.info.run_name == "x"
+
+
+def test_a_tracked_run_prints_no_more_than_another(tracked):
+    beginnings = ("drew ", "going on from ", "epoch ")
+
+    assert [line for line in tracked.printed.splitlines() if not line.startswith(beginnings)] == []
 
 
 def test_the_settings_are_parameters_by_their_dotted_names(tracked):
