@@ -1,4 +1,4 @@
-"""AdamW with two learning rates, warm-up then cosine decay, and averaged weights."""
+"""AdamW with two learning rates, warm-up then cosine decay, averaged weights, precision."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def build_average(model: nn.Module, settings: TrainConfig) -> AveragedModel | No
         return None
     average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def autocast(settings: TrainConfig, device: torch.device) -> torch.autocast:
+    """Make the context in which the network runs at the configured precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")

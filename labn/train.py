@@ -17,6 +17,7 @@ from labn.config import TrainConfig
 from labn.data.batches import Batch
 from labn.errors import RunFailed
 from labn.losses import LossSums, Objective
+from labn.optim import autocast
 
 Metrics = dict[str, float]
 
@@ -160,7 +161,7 @@ class Trainer:
         for images, labels in zip(
             batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True
         ):
-            with self._autocast():
+            with autocast(self.settings, self.device):
                 _, part_sums = self.objective.sums(self.model, images, labels)
             part_loss = self.objective.combine(part_sums, weight, num_images).total
             part_loss.backward()  # type: ignore[no-untyped-call]
@@ -178,10 +179,6 @@ class Trainer:
         self.progress.step += 1
         self.progress.global_step += 1
         return _Seen(self.progress.global_step, batch.names, loss, sums, norm)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.settings.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _look_at(self, seen: list[_Seen]) -> None:
         """Wait for the device, once for many steps: check that all is finite, and sum up."""

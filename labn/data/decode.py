@@ -111,6 +111,7 @@ class _Arrays:
         )
 
     def put(self, position: int, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> None:
+        """Write one image, and its mask if it has one, at the cache's size."""
         assert pixels.dtype == np.uint8 and pixels.shape[2] == self._images.shape[3]
         self._images[position] = resize(pixels, self._image_size)
         if mask is None:

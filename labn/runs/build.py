@@ -188,9 +188,3 @@ def faithfulness(config: Config) -> Faithfulness:
         max_positives=config.validation.pid_max_images,
         frame_batch_size=config.validation.batch_size,
     )
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    """Make the context in which the network runs at the configured precision."""
-    enabled = config.train.precision == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

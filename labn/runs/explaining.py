@@ -22,7 +22,8 @@ from labn.data.listing import list_files
 from labn.data.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
 from labn.errors import UserError
 from labn.model.network import upsample_attention
-from labn.runs.build import autocast, choose_device, place_network, restore_network
+from labn.optim import autocast
+from labn.runs.build import choose_device, place_network, restore_network
 from labn.runs.explanation_files import (
     FILE_ENDINGS,
     TABLE_NAME,
@@ -160,7 +161,7 @@ class _Explainer:
     def explain(self, images: list[UnlabelledImage]) -> Iterator[_Explained]:
         """Classify a batch, and bring each map to its image's size."""
         pixels = np.stack([resize(image.kept, self.config.data.image_size) for image in images])
-        with autocast(self.config, self._device), torch.inference_mode():
+        with autocast(self.config.train, self._device), torch.inference_mode():
             output = self._model(standardise(pixels, self._statistics, self._device))
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
         for image, row, attention in zip(images, probabilities, output.attention, strict=True):

@@ -25,8 +25,8 @@ from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.methods import Method
 from labn.explain.rise import Rise
 from labn.model.network import LABN
+from labn.optim import autocast
 from labn.runs.assessment import LAMBDA_ATTENTION, Assessment
-from labn.runs.build import autocast
 from labn.runs.folder import write_atomically
 from labn.runs.reporting import Reporter
 from labn.scoring import (
@@ -75,14 +75,14 @@ class Scorer:
     def maps(self, position: int) -> dict[str, Float[np.ndarray, "h w"]]:
         """Make each method's map of the image at one position, by the method's name."""
         sample = self.sample(position)
-        with autocast(self.config, sample.image.device):
+        with autocast(self.config.train, sample.image.device):
             maps = explain(sample, self.methods).cpu().numpy()
         return {method.name: single for method, single in zip(self.methods, maps, strict=True)}
 
     def score(self, position: int) -> ImageScores:
         """Score the image at one position of the part."""
         sample = self.sample(position)
-        with autocast(self.config, sample.image.device):
+        with autocast(self.config.train, sample.image.device):
             return score_image(
                 predictor(self.model),
                 sample,

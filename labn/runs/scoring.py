@@ -19,6 +19,7 @@ from labn.data.records import Partition
 from labn.errors import UserError
 from labn.evaluate import Evaluation, evaluate
 from labn.model.network import LABN, upsample_attention
+from labn.optim import autocast
 from labn.runs.assessment import (
     Assessment,
     assessment_basis,
@@ -26,7 +27,6 @@ from labn.runs.assessment import (
     minimal_assessment,
 )
 from labn.runs.build import (
-    autocast,
     build_objective,
     choose_device,
     evaluation_batches,
@@ -230,7 +230,7 @@ def _evaluate(
         reporter.advance(f"classifying {part}", num_done, len(batches))
 
     objective = build_objective(config, dataset.statistics, device)
-    with autocast(config, device):
+    with autocast(config.train, device):
         return evaluate(model, batches, objective, None, on_batch=advance)
 
 
@@ -268,7 +268,7 @@ def _draw_sheet(
     positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
     device = next(model.parameters()).device
     images = standardise(split.pixels(np.array(positions)), dataset.statistics, device)
-    with autocast(config, device), torch.inference_mode():
+    with autocast(config.train, device), torch.inference_mode():
         attention = model(images).attention.float()
     maps = upsample_attention(attention, (images.shape[2], images.shape[3])).cpu().numpy()
     score = pid_name(assessment.headline_patch_size)

@@ -19,10 +19,9 @@ from labn.data.dataset import Dataset, Split
 from labn.evaluate import evaluate
 from labn.losses import Objective
 from labn.model.network import LABN
-from labn.optim import build_average, build_optimizer, build_schedule
+from labn.optim import autocast, build_average, build_optimizer, build_schedule
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
-    autocast,
     build_objective,
     choose_device,
     evaluation_batches,
@@ -203,7 +202,7 @@ class _Run:
             num_done += 1
             self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
 
-        with autocast(self.config, self.device):
+        with autocast(self.config.train, self.device):
             evaluation = evaluate(
                 model,
                 batches,
