@@ -134,12 +134,12 @@ def test_tables_and_pictures_are_artifacts(tracked):
     assert names(part) >= {f"{part}/{name}" for name in (*PICTURES, *tables)}
 
 
-def test_the_network_loads_back_and_predicts_with_its_attention(tracked):
+def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeypatch):
+    # The environment, not `set_tracking_uri`: that would outlive this test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     with quiet():
-        import mlflow
         import mlflow.pyfunc
 
-        mlflow.set_tracking_uri(tracked.uri)
         served = mlflow.pyfunc.load_model(f"runs:/{tracked.run_id}/model")
     images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
 
