@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import gaussian_blur  # type: ignore[i
 
 from labn.data.dataset import ChannelStatistics
 from labn.explain.methods import Method
+from labn.metrics.curves import AdaptiveInsertionDeletion, adaptive_insertion_deletion
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
 from labn.metrics.localisation import localisation
 
@@ -51,8 +52,9 @@ class ImageScores:
     """Plain rows for one image, ready for JSON.
 
     A row of ``scores`` is of one method and measure: its value (insertion less deletion), both
-    areas, and both curves over ``fractions``. A row of ``localisation`` is of one method; there
-    are none where the lesions are not known.
+    areas, and both curves over ``fractions``; of curves with points of their own only the areas are
+    kept, and ``num_points`` is how many forward passes both took. A row of ``localisation`` is of
+    one method; there are none where the lesions are not known.
     """
 
     scores: list[dict[str, Any]]
@@ -78,12 +80,14 @@ def score_image(
     statistics: ChannelStatistics,
     *,
     num_points: int | None,
+    tolerance: float | None = None,
     batch_size: int = 64,
 ) -> ImageScores:
     """Make each method's map of an image once, and score it by every measure.
 
-    ``num_points`` and ``batch_size`` are as in ``patch_insertion_deletion``; ``statistics`` are
-    those that the image was standardised with.
+    ``num_points`` and ``batch_size`` are as in ``patch_insertion_deletion``; with a ``tolerance``,
+    ``adaptive_insertion_deletion`` takes as many points as that asks for. ``statistics`` are those
+    that the image was standardised with.
 
     Raises:
         ValueError: a map is not finite, or an argument breaks its rule.
@@ -91,16 +95,22 @@ def score_image(
     maps = explain(sample, methods)
     rows: list[dict[str, Any]] = []
     for measure in measures:
-        scores = patch_insertion_deletion(
-            predict,
-            sample.image.expand(len(methods), -1, -1, -1),
-            maps,
-            torch.full((len(methods),), sample.label),
-            patch_size=measure.patch_size,
-            baseline=baseline_image(measure.baseline, sample.image, statistics),
-            num_points=num_points,
-            batch_size=batch_size,
-        )
+        images = sample.image.expand(len(methods), -1, -1, -1)
+        labels = torch.full((len(methods),), sample.label)
+        settings: dict[str, Any] = {
+            "patch_size": measure.patch_size,
+            "baseline": baseline_image(measure.baseline, sample.image, statistics),
+            "batch_size": batch_size,
+        }
+        scores: PatchInsertionDeletion | AdaptiveInsertionDeletion
+        if tolerance is None:
+            scores = patch_insertion_deletion(
+                predict, images, maps, labels, num_points=num_points, **settings
+            )
+        else:
+            scores = adaptive_insertion_deletion(
+                predict, images, maps, labels, tolerance=tolerance, **settings
+            )
         rows += [
             _score_row(sample, method, measure, scores, place)
             for place, method in enumerate(methods)
@@ -137,8 +147,23 @@ def baseline_image(
 
 
 def _score_row(
-    sample: Sample, method: Method, measure: Measure, scores: PatchInsertionDeletion, place: int
+    sample: Sample,
+    method: Method,
+    measure: Measure,
+    scores: PatchInsertionDeletion | AdaptiveInsertionDeletion,
+    place: int,
 ) -> dict[str, Any]:
+    curves: dict[str, Any]
+    if isinstance(scores, AdaptiveInsertionDeletion):
+        curves = {"num_points": int(scores.num_forwards[place]), "fractions": []}
+        curves |= {"insertion_curve": [], "deletion_curve": []}
+    else:
+        curves = {
+            "num_points": len(scores.fractions),
+            "fractions": scores.fractions.tolist(),
+            "insertion_curve": scores.insertion_curve[place].tolist(),
+            "deletion_curve": scores.deletion_curve[place].tolist(),
+        }
     return {
         "name": sample.name,
         "label": sample.label,
@@ -149,10 +174,7 @@ def _score_row(
         "value": scores.pid[place].item(),
         "insertion_auc": scores.insertion_auc[place].item(),
         "deletion_auc": scores.deletion_auc[place].item(),
-        "num_points": len(scores.fractions),
-        "fractions": scores.fractions.tolist(),
-        "insertion_curve": scores.insertion_curve[place].tolist(),
-        "deletion_curve": scores.deletion_curve[place].tolist(),
+        **curves,
     }
 
 

@@ -54,11 +54,25 @@ def evaluate(
     baseline: Annotated[
         PidBaseline, typer.Option(help="What PID shows where a patch is not.")
     ] = PidBaseline.bias,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Add points where curves bend, until each area is known to within this.",
+            show_default="--points, evenly spread",
+        ),
+    ] = None,
     num_masks: Annotated[int, typer.Option(help="Masks of RISE.")] = 500,
     max_images: Annotated[
         int | None,
         typer.Option(help="Score the first positives by name only.", show_default="all"),
     ] = None,
+    failure_pid: Annotated[float, typer.Option(help="An explanation fails below this PID.")] = 0.2,
+    over_attended: Annotated[
+        float, typer.Option(help="OA: more than this share of the image is attended.")
+    ] = 0.5,
+    insufficiently_attended: Annotated[
+        float, typer.Option(help="IA: less than this share of the image is attended.")
+    ] = 0.001,
     as_json: Json = False,
 ) -> None:
     """Score a run's best epoch on one part of its data: classification, explanations, failures.
@@ -74,6 +88,8 @@ def evaluate(
         labn evaluate runs/idrid --split validation --methods LABN,RISE --max-images 8
 
         labn evaluate runs/idrid --data ~/idrid --points 33 --baseline blur
+
+        labn evaluate runs/demo --tolerance 0.005 --failure-pid 0.3
     """
     # Before torch is loaded, for which a misspelt number need not wait.
     given = {
@@ -82,6 +98,7 @@ def evaluate(
         "num_points": points,
         "baseline": baseline.value,
         "num_masks": num_masks,
+        "tolerance": tolerance,
         "max_images": max_images,
     }
     choices: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -90,6 +107,7 @@ def evaluate(
         overrides = [*(overrides or []), f"data.root={json.dumps(str(data))}"]
     from labn.runs.scoring import evaluate_run
 
+    choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)
     with ConsoleReporter() as reporter:
         scores = evaluate_run(run, split.value, overrides or [], reporter, choices)
     content = {
@@ -101,6 +119,25 @@ def evaluate(
         "tables": [str(path) for path in scores.tables],
     }
     print_result(as_json, content, _scores_as_text(scores.metrics, scores.tables, scores.pictures))
+
+
+def _thresholds(
+    failure_pid: float, over_attended: float, insufficiently_attended: float
+) -> dict[str, Any]:
+    from labn.metrics.failures import ErrorThresholds
+
+    try:
+        thresholds = ErrorThresholds(
+            pid=failure_pid,
+            over_attended=over_attended,
+            insufficiently_attended=insufficiently_attended,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--failure-pid {failure_pid:g} --over-attended {over_attended:g}"
+            f" --insufficiently-attended {insufficiently_attended:g}: {error}"
+        ) from None
+    return {"thresholds": thresholds}
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from labn.config import Config
 from labn.errors import UserError, did_you_mean
+from labn.metrics.failures import ErrorThresholds
 from labn.scoring import Baseline
 
 METHODS = (
@@ -28,7 +29,9 @@ LAMBDA_ATTENTION = "lambda attention"
 class Assessment:
     """Which methods' maps are scored, and how; of ``max_images`` positives, the first by name.
 
-    ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of.
+    ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of. With a
+    ``tolerance``, curves have as many points as their areas need to be known to within it, instead
+    of ``num_points``. ``thresholds`` say what counts as which failure.
 
     Raises:
         UserError: a setting breaks its rule.
@@ -40,6 +43,8 @@ class Assessment:
     baseline: Baseline = "bias"
     num_masks: int = 500
     max_images: int | None = None
+    tolerance: float | None = None
+    thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
     seed: int
     image_size: int
     preferred_patch_size: int
@@ -58,6 +63,10 @@ class Assessment:
         for name, (value, least) in minima.items():
             if value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise UserError(
+                f"--tolerance {self.tolerance:g}: must be between 0 and 1, such as 0.005"
+            )
 
     @property
     def headline_patch_size(self) -> int:

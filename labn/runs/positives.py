@@ -53,6 +53,7 @@ class Scorer:
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
     num_points: int
+    tolerance: float | None = None
 
     def only(self, name: str) -> Scorer:
         """Give a scorer of one of the methods alone."""
@@ -90,6 +91,7 @@ class Scorer:
                 self.measures,
                 self.dataset.statistics,
                 num_points=self.num_points,
+                tolerance=self.tolerance,
                 batch_size=self.config.validation.batch_size,
             )
 
@@ -106,7 +108,16 @@ def build_scorer(
     model.eval()
     methods = tuple(_build_method(name, model, assessment, layer) for name in assessment.methods)
     wanted = measures(assessment.patch_sizes, assessment.baseline)
-    return Scorer(config, dataset, split, model, methods, wanted, assessment.num_points)
+    return Scorer(
+        config,
+        dataset,
+        split,
+        model,
+        methods,
+        wanted,
+        assessment.num_points,
+        assessment.tolerance,
+    )
 
 
 def _build_method(name: str, model: LABN, assessment: Assessment, layer: int | None) -> Method:
@@ -199,8 +210,10 @@ def fingerprint(config: Config, dataset: Dataset, model: LABN, assessment: Asses
     """Name settings, weights and data, as far as scores depend on them."""
     digest = hashlib.sha256()
     statistics = dataset.statistics
+    asked = asdict(assessment)
+    del asked["thresholds"]  # failures are told apart after scoring
     settings = [
-        asdict(assessment),
+        asked,
         config.model.theta_alpha,
         config.train.precision,
         dataset.digest,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class Failures:
     codes: dict[int, str]
     attended: dict[int, float]
     patch_size: int
-    thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
+    thresholds: ErrorThresholds
 
     def as_json(self) -> dict[str, Any]:
         """Count each kind, with the terms of the count."""
@@ -87,7 +86,7 @@ class Failures:
 
 
 def find_failures(
-    positives: PositiveScores, evaluation: Evaluation, patch_sizes: Sequence[int]
+    positives: PositiveScores, evaluation: Evaluation, assessment: Assessment
 ) -> Failures | None:
     """Say why the network's own maps fail (Table 5); None where they were not scored.
 
@@ -95,12 +94,13 @@ def find_failures(
     """
     if not any(method.name == "LABN" for method in positives.scorer.methods):
         return None
-    size = _FAILURE_PATCH_SIZE if _FAILURE_PATCH_SIZE in patch_sizes else max(patch_sizes)
+    sizes = assessment.patch_sizes
+    size = _FAILURE_PATCH_SIZE if _FAILURE_PATCH_SIZE in sizes else max(sizes)
     pids = positives.values("LABN", pid_name(size))
     scorer = positives.scorer.only("LABN")
     theta_alpha = scorer.config.model.theta_alpha
     predicted = evaluation.probabilities.argmax(dim=1)
-    failures = Failures({}, {}, size)
+    failures = Failures({}, {}, size, assessment.thresholds)
     for position in positives.positions:
         saliency = torch.from_numpy(scorer.maps(position)["LABN"])[None]
         (code,) = classify_failures(
@@ -126,18 +126,28 @@ def score_table(positives: PositiveScores, assessment: Assessment, part: str) ->
         )
         for method in positives.scorer.methods
     ]
-    num_points = positives.scores.groupby("score", sort=False)["num_points"].max()
-    points = ", ".join(sorted({str(n) for n in num_points}, key=int))
     baseline = {"bias": "the bias image", "zero": "zero", "black": "black"}.get(
         assessment.baseline, "the blurred image"
     )
     caption = (
         f"ID and PID of explanation methods, mean ± standard deviation over the"
         f" n = {len(positives.positions)} positive images of the {part} part; ID against zero, PID"
-        f" against {baseline}; curves of {points} points; the best means are bold."
+        f" against {baseline}; {_describe_curves(positives, assessment)}; the best means are bold."
     )
     columns = (Column("Method"), *(Column(measure.name, True) for measure in wanted))
     return Table(columns=columns, rows=tuple(rows), caption=caption)
+
+
+def _describe_curves(positives: PositiveScores, assessment: Assessment) -> str:
+    num_points = positives.scores.groupby("score", sort=False)["num_points"]
+    if assessment.tolerance is not None:
+        means = ", ".join(f"{mean:.0f} ({name})" for name, mean in num_points.mean().items())
+        return (
+            f"each area to within {assessment.tolerance:g}, by {means} forward passes a map on"
+            " average"
+        )
+    points = ", ".join(sorted({str(n) for n in num_points.max()}, key=int))
+    return f"curves of {points} points"
 
 
 def confusion_table(evaluation: Evaluation, part: str) -> Table:

@@ -41,7 +41,8 @@ def write_positives(
             low, high = np.quantile(stacked, (0.25, 0.75), axis=0)
             means = {"mean": stacked.mean(axis=0), "lower_quartile": low, "upper_quartile": high}
             curves |= {f"{method}/{score}/{name}_{key}": curve for key, curve in means.items()}
-    np.savez(folder / "curves.npz", **curves)
+    if assessment.tolerance is None:
+        np.savez(folder / "curves.npz", **curves)
     write_table(score_table(positives, assessment, part), folder / "table2")
 
 
@@ -75,7 +76,8 @@ def describe_settings(assessment: Assessment, part: Partition) -> dict[str, Any]
         "split": part,
         "methods": list(assessment.methods),
         "patch_sizes": list(assessment.patch_sizes),
-        "num_points": assessment.num_points,
+        "num_points": None if assessment.tolerance else assessment.num_points,
+        "tolerance": assessment.tolerance,
         "baseline": assessment.baseline,
         "id_baseline": "zero",
         "order": "most important first",

@@ -198,9 +198,10 @@ def score_part(
     remove_earlier(folder)
     if positives is not None:
         metrics |= positive_metrics(positives, wanted, PREFIXES[part])
-        failures = find_failures(positives, evaluation, wanted.patch_sizes)
+        failures = find_failures(positives, evaluation, wanted)
         write_positives(positives, wanted, part, folder)
-        draw_curves(positives, pid_name(wanted.headline_patch_size), folder / "curves.png")
+        if wanted.tolerance is None:  # otherwise each curve has points of its own
+            draw_curves(positives, pid_name(wanted.headline_patch_size), folder / "curves.png")
     write_part(evaluation, failures, part, folder)
     draw_confusion(evaluation, dataset, folder / "confusion.png")
     _draw_sheet(config, model, dataset, split, evaluation, positives, wanted, folder)

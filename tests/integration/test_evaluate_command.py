@@ -245,6 +245,38 @@ def test_other_settings_start_anew_and_leave_nothing_of_the_old(trained, labn):
     assert not sheet.exists() or sheet.read_bytes().startswith(b"\x89PNG")
 
 
+def test_areas_to_a_tolerance_agree_with_every_point_and_say_what_they_cost(trained, labn):
+    choice = ("--methods", "LABN,random", "--patch-sizes", 4)
+    assert labn("evaluate", trained, *choice, "--points", 65).returncode == 0
+    exhaustive = scores_of(trained).query("score != 'ID'")
+
+    assert labn("evaluate", trained, *choice, "--tolerance", 0.001).returncode == 0
+
+    adaptive = scores_of(trained).query("score != 'ID'")
+    assert adaptive["name"].tolist() == exhaustive["name"].tolist()
+    for column in ("insertion_auc", "deletion_auc"):
+        np.testing.assert_allclose(adaptive[column], exhaustive[column], rtol=0, atol=0.001)
+    assert (adaptive["num_points"] <= 2 * 65 - 2).all()
+    told = metrics_of(trained)["settings"]
+    assert (told["tolerance"], told["num_points"]) == (0.001, None)
+    folder = trained / "evaluation" / "test"
+    assert "forward passes a map" in (folder / "table2.md").read_text()
+    assert not (folder / "curves.png").exists()
+
+
+def test_what_counts_as_which_failure_can_be_chosen(trained, labn):
+    choice = ("--methods", "LABN", "--patch-sizes", 8, "--failure-pid", 1)
+    everything = ("--over-attended", 0, "--insufficiently-attended", 0)
+
+    assert labn("evaluate", trained, *choice, *everything).returncode == 0
+
+    failures = metrics_of(trained)["failures"]
+    assert failures["num_failed"] == failures["num_scored"] > 0
+    assert failures["thresholds"] == {
+        "pid": 1.0, "over_attended": 0.0, "insufficiently_attended": 0.0
+    }  # fmt: skip
+
+
 def test_without_the_networks_own_maps_there_is_no_error_analysis(trained, labn):
     assert labn("evaluate", trained, "--methods", "edges", "--patch-sizes", 8).returncode == 0
 
@@ -293,6 +325,8 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
         (("--points", 1), ["--points 1: must be at least 2"]),
         (("--num-masks", 0), ["--num-masks 0: must be at least 1"]),
         (("--max-images", 0), ["--max-images 0: must be at least 1"]),
+        (("--tolerance", 0), ["--tolerance 0: must be between 0 and 1"]),
+        (("--over-attended", 2), ["--over-attended 2", "over_attended <= 1"]),
         (("--data", "/no/such/place"), ["data.root = /no/such/place", "no such folder"]),
         (("data.image_size=16", "--patch-sizes", 4), ["data.image_size = 16", "32 pixels"]),
         (("model.split=1",), ["model = ", "is not the network that was trained"]),
