@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check lint unit clean
+.PHONY: help demo test check lint unit bench clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,10 @@ lint: $(INSTALLED)
 
 unit: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/golden -m "not slow" -q -n 2
+
+bench: $(INSTALLED)  ## Measure speed and memory, side by side with what is to be beaten
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m tests.bench --out runs/bench
 
 clean:  ## Remove the virtual environment and what runs left behind
 	rm -rf .venv runs mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,99 @@
+"""Side by side: alternatives run in turn, round after round, so that a busy moment hits each."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison: how many times better ``ours`` is than ``other``, and that both agree.
+
+    ``ours`` and ``other`` are medians in ``unit``; ``low`` and ``high`` are the quartiles of the
+    rounds' ratios; ``error`` is how far the results differ, as ``error_kind`` says.
+    """
+
+    name: str
+    ours: float
+    other: float
+    unit: str
+    ratio: float
+    low: float
+    high: float
+    num_rounds: int
+    error: float | None = None
+    error_kind: str = ""
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+def time_s(work: Callable[[], object]) -> float:
+    """Run once; seconds."""
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def interleave(
+    works: Mapping[str, Callable[[], object]], num_rounds: int
+) -> dict[str, list[float]]:
+    """Time each of the works once a round, after one round that does not count; seconds."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(num_rounds):
+        for name, work in works.items():
+            times[name].append(time_s(work))
+    return times
+
+
+def compare(
+    name: str,
+    ours_s: list[float],
+    other_s: list[float],
+    error: float | None = None,
+    error_kind: str = "",
+    **notes: float,
+) -> Row:
+    """Make a row of two works' times."""
+    ratios = [other / ours for ours, other in zip(ours_s, other_s, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return Row(
+        name=name,
+        ours=statistics.median(ours_s),
+        other=statistics.median(other_s),
+        unit="s",
+        ratio=statistics.median(ratios),
+        low=quartiles[0],
+        high=quartiles[2],
+        num_rounds=len(ratios),
+        error=error,
+        error_kind=error_kind,
+        notes=notes,
+    )
+
+
+def peak_memory_mb(code: str) -> tuple[float, float]:
+    """Run code in a process of its own; its resident set at the mark, and its peak, in MB.
+
+    The code must call ``mark()`` once, when all that does not count is there. Linux only.
+    """
+    # Not getrusage: its peak begins with that of the process this one was forked from.
+    prelude = """
+def _memory_mb(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+def mark():
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    print(_memory_mb("VmRSS"))
+"""
+    last = "\nprint(_memory_mb('VmHWM'))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code + last], check=True, capture_output=True, text=True
+    )
+    at_mark, peak = map(float, done.stdout.split())
+    return at_mark, peak
