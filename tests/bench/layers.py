@@ -108,7 +108,7 @@ def _public_layers(ours: list[LambdaLayer]) -> dict[str, list[nn.Module]]:
     """Build timm's and lambda-networks' layers of the same sizes, where they are installed."""
     found: dict[str, list[nn.Module]] = {}
     try:
-        from timm.layers import LambdaLayer as TimmLayer
+        from timm.layers.lambda_layer import LambdaLayer as TimmLayer
     except ImportError:
         print("timm is not installed (pip install '.[bench]'): left out")
     else:
