@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,9 @@ from labn.losses import LossSums, LossTerms, Objective
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
 from labn.model.network import LABN, LABNOutput, upsample_attention
+from labn.parallel import SINGLE, Group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,12 @@ def evaluate(
     objective: Objective,
     faithfulness: Faithfulness | None,
     on_batch: Callable[[], None] = lambda: None,
+    group: Group = SINGLE,
 ) -> Evaluation:
     """Measure a network in evaluation mode; it is left in that mode.
+
+    Each rank of a group gives the batches of its share of the part, and its share of the positives
+    in ``faithfulness``; all get the whole evaluation, in which every image counts once.
 
     The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14), unless
     ``faithfulness`` is None, is that of the attention against the bias image.
@@ -114,17 +122,32 @@ def evaluate(
                 scorer.score(batch, output)
             on_batch()
         bias_probability = 1 - predictor(model)(objective.bias_image[None])[0, 0].item()
-    total = LossSums(*(torch.stack(terms).double().sum() for terms in zip(*sums, strict=True)))
+    names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
+    total = _gather_sums(group, sums)
+    pid_names, pids = (scorer.names, scorer.parts) if scorer else ([], [])
+    pid_names, pids = _gather(group, pid_names), _gather(group, pids)
     return Evaluation(
         names=tuple(names),
         labels=torch.cat(labels),
         probabilities=torch.cat(probabilities),
         loss=objective.combine(total, total.weight, total.num_images),
         classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
-        pid_names=tuple(scorer.names) if scorer else (),
-        pid=_join(scorer.parts) if scorer and scorer.parts else None,
+        pid_names=tuple(pid_names),
+        pid=_join(pids) if pids else None,
         bias_probability=bias_probability,
     )
+
+
+def _gather(group: Group, part: list[T]) -> list[T]:
+    return [item for one in group.gather(part) for item in one]
+
+
+def _gather_sums(group: Group, sums: list[LossSums]) -> LossSums:
+    """Add the batches' sums, in double precision, and then the ranks'."""
+    device = sums[0].kl.device if sums else torch.device("cpu")
+    rows = [torch.stack(tuple(batch)).double().cpu() for batch in sums]
+    total = torch.stack(_gather(group, rows)).sum(dim=0).to(device)
+    return LossSums(*total)
 
 
 class _PositiveScorer:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,6 +20,7 @@ from labn.data.batches import Batch
 from labn.errors import RunFailed
 from labn.losses import LossSums, Objective
 from labn.optim import autocast
+from labn.parallel import SINGLE, Group
 
 Metrics = dict[str, float]
 
@@ -96,7 +99,11 @@ class _Seen:
 
 
 class Trainer:
-    """Trains a model, epoch by epoch, until the last one, no more gain, or a request to stop."""
+    """Trains a model, epoch by epoch, until the last one, no more gain, or a request to stop.
+
+    The ranks of a ``group`` each give their share of every batch, and take the step that one
+    process with the whole batch would take, but for batch norm's statistics.
+    """
 
     def __init__(
         self,
@@ -110,7 +117,9 @@ class Trainer:
         settings: TrainConfig,
         hooks: Hooks,
         device: torch.device,
+        group: Group = SINGLE,
     ) -> None:
+        self.group, self._replica = group, group.wrap(model)
         self.model, self.objective, self.average = model, objective, average
         self.optimizer, self.schedule = optimizer, schedule
         self.batches, self.settings, self.hooks, self.device = batches, settings, hooks, device
@@ -142,8 +151,9 @@ class Trainer:
             seen.append(self._train_step(batch))
             is_last = progress.step == self.batches.steps_per_epoch
             is_due = progress.global_step % (self.settings.checkpoint_steps or math.inf) == 0
-            must_stop = self.hooks.should_stop()
-            if len(seen) >= self.settings.log_steps or is_last or is_due or must_stop:
+            is_time = len(seen) >= self.settings.log_steps or is_last or is_due
+            must_stop = self._must_stop(is_time)
+            if is_time or must_stop:
                 self._look_at(seen)
                 seen = []
             if must_stop or (is_due and not is_last):
@@ -151,20 +161,29 @@ class Trainer:
             if must_stop:
                 raise Interrupted
 
+    def _must_stop(self, is_time: bool) -> bool:
+        """Ask whether to stop: one process after every step, a group where it waits anyway."""
+        if self.group.size > 1 and not is_time:
+            return False
+        return self.group.any(self.hooks.should_stop(), self.device)
+
     def _train_step(self, batch: Batch) -> _Seen:
         """Forward, loss, backward, step; in parts whose gradients add up to the batch's."""
-        weight = self.objective.image_weights(batch.labels).sum()
-        num_images = torch.tensor(float(len(batch.labels)), device=self.device)
+        weight, num_images = self.group.total(
+            torch.stack([self.objective.image_weights(batch.labels).sum(), self._count(batch)])
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss, sums = torch.zeros((), device=self.device), None
-        num_parts = min(self.settings.accumulation_steps, len(batch.labels))
-        for images, labels in zip(
-            batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True
-        ):
-            with autocast(self.settings, self.device):
-                _, part_sums = self.objective.sums(self.model, images, labels)
-            part_loss = self.objective.combine(part_sums, weight, num_images).total
-            part_loss.backward()  # type: ignore[no-untyped-call]
+        parts = self._parts(batch)
+        for number, (images, labels, share) in enumerate(parts, start=1):
+            # Gradients are exchanged once a step, with those of the last part.
+            with self._exchange(number == len(parts)):
+                with autocast(self.settings, self.device):
+                    _, part_sums = self.objective.sums(self._replica, images, labels)
+                part_sums = LossSums(*(share * term for term in part_sums))
+                part_loss = self.objective.combine(part_sums, weight, num_images).total
+                # The exchange takes the mean over ranks; the sum is wanted.
+                (self.group.size * part_loss).backward()  # type: ignore[no-untyped-call]
             loss = loss + part_loss.detach()
             detached = LossSums(*(term.detach() for term in part_sums))
             sums = detached if sums is None else _add(sums, detached)
@@ -180,17 +199,40 @@ class Trainer:
         self.progress.global_step += 1
         return _Seen(self.progress.global_step, batch.names, loss, sums, norm)
 
+    def _count(self, batch: Batch) -> Tensor:
+        return torch.tensor(float(len(batch.labels)), device=self.device)
+
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor, float]]:
+        """Cut a batch into parts, each with the share in which it counts: 1.
+
+        A rank without an image passes the bias image through, which counts 0: the others wait for
+        its gradients.
+        """
+        if not len(batch.labels):
+            image = self.objective.bias_image[None].to(self.device)
+            return [(image, torch.zeros(1, dtype=torch.int64, device=self.device), 0.0)]
+        num_parts = min(self.settings.accumulation_steps, len(batch.labels))
+        chunks = zip(batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
+        return [(images, labels, 1.0) for images, labels in chunks]
+
+    def _exchange(self, is_last: bool) -> AbstractContextManager[None]:
+        if is_last or not isinstance(self._replica, DistributedDataParallel):
+            return nullcontext()
+        return self._replica.no_sync()
+
     def _look_at(self, seen: list[_Seen]) -> None:
         """Wait for the device, once for many steps: check that all is finite, and sum up."""
-        losses = torch.stack([step.loss for step in seen]).tolist()
         norms = torch.stack([step.gradient_norm for step in seen]).tolist()
-        sums = torch.stack([torch.stack(step.sums) for step in seen]).tolist()
+        rows = torch.stack([torch.stack([step.loss, *step.sums]) for step in seen])
+        totals = self.group.total(rows).tolist()
+        losses, sums = [row[0] for row in totals], [row[1:] for row in totals]
         progress = self.progress
         for step, loss, norm, terms in zip(seen, losses, norms, sums, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
+                names = [name for part in self.group.gather(step.names) for name in part]
                 raise RunFailed(
                     f"step {step.global_step} (epoch {progress.epoch + 1}): the loss is {loss} and"
-                    f" the gradient's norm {norm}; its images: {', '.join(step.names)};"
+                    f" the gradient's norm {norm}; its images: {', '.join(names)};"
                     f" last good checkpoint: {self.hooks.last_checkpoint()}"
                 )
             # One by one: the sums of a resumed run, looked at elsewhere, round alike.
@@ -201,6 +243,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         progress = self.progress
         evaluated = self.model if self.average is None else self.average.module
+        for model in (self.model, evaluated):
+            self.group.align_buffers(model)
         metrics = {"epoch": float(progress.epoch + 1), **self._train_metrics()}
         metrics |= self._validate(evaluated)
         progress.history.append(metrics)

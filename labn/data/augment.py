@@ -36,7 +36,20 @@ def augment_batch(
     The same numbers are drawn whichever changes are on, so that switching one off leaves the
     others as they were.
     """
-    draws = torch.rand(6, len(images), generator=generator, device=generator.device)
+    return change_batch(images, augmentation, draw_changes(len(images), generator))
+
+
+def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "6 b"]:
+    """Draw what happens to each image: numbers in [0, 1), one column an image."""
+    return torch.rand(6, num_images, generator=generator, device=generator.device)
+
+
+def change_batch(
+    images: Float[Tensor, "b c h w"], augmentation: Augmentation, draws: Float[Tensor, "6 b"]
+) -> Float[Tensor, "b c h w"]:
+    """Change every image as its column of ``draw_changes`` says."""
+    if not len(images):  # a share of a small batch, perhaps
+        return images
     flip_x, flip_y = draws[:2].to(images.device) < 0.5
     turn, scale, brightness, contrast = (2 * draws[2:] - 1).to(images.device)
     if augmentation.horizontal_flip:

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from labn.data.augment import Augmentation, augment_batch
+from labn.data.augment import Augmentation, change_batch, draw_changes
 from labn.data.dataset import ChannelStatistics, Split
 from labn.errors import UserError
+from labn.parallel import SINGLE, Group
 
 BIAS_NAME = "bias image"
 BIAS_POSITION = -1
@@ -51,6 +52,9 @@ class TrainingBatches:
     With ``balanced``, an epoch of the same length has all classes equally often, its images drawn
     with replacement. The last batch is smaller, or larger by one where only one image remains,
     of which batch normalisation could not take the deviation.
+
+    A rank of a larger ``group`` gets its share of every batch, which may be empty in the last one;
+    which images there are, and how each is changed, does not depend on how many share them.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class TrainingBatches:
         balanced: bool,
         augment: Augmentation,
         device: torch.device,
+        group: Group = SINGLE,
     ) -> None:
+        self._group = group
         self._split, self._statistics = split, statistics
         self._batch_size, self._seed = batch_size, seed
         self._bias_copies, self._balanced = bias_copies, balanced
@@ -87,7 +93,9 @@ class TrainingBatches:
             end = len(order) if step == last_step else start + self._batch_size
             words = np.random.SeedSequence([self._seed, epoch, step]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0]))
-            yield self._load(order[start:end], generator)
+            draws = draw_changes(end - start, generator)
+            rows = self._group.share(end - start)
+            yield self._load(order[start:end][rows], draws[:, rows])
 
     def _order(self, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
         bias = np.full(self._bias_copies, BIAS_POSITION)
@@ -99,12 +107,12 @@ class TrainingBatches:
         ]
         return rng.permutation(np.concatenate([*draws, bias]))
 
-    def _load(self, positions: Int64[np.ndarray, " b"], generator: torch.Generator) -> Batch:
+    def _load(self, positions: Int64[np.ndarray, " b"], draws: Float[Tensor, "6 b"]) -> Batch:
         is_bias = positions == BIAS_POSITION
         # The bias image's rows are read as image 0 and written over: one gather for all rows.
         places = np.where(is_bias, 0, positions)
         images = standardise(self._split.pixels(places), self._statistics, self._device)
-        images = augment_batch(images, self._augment, generator)
+        images = change_batch(images, self._augment, draws)
         images = images.contiguous(memory_format=torch.channels_last)
         images[torch.from_numpy(is_bias)] = self._statistics.bias_image.to(self._device)
         return Batch(

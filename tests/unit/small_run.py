@@ -17,6 +17,7 @@ from labn.evaluate import Faithfulness, evaluate
 from labn.losses import Objective
 from labn.model.network import build_model
 from labn.optim import build_average, build_optimizer, build_schedule
+from labn.parallel import SINGLE
 from labn.train import Trainer
 
 CPU = torch.device("cpu")
@@ -130,7 +131,7 @@ class Hooks:
         return self.num_steps == self.stop_after
 
 
-def make_trainer(*, model=None, batches=None, objective=None, hooks=None, **changes):
+def make_trainer(*, model=None, batches=None, objective=None, hooks=None, group=SINGLE, **changes):
     settings = make_settings(**changes)
     model = make_model(settings.seed) if model is None else model
     batches = make_batches(settings) if batches is None else batches
@@ -146,4 +147,5 @@ def make_trainer(*, model=None, batches=None, objective=None, hooks=None, **chan
         settings=settings,
         hooks=Hooks(objective) if hooks is None else hooks,
         device=CPU,
+        group=group,
     )
