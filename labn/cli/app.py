@@ -94,11 +94,19 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings, network, data and schedule only.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on so many processes, by Ray.", show_default="this one"),
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a network on this machine.
+    """Train a network, on this machine or with `--workers` on a Ray cluster.
 
     The run's files go to `output_dir`. The same command again goes on where it stopped.
+    `--workers` shares each batch among processes of this machine, or of the cluster that
+    `RAY_ADDRESS` names; the result is that of one process.
 
     **Examples**
 
@@ -109,6 +117,8 @@ def train(
         labn train configs/idrid.yaml data.root=~/idrid --dry-run
 
         labn train --resume runs/idrid-3
+
+        labn train configs/idrid.yaml data.root=/shared/idrid --workers 4 --gpus-per-worker 1
     """
     if resume is not None and config_or_run is not None:
         # With --resume, the first argument is a setting too.
@@ -122,7 +132,14 @@ def train(
 
     with ConsoleReporter() as reporter, StopRequest() as stop:
         try:
-            summary = train_run(config, reporter, stop.is_requested)
+            if workers is None:
+                summary = train_run(config, reporter, stop.is_requested)
+            else:
+                # Only here, for it loads Ray.
+                from labn.distributed import Workers, train_distributed
+
+                given = Workers(num=workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
+                summary = train_distributed(config, given, reporter, stop.is_requested)
         except Interrupted:
             raise RunFailed(
                 f"stopped as asked; everything is saved: `labn train --resume {config.output_dir}`"

@@ -18,6 +18,7 @@ from labn.evaluate import Faithfulness
 from labn.losses import Objective
 from labn.model.network import LABN, build_model
 from labn.model.release import load_pretrained
+from labn.parallel import SINGLE, Group
 from labn.runs.reporting import Reporter
 
 
@@ -159,8 +160,10 @@ def build_objective(
     )
 
 
-def training_batches(config: Config, dataset: Dataset, device: torch.device) -> TrainingBatches:
-    """Make the course of training batches."""
+def training_batches(
+    config: Config, dataset: Dataset, device: torch.device, group: Group = SINGLE
+) -> TrainingBatches:
+    """Make the course of training batches, or this rank's share of it."""
     return TrainingBatches(
         require_part(dataset, "train"),
         dataset.statistics,
@@ -170,6 +173,7 @@ def training_batches(config: Config, dataset: Dataset, device: torch.device) -> 
         balanced=config.train.balanced_sampling,
         augment=Augmentation(**config.data.augment.model_dump()),
         device=device,
+        group=group,
     )
 
 
@@ -180,11 +184,12 @@ def evaluation_batches(
     return EvaluationBatches(split, statistics, config.validation.batch_size, device)
 
 
-def faithfulness(config: Config) -> Faithfulness:
-    """Say how an epoch's PID is measured."""
+def faithfulness(config: Config, num_positives_before: int = 0) -> Faithfulness:
+    """Say how an epoch's PID is measured, where other ranks have so many positives before."""
+    most = config.validation.pid_max_images
     return Faithfulness(
         patch_size=config.validation.pid_patch_size,
         num_points=config.validation.pid_num_points,
-        max_positives=config.validation.pid_max_images,
+        max_positives=None if most is None else max(0, most - num_positives_before),
         frame_batch_size=config.validation.batch_size,
     )

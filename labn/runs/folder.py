@@ -41,13 +41,13 @@ class RunFolder:
         return self.path / "evaluation" / part
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other processes from training the same run.
+    def claimed(self, wait_s: float = 0) -> Iterator[None]:
+        """Keep other processes from training the same run; wait so long for one that is ending.
 
         Raises:
             UserError: another process has it, or the folder cannot be made.
         """
-        with _locked(self.path, "training this run", "give another output_dir"):
+        with _locked(self.path, "training this run", "give another output_dir", wait_s):
             yield
 
     @contextmanager
@@ -130,11 +130,11 @@ class RunFolder:
 
 
 @contextmanager
-def _locked(path: Path, work: str, way_out: str) -> Iterator[None]:
+def _locked(path: Path, work: str, way_out: str, wait_s: float = 0) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(
             f"output_dir = {path}: another process is {work}; wait for it, or {way_out}"

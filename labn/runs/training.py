@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ from labn.evaluate import evaluate
 from labn.losses import Objective
 from labn.model.network import LABN
 from labn.optim import autocast, build_average, build_optimizer, build_schedule
+from labn.parallel import SINGLE, Group
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
     build_objective,
@@ -34,10 +36,13 @@ from labn.runs.build import (
     training_batches,
 )
 from labn.runs.folder import RunFolder, write_json
-from labn.runs.reporting import Reporter
+from labn.runs.reporting import Reporter, SilentReporter
 from labn.runs.scoring import log_scores, open_run_tracker, score_part
 from labn.tracking import Status, Tracker, environment_tags, redact
+from labn.tracking.null import NullTracker
 from labn.train import Interrupted, Metrics, Trainer
+
+_TAKE_OVER_S = 60
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,11 @@ def train_run(
     config: Config,
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
+    group: Group = SINGLE,
 ) -> Summary:
     """Train a configuration to its end, from its newest checkpoint where it has one.
+
+    With a group, this is its rank 0; every other rank calls ``assist_run``.
 
     Raises:
         UserError: the settings or the data do not hold together, or the folder is another run's.
@@ -65,17 +73,25 @@ def train_run(
         Interrupted: ``should_stop`` said so; everything is saved.
     """
     folder = RunFolder(config.output_dir)
-    with folder.claimed():
+    # Of a group that was broken off, the last first rank may still be ending.
+    with folder.claimed(wait_s=0 if group.size == 1 else _TAKE_OVER_S):
         folder.check_same(config)
         if folder.summary_file.is_file():
             reporter.say(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config)
         dataset = load_dataset(config, reporter)
-        run = _Run(config, folder, device, dataset, reporter, should_stop)
+        run = _Run(config, folder, device, dataset, reporter, should_stop, group)
         # Not before: settings that could not be built must not bind the folder to them.
         folder.adopt(config)
         return run.complete()
+
+
+def assist_run(config: Config, group: Group) -> None:
+    """Do the part of a rank other than 0 in training; only rank 0 writes and speaks."""
+    device, reporter = choose_device(config), SilentReporter()
+    folder, dataset = RunFolder(config.output_dir), load_dataset(config, reporter)
+    _Run(config, folder, device, dataset, reporter, lambda: False, group).assist()
 
 
 class _Run:
@@ -89,13 +105,17 @@ class _Run:
         dataset: Dataset,
         reporter: Reporter,
         should_stop: Callable[[], bool],
+        group: Group,
     ) -> None:
+        self.group = group
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop = reporter, should_stop
         self.validation: Split = require_part(dataset, "validation")
         self.objective: Objective = build_objective(config, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
-        self.tracker: Tracker = open_run_tracker(config, folder)
+        self.tracker: Tracker = NullTracker()
+        if group.is_first:
+            self.tracker = open_run_tracker(config, folder)
         self._epoch_start_s = time.monotonic()
 
     def complete(self) -> Summary:
@@ -115,11 +135,23 @@ class _Run:
         write_json(self.folder.summary_file, asdict(summary))
         return summary
 
+    def assist(self) -> None:
+        """Train what is left, beside the first rank."""
+        self._resume()
+        self.trainer.run()
+
     def _build_trainer(self) -> Trainer:
-        config, device = self.config, self.device
+        config, device, group = self.config, self.device, self.group
         model = place_network(start_network(config, self.dataset, self.reporter), config, device)
+        if group.size > 1 and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        elif group.size > 1:
+            self.reporter.say(
+                f"{group.size} workers without CUDA: batch norm takes its statistics over each"
+                " worker's part of a batch, and keeps the first worker's"
+            )
         optimizer = build_optimizer(model, config.train)
-        batches = training_batches(config, self.dataset, device)
+        batches = training_batches(config, self.dataset, device, group)
         average = build_average(model, config.train)
         if config.train.compile:
             model.compile()
@@ -133,11 +165,13 @@ class _Run:
             settings=config.train,
             hooks=self,
             device=device,
+            group=group,
         )
 
     def _log_start(self) -> None:
         self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
-        self.tracker.set_tags(environment_tags() | {"data_digest": self.dataset.digest})
+        tags = {"data_digest": self.dataset.digest, "world_size": str(self.group.size)}
+        self.tracker.set_tags(environment_tags() | tags)
         self.dataset.manifest.to_csv(self.folder.manifest_file, index=False)
         self.tracker.log_dataset(
             self.dataset.manifest,
@@ -147,10 +181,11 @@ class _Run:
         )
 
     def _resume(self) -> None:
-        found = checkpoint.load_newest(self.folder.checkpoints)
-        if found is None:
+        found = checkpoint.load_newest(self.folder.checkpoints) if self.group.is_first else None
+        path = self.group.from_first(str(found[0]) if found else None)
+        if path is None:
             return
-        path, content = found
+        content = found[1] if found else checkpoint.load(Path(path))
         self.trainer.load_state(content)
         progress = self.trainer.progress
         self.reporter.say(
@@ -190,11 +225,12 @@ class _Run:
     # The hooks of the training loop.
 
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
-        """Measure the validation part."""
+        """Measure the validation part, of which each rank takes its share."""
         assert isinstance(model, LABN)
-        batches = evaluation_batches(
-            self.config, self.validation, self.dataset.statistics, self.device
-        )
+        whole, rows = self.validation, self.group.share(len(self.validation))
+        part = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
+        batches = evaluation_batches(self.config, part, self.dataset.statistics, self.device)
+        num_positives_before = int((whole.labels[: rows.start] > 0).sum())
         num_done = 0
 
         def advance() -> None:
@@ -207,8 +243,9 @@ class _Run:
                 model,
                 batches,
                 self.objective,
-                faithfulness(self.config),
+                faithfulness(self.config, num_positives_before),
                 on_batch=advance,
+                group=self.group,
             )
         return evaluation.as_metrics("val")
 
@@ -220,6 +257,8 @@ class _Run:
 
     def on_epoch(self, history: list[Metrics]) -> None:
         """Log a finished epoch and show it."""
+        if not self.group.is_first:
+            return
         now_s = time.monotonic()
         time_s, self._epoch_start_s = now_s - self._epoch_start_s, now_s
         metrics = history[-1]
@@ -229,6 +268,8 @@ class _Run:
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
         """Keep the best network with what is needed to use it."""
+        if not self.group.is_first:
+            return
         statistics = self.dataset.statistics
         best: ModelCheckpoint = {
             "model": model.state_dict(),
@@ -245,6 +286,8 @@ class _Run:
 
     def save(self, content: TrainingCheckpoint, global_step: int) -> None:
         """Write a checkpoint, then drop the oldest."""
+        if not self.group.is_first:
+            return
         content["config"] = self._config_tree()
         path = checkpoint.step_path(self.folder.checkpoints, global_step)
         checkpoint.save_atomically(content, path)

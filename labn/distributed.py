@@ -1,0 +1,266 @@
+"""Training on several workers through Ray Train: the same run, wherever its processes are.
+
+The driver (the process of the command) starts the workers, passes on what the first of them says,
+and tells them to stop. Checkpoints are the run's own, in its folder, which all workers must see:
+whoever starts again, Ray a worker or a person the command, goes on from the newest of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from labn.config import Config
+from labn.errors import RunFailed, UserError
+from labn.parallel import Group, check_divides
+from labn.runs.folder import RunFolder
+from labn.runs.reporting import Reporter
+from labn.runs.training import Summary, assist_run, train_run
+from labn.train import Interrupted
+
+_MAX_FAILURES = 3
+_POLL_S = 0.2
+_ADVANCE_S = 0.5
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many processes train, and what each is given; ``gpus`` may be a fraction."""
+
+    num: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def train_distributed(
+    config: Config,
+    workers: Workers,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Train a configuration on several workers, from its newest checkpoint where it has one.
+
+    Uses the Ray that this process is connected to, else that of ``RAY_ADDRESS``, else one of its
+    own on this machine.
+
+    Raises:
+        UserError: the settings or the data do not hold together, or there is no room for the
+            workers.
+        RunFailed: training went wrong, or workers failed more than three times.
+        Interrupted: ``should_stop`` said so; everything is saved.
+    """
+    fault = check_divides(config.train.batch_size, workers.num)
+    if fault:
+        raise UserError(f"train.batch_size = {config.train.batch_size}: {fault}")
+    config = config.model_copy(update={"output_dir": config.output_dir.expanduser().absolute()})
+    folder = RunFolder(config.output_dir)
+    folder.check_same(config)
+    if folder.summary_file.is_file():
+        return train_run(config, reporter)  # says so
+    with _connected(workers, reporter):
+        return _Driver(config, workers, reporter, should_stop).run()
+
+
+@contextmanager
+def _connected(workers: Workers, reporter: Reporter) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.update(_ENVIRONMENT)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    reporter.say(f"starting {workers.num} workers, Ray: {address}")
+    ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        if address == "local":
+            _check_room(workers)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_room(workers: Workers) -> None:
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, wanted, option in (
+        ("CPU", workers.cpus, "--cpus-per-worker"),
+        ("GPU", workers.gpus, "--gpus-per-worker"),
+    ):
+        if workers.num * wanted > has.get(name, 0):
+            raise UserError(
+                f"--workers {workers.num}: need {workers.num * wanted:g} {name}s, but this machine"
+                f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
+            )
+
+
+class _Mailbox:
+    """An actor between the driver and the workers."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, tuple[Any, ...]]] = []
+        self._verdict: tuple[str, Any] | None = None
+        self._num_starts, self._must_stop = 0, False
+
+    def start(self) -> tuple[str, Any] | None:
+        """Hear that a group of workers starts; tell how the run ended, if it did."""
+        self._num_starts += 1
+        return self._verdict
+
+    def verdict(self) -> tuple[str, Any] | None:
+        """Tell how the run ended, if it did."""
+        return self._verdict
+
+    def conclude(self, kind: str, content: Any) -> None:
+        """Keep how the run ended; what came first counts."""
+        self._verdict = self._verdict or (kind, content)
+
+    def post(self, kind: str, *content: Any) -> None:
+        """Keep something for the driver's reporter."""
+        self._messages.append((kind, content))
+
+    def take(self, must_stop: bool) -> tuple[list[tuple[str, tuple[Any, ...]]], int]:
+        """Hand over what was posted, with how often workers started."""
+        self._must_stop = must_stop
+        messages, self._messages = self._messages, []
+        return messages, self._num_starts
+
+    def must_stop(self) -> bool:
+        """Tell whether the driver was asked to stop."""
+        return self._must_stop
+
+
+class _PostingReporter:
+    """A worker's reporter: it posts what the driver's is to show."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox, self._last_s = mailbox, 0.0
+
+    def say(self, text: str) -> None:
+        """Pass on one line for a person."""
+        self._mailbox.post.remote("say", text)
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Pass on progress, a few times a second at most."""
+        now_s = time.monotonic()
+        if now_s - self._last_s >= _ADVANCE_S or done == total:
+            self._last_s = now_s
+            self._mailbox.post.remote("advance", task, done, total)
+
+    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
+        """Pass on a finished epoch; here, so that none is lost with a killed process."""
+        ray.get(self._mailbox.post.remote("epoch", dict(metrics), num_epochs, time_s))
+
+
+def _work(given: dict[str, Any]) -> None:
+    """Be one of the workers."""
+    mailbox = given["mailbox"]
+    context = ray.train.get_context()
+    group = Group(context.get_world_rank(), context.get_world_size())
+    # A verdict ends the workers that Ray starts anew because another one's error broke the group.
+    known = ray.get((mailbox.start if group.is_first else mailbox.verdict).remote())
+    if known is not None:
+        return
+    config = Config.model_validate(given["config"])
+    try:
+        if group.is_first:
+            summary = train_run(
+                config,
+                _PostingReporter(mailbox),
+                lambda: bool(ray.get(mailbox.must_stop.remote())),
+                group,
+            )
+            verdict: tuple[str, Any] = ("finished", asdict(summary))
+        else:
+            assist_run(config, group)
+            return
+    except Interrupted:
+        verdict = ("interrupted", None)
+    except (UserError, RunFailed) as error:
+        ray.get(mailbox.conclude.remote(type(error).__name__, str(error)))
+        raise
+    ray.get(mailbox.conclude.remote(*verdict))
+
+
+class _Driver:
+    """Starts the workers, and waits for the verdict."""
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._reporter, self._should_stop = reporter, should_stop
+        self._mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+        self._num_starts = 0
+        self._failure: ray.train.TrainingFailedError | None = None
+        resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+        self._trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "mailbox": self._mailbox,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name="workers",
+                storage_path=str(config.output_dir / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+
+    def run(self) -> Summary:
+        """Train; see ``train_distributed``."""
+        fitting = threading.Thread(target=self._fit, daemon=True)
+        fitting.start()
+        while fitting.is_alive():
+            fitting.join(_POLL_S)
+            self._pass_on()
+        verdict: tuple[str, Any] | None = ray.get(self._mailbox.verdict.remote())
+        kind, content = verdict or ("lost", None)
+        if kind == "finished" and content is not None:
+            return Summary(**content)
+        if kind == "interrupted":
+            raise Interrupted
+        if kind == "UserError":
+            raise UserError(content)
+        raise RunFailed(content or f"the workers failed: {_reason(self._failure)}")
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            self._failure = error
+
+    def _pass_on(self) -> None:
+        messages, num_starts = ray.get(self._mailbox.take.remote(self._should_stop()))
+        if num_starts > max(self._num_starts, 1):
+            self._reporter.say(f"workers were lost; started them again (restart {num_starts - 1})")
+        self._num_starts = num_starts
+        for kind, content in messages:
+            getattr(self._reporter, kind)(*content)
+
+
+def _reason(failure: BaseException | None) -> str:
+    """Give the workers' own message, in a line, rather than the way it took."""
+    errors = getattr(failure, "worker_failures", None) or {0: failure}
+    lines = str(next(iter(errors.values()))).strip().splitlines()
+    return lines[-1] if lines else type(failure).__name__
