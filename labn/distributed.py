@@ -31,11 +31,12 @@ from labn.train import Interrupted
 _MAX_FAILURES = 3
 _POLL_S = 0.2
 _ADVANCE_S = 0.5
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+"""What Ray must find in the environment of the process that trains on workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def _connected(workers: Workers, reporter: Reporter) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     address = os.environ.get("RAY_ADDRESS", "local")
     reporter.say(f"starting {workers.num} workers, Ray: {address}")
     ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)

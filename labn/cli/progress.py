@@ -70,7 +70,7 @@ class ConsoleReporter:
         if done <= first:
             return ""
         time_s = (time.monotonic() - start_s) / (done - first) * (total - done)
-        return f", about {_duration(time_s)} left"
+        return f", about {duration(time_s)} left"
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
         """Print a line of what the epoch gave, and when the last one will be done."""
@@ -78,13 +78,14 @@ class ConsoleReporter:
         figures = [
             f"{name} {metrics[key]:.3f}" for key, name in _EPOCH_COLUMNS.items() if key in metrics
         ]
-        left = _duration(time_s * (num_epochs - epoch))
+        left = duration(time_s * (num_epochs - epoch))
         self._last_line_s = time.monotonic()
         timing = f"({time_s:.1f} s, at most {left} left)"
         self.say(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
 
 
-def _duration(time_s: float) -> str:
+def duration(time_s: float) -> str:
+    """Write a number of seconds as a person would."""
     minutes, seconds = divmod(round(time_s), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

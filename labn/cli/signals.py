@@ -15,8 +15,8 @@ _STANDARD_ERROR = 2
 class StopRequest:
     """While entered, the first signal is a request to stop; a second one stops at once."""
 
-    def __init__(self) -> None:
-        self._requested = False
+    def __init__(self, notice: str = _NOTICE) -> None:
+        self._requested, self._notice = False, notice
         self._previous: dict[signal.Signals, Any] = {}
 
     def is_requested(self) -> bool:
@@ -42,4 +42,4 @@ class StopRequest:
         self._requested = True
         # The console may be amid a line just now, which it would print again.
         start = "\n" if os.isatty(_STANDARD_ERROR) else ""
-        os.write(_STANDARD_ERROR, (start + _NOTICE).encode())
+        os.write(_STANDARD_ERROR, (start + self._notice).encode())

@@ -20,17 +20,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: names file, key, value, rule and mend, on one line.
     """
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     overridden = set()
     for override in overrides:
         key, value = _parse_override(override)
-        _set_key(tree, key, value)
+        set_key(tree, key, value)
         overridden.add(key)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(describe(error, tree, path, overridden)) from None
-    _check_paths(config, path, overridden)
+    check_paths(config, path, overridden)
     return config
 
 
@@ -60,7 +60,12 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or gives a key twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -99,7 +104,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
         ) from None
 
 
-def _set_key(tree: dict[str, Any], key: str, value: object) -> None:
+def set_key(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a value by its dotted key, and make the sections above it."""
     *parents, leaf = key.split(".")
     branch: Any = tree
     for parent in parents:
@@ -111,8 +117,12 @@ def _set_key(tree: dict[str, Any], key: str, value: object) -> None:
     branch[leaf] = value
 
 
-def _check_paths(config: Config, path: Path, overridden: set[str]) -> None:
-    """Refuse paths that are named but not there, before any work is done."""
+def check_paths(config: Config, path: Path, overridden: set[str]) -> None:
+    """Refuse paths that are named but not there, before any work is done.
+
+    Raises:
+        UserError: names the one that is missing.
+    """
     for key, value, kind in (
         ("data.root", config.data.root, "folder"),
         ("model.pretrained", config.model.pretrained, "file"),

@@ -152,6 +152,8 @@ class ValidationConfig(_Section):
     batch_size: Count = 64
     pid_patch_size: Count = 16
     pid_num_points: Annotated[int, Field(ge=2)] = 17
+    pid_growth_epochs: tuple[Count, ...] = ()
+    """Epochs from which on an epoch's curve has twice the intervals; the last leave all points."""
     pid_max_images: Count | None = None
     """Positives that are scored, the first by name; none: all of them."""
 
@@ -163,6 +165,8 @@ class TrackingConfig(_Section):
     experiment: str | None = None
     """None: ``labn/<data set>``."""
     run_name: str | None = None
+    parent_run_id: str | None = None
+    """The tracker's run that this one is listed under, as a trial is under its search."""
     log_model: bool = True
 
 

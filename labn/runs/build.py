@@ -21,6 +21,9 @@ from labn.model.release import load_pretrained
 from labn.parallel import SINGLE, Group
 from labn.runs.reporting import Reporter
 
+_LEAST_INTERVALS = 4
+"""Of a curve; with less it hardly says more than its ends."""
+
 
 def build_reader(config: Config) -> Reader:
     """Open the data set that a configuration names."""
@@ -184,12 +187,18 @@ def evaluation_batches(
     return EvaluationBatches(split, statistics, config.validation.batch_size, device)
 
 
-def faithfulness(config: Config, num_positives_before: int = 0) -> Faithfulness:
-    """Say how an epoch's PID is measured, where other ranks have so many positives before."""
-    most = config.validation.pid_max_images
+def faithfulness(config: Config, epoch: int, num_positives_before: int = 0) -> Faithfulness:
+    """Say how an epoch's PID is measured, where other ranks have so many positives before.
+
+    Epochs are counted from 1.
+    """
+    settings, most = config.validation, config.validation.pid_max_images
+    num_points = settings.pid_num_points
+    num_halvings = sum(epoch < start for start in settings.pid_growth_epochs)
+    coarse = max((num_points - 1) >> num_halvings, _LEAST_INTERVALS) + 1
     return Faithfulness(
-        patch_size=config.validation.pid_patch_size,
-        num_points=config.validation.pid_num_points,
+        patch_size=settings.pid_patch_size,
+        num_points=min(coarse, num_points),
         max_positives=None if most is None else max(0, most - num_positives_before),
-        frame_batch_size=config.validation.batch_size,
+        frame_batch_size=settings.batch_size,
     )

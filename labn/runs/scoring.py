@@ -155,12 +155,13 @@ def _as_trained(dataset: Dataset, best: ModelCheckpoint, config: Config) -> Data
 
 def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:
     """Open the run's entry in its tracker, a new one where it has none."""
+    parent = config.tracking.parent_run_id
     tracker = open_tracker(
         config.tracking.uri,
         experiment=config.tracking.experiment or f"labn/{config.data.name}",
         run_name=config.tracking.run_name or folder.path.name,
         run_id=folder.tracker_run_id,
-        tags={},
+        tags={"mlflow.parentRunId": parent} if parent else {},
         spool_dir=folder.spool,
     )
     if tracker.run_id is not None:

@@ -243,7 +243,7 @@ class _Run:
                 model,
                 batches,
                 self.objective,
-                faithfulness(self.config, num_positives_before),
+                faithfulness(self.config, epoch + 1, num_positives_before),
                 on_batch=advance,
                 group=self.group,
             )
