@@ -1,0 +1,105 @@
+"""The commands that search for settings: search, and search export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from labn.cli.app import Json, Overrides, app, print_result
+from labn.cli.signals import StopRequest
+
+_NOTICE = "stopping: trials go on from their last checkpoints (again to stop at once)\n"
+
+
+class _DefaultCommand(TyperGroup):
+    """A group whose command need not be named where a file is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the command that was left out."""
+        if args and args[0] not in {*self.commands, "--help"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+search_app = typer.Typer(
+    cls=_DefaultCommand,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Search for the settings with the best validation scores: `labn search CONFIG`.",
+)
+app.add_typer(search_app, name="search")
+
+
+class Format(StrEnum):
+    """How a summary is written."""
+
+    json = "json"
+    markdown = "markdown"
+
+
+@search_app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A search's file.", show_default=False)],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Search by Ray Tune and Optuna; the same command again goes on where it stopped.
+
+    `key=value` replaces settings of the search (`trials=8`), or fixes one of its runs
+    (`data.root=~/idrid`). Uses the Ray cluster that `RAY_ADDRESS` names, else this machine.
+
+    **Examples**
+
+        labn search configs/search/demo.yaml
+
+        labn search configs/search/idrid.yaml data.root=~/idrid trials=40 trial.gpus=0.5
+    """
+    # Only here, for they load Ray and Optuna.
+    from labn.cli.search_display import SearchDisplay
+    from labn.search.driver import run_search
+    from labn.search.settings import read_search
+
+    search = read_search(config, overrides or [])
+    with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
+        summary = run_search(search, config, display, stop.is_requested)
+    print_result(as_json, dict(summary), _as_text(summary))
+
+
+@search_app.command()
+def export(
+    study: Annotated[Path, typer.Argument(help="A search's output_dir.", show_default=False)],
+    to: Annotated[Format, typer.Option(help="What to write.")] = Format.json,
+) -> None:
+    """Print the summary of a search: every trial with its settings, scores and state.
+
+    **Example**
+
+        labn search export runs/search-demo --to markdown
+    """
+    from labn.search.driver import export_study
+    from labn.search.summary import as_markdown
+
+    summary = export_study(study)
+    print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())
+
+
+def _as_text(summary: Mapping[str, Any]) -> str:
+    folder = summary["output_dir"]
+    counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
+    lines = [f"{folder}: {counts}; {summary['num_epochs']} epochs"]
+    if summary["best"] is None:
+        lines.append("no trial finished and kept the constraint")
+    else:
+        row = next(row for row in summary["trials"] if row["number"] == summary["best"])
+        scores = [f"{name} {row['metrics'][name]:.4f}" for name in summary["maximise"]]
+        lines.append(f"best: trial {row['number']}, {', '.join(scores)}")
+        lines += [f"  {key}: {value}" for key, value in row["point"].items()]
+        lines.append(f"train it: labn train {folder}/best.yaml")
+    lines.append(f"table: {folder}/summary.md; figures: {folder}/figures")
+    lines.append(f"browse: optuna-dashboard {summary['storage']}")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""How a search looks: a live table on a terminal, a line an event elsewhere; on standard error."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from labn.cli.progress import duration
+
+if TYPE_CHECKING:
+    from labn.search.board import Board
+
+_SECONDS_BETWEEN_TABLES = 0.5
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class SearchDisplay:
+    """Shows a search to a person; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._last_s = time.monotonic()
+
+    def __enter__(self) -> SearchDisplay:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    def show(self, board: Board) -> None:
+        """Refresh the table; without a terminal, print where the search is now and then."""
+        now_s = time.monotonic()
+        is_terminal = self._console.is_terminal
+        pause_s = _SECONDS_BETWEEN_TABLES if is_terminal else _SECONDS_BETWEEN_LINES
+        if now_s - self._last_s < pause_s:
+            return
+        self._last_s = now_s
+        if is_terminal:
+            self._live.update(_table(board), refresh=True)
+        else:
+            self.say(board_as_text(board))
+
+
+def board_as_text(board: Board) -> str:
+    """Write on one line how far a search is."""
+    parts = [f"{count} {state}" for state, count in board.ended.items() if count]
+    parts.append(f"{len(board.running)} running")
+    if board.best is not None:
+        number, metrics = board.best
+        scores = ", ".join(f"{name} {metrics[name]:.3f}" for name in _names(metrics))
+        parts.append(f"best trial {number}: {scores}")
+    if board.left_s is not None:
+        parts.append(f"about {duration(board.left_s)} left")
+    return f"{board.num_ended} of {board.num_trials} trials: {'; '.join(parts)}"
+
+
+def _names(metrics: dict[str, float]) -> list[str]:
+    return [name for name in ("val_pid", "val_auroc", "val_accuracy") if name in metrics]
+
+
+def _table(board: Board) -> Table:
+    table = Table(title=board_as_text(board), title_justify="left", expand=False)
+    for name in ("trial", "epoch", "PID", "AUROC", "settings"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for trial in board.running.values():
+        point = " ".join(
+            f"{key.rpartition('.')[2]}={value:.3g}" if isinstance(value, float)
+            else f"{key.rpartition('.')[2]}={value}"
+            for key, value in trial.point.items()
+        )  # fmt: skip
+        scores = [
+            f"{trial.metrics[name]:.3f}" if name in trial.metrics else ""
+            for name in ("val_pid", "val_auroc")
+        ]
+        table.add_row(str(trial.number), f"{trial.epoch}/{trial.num_epochs}", *scores, point)
+    return table

@@ -1,0 +1,224 @@
+"""The search itself: Ray Tune runs the trials, the study says which, and keeps what they give.
+
+Tune's own state is thrown away with the process. All that must outlive it lies in the study and in
+the trials' folders; so whoever starts the search again, goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from filelock import FileLock, Timeout
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.error import TuneError
+
+from labn.distributed import ENVIRONMENT
+from labn.errors import RunFailed, UserError
+from labn.search.board import Board, Watcher
+from labn.search.events import Events
+from labn.search.pruning import Rungs
+from labn.search.records import Records
+from labn.search.room import check_room, max_concurrent, resources
+from labn.search.settings import SearchConfig
+from labn.search.space import Space
+from labn.search.study import Study, epochs_of
+from labn.search.suggestions import Suggestions
+from labn.search.summary import Summary
+from labn.search.trial import Task, prune, run_trial, trial_folder
+
+_MAX_RESTARTS = 3
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # the search says it itself
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_search(
+    search: SearchConfig,
+    path: Path,
+    watcher: Watcher,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Search to the end of the budget, on from where an earlier process was; give the summary.
+
+    ``path`` is the search's file, for messages. Uses the Ray that this process is connected to,
+    else that of ``RAY_ADDRESS``, else one of its own on this machine.
+
+    Raises:
+        UserError: the settings do not hold together, or there is no room for a trial.
+        RunFailed: trials failed alike, one after the other, or the search was asked to stop.
+    """
+    space = Space(search, path)
+    with _claimed(search.output_dir):
+        study = Study(search, space)
+        records = Records(search, space, study, watcher)
+        try:
+            problem = _search(search, space, study, records, watcher, should_stop)
+        except BaseException:
+            records.close("KILLED")
+            raise
+        summary = records.conclude("FAILED" if problem else "FINISHED")
+    if problem:
+        raise RunFailed(problem)
+    return summary
+
+
+def _search(
+    search: SearchConfig,
+    space: Space,
+    study: Study,
+    records: Records,
+    watcher: Watcher,
+    should_stop: Callable[[], bool],
+) -> str | None:
+    """Run what is left of the budget; say what ended it early, if anything did."""
+    num_done = len(study.trials) - len(study.interrupted)
+    if num_done:
+        watcher.say(
+            f"{search.output_dir}: {num_done} of {search.trials} trials are done already"
+            + (f", {len(study.interrupted)} go on" if len(study.interrupted) else "")
+        )
+    if num_done >= search.trials:
+        return None
+    with _connected(search, watcher):
+        board = Board(search.trials)
+        events = Events(search, space, study, records, board, watcher, should_stop)
+        try:
+            _tuner(search, study, space, events, records).fit()
+        except TuneError as error:
+            lines = str(error).strip().splitlines() or ["Ray Tune failed"]
+            raise RunFailed(
+                f"the search broke off ({lines[-1]}); the same command goes on from here"
+            ) from error
+    return events.problem
+
+
+def _tuner(
+    search: SearchConfig, study: Study, space: Space, events: Events, records: Records
+) -> tune.Tuner:
+    task = Task(
+        wanted=_wanted(search),
+        num_seeds=search.trial.seeds,
+        patch_sizes=search.objective.patch_sizes,
+        num_workers=search.trial.workers,
+        cpus=search.trial.cpus,
+        gpus=search.trial.gpus,
+    )
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, task=task), resources(search.trial)
+    )
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=search.objective.maximise[0],
+            mode="max",
+            search_alg=Suggestions(search, space, study, events, records),
+            scheduler=_scheduler(search, space, study, events),
+            num_samples=-1,  # the study ends the search
+            max_concurrent_trials=max_concurrent(search.trial),
+            reuse_actors=search.trial.workers == 1,  # spares most trials the import of torch
+            trial_dirname_creator=lambda trial: str(trial.config["number"]),
+        ),
+        run_config=tune.RunConfig(
+            name=f"session-{time.time_ns()}",
+            storage_path=str(search.output_dir / "ray"),
+            failure_config=tune.FailureConfig(max_failures=_MAX_RESTARTS),
+            callbacks=[events],
+            stop=events.stopper,
+            verbose=0,
+        ),
+    )
+
+
+def _scheduler(search: SearchConfig, space: Space, study: Study, events: Events) -> Any:
+    if search.pruning is None:
+        return None
+    metric = search.objective.maximise[0]
+    rungs = Rungs(
+        search.pruning,
+        metric=metric,
+        num_epochs=space.base.train.epochs,
+        on_prune=lambda number, reason: prune(trial_folder(search.output_dir, number), reason),
+    )
+    for trial in study.trials:
+        # What earlier processes measured counts as if it had been measured now.
+        rungs.remember(trial.number, epochs_of(trial), is_over=trial.state != TrialState.RUNNING)
+    return rungs
+
+
+def _wanted(search: SearchConfig) -> tuple[str, ...]:
+    constraint = search.objective.constraint
+    names = [*search.objective.maximise, *([constraint.metric] if constraint else [])]
+    return tuple(dict.fromkeys(names))
+
+
+@contextmanager
+def _claimed(output_dir: Path) -> Iterator[None]:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output_dir / ".search.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir = {output_dir}: another process runs this search; wait for it, or give"
+            " another output_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"output_dir = {output_dir}: cannot be written ({error}); give another output_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _connected(search: SearchConfig, watcher: Watcher) -> Iterator[None]:
+    os.environ.update(_TUNE_ENVIRONMENT | ENVIRONMENT)
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    is_own = not ray.is_initialized()
+    if is_own:
+        watcher.say(f"starting Ray: {address}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(
+                address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+            )
+    try:
+        if address == "local":
+            check_room(search.trial)
+        yield
+    finally:
+        if is_own:
+            ray.shutdown()
+
+
+def export_study(folder: Path) -> Summary:
+    """Read the summary that a search left in its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = folder / "summary.json"
+    if not place.is_file():
+        raise UserError(f"{folder}: holds no search (no summary.json); give a search's output_dir")
+    content: Summary = json.loads(place.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,174 @@
+"""What a search leaves behind: its entry in the tracker, figures, summary, best settings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from labn.config import Config, dump_config
+from labn.errors import UserError
+from labn.runs.folder import RunFolder, write_atomically, write_json
+from labn.search.board import Watcher
+from labn.search.figures import draw_figures
+from labn.search.settings import SearchConfig
+from labn.search.space import Point, Space
+from labn.search.study import Outcome, Study, metrics_of
+from labn.search.summary import Summary, as_markdown, summarise
+from labn.search.trial import run_folders, trial_folder
+from labn.tracking import (
+    MlflowTracker,
+    ResilientTracker,
+    Status,
+    Tracker,
+    environment_tags,
+    open_tracker,
+    redact,
+    resolve_uri,
+)
+
+logger = logging.getLogger(__name__)
+
+_STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+class Records:
+    """The tracker's run of a search, with a child a trial, and the files in its folder.
+
+    Opened before any trial runs, it makes a tracker's SQLite store before they share it.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+
+    def __init__(self, search: SearchConfig, space: Space, study: Study, watcher: Watcher) -> None:
+        self._search, self._space, self._study, self._watcher = search, space, study, watcher
+        self._folder = RunFolder(search.output_dir)
+        tracking = space.base.tracking
+        self._uri = tracking.uri if tracking.uri == "none" else resolve_uri(tracking.uri)
+        self._experiment = tracking.experiment or f"labn/{space.base.data.name}"
+        self._tracker: Tracker = open_tracker(
+            self._uri,
+            experiment=self._experiment,
+            run_name=search.output_dir.name,
+            run_id=self._folder.tracker_run_id,
+            spool_dir=self._folder.spool,
+        )
+        if self._tracker.run_id is not None:
+            self._folder.keep_tracker_run_id(self._uri, self._tracker.run_id)
+        self._tracker.log_params(
+            {
+                "sampler": search.sampler.name,
+                "trials": search.trials,
+                "maximise": ",".join(search.objective.maximise),
+                "storage": redact(search.storage_url),
+            }
+            | {f"space.{key}": domain.model_dump_json() for key, domain in search.space.items()}
+        )
+        self._tracker.set_tags(environment_tags())
+
+    def trial_config(self, point: Point, number: int, folder: Path) -> Config:
+        """Give the run of a trial, with paths that mean the same wherever it trains."""
+        base, tracking = self._space.base, self._space.base.tracking
+        config = self._space.config(point)
+        data = config.data.model_copy(
+            update={
+                "root": _absolute(base.data.root),
+                "cache_dir": _absolute(base.data.cache_dir),
+            }
+        )
+        model = config.model.model_copy(update={"pretrained": _absolute(config.model.pretrained)})
+        tracking = tracking.model_copy(
+            update={
+                "uri": self._uri,
+                "run_name": f"{self._search.output_dir.name}-{number}",
+                "parent_run_id": self._tracker.run_id,
+                "log_model": self._search.trial.log_model,
+            }
+        )
+        changes = {"data": data, "model": model, "tracking": tracking, "output_dir": folder}
+        return config.model_copy(update=changes | self._growing_curves(config))
+
+    def _growing_curves(self, config: Config) -> dict[str, Any]:
+        """Have a trial's early epochs, whose PID decides less, measured on fewer points."""
+        if self._search.pruning is None:
+            return {}
+        # From the epoch after a rung on: at each rung, trials are measured alike.
+        epochs = tuple(rung + 1 for rung in self._search.pruning.rungs(config.train.epochs))
+        return {"validation": config.validation.model_copy(update={"pid_growth_epochs": epochs})}
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Tell the tracker how a trial ended, on the trial's run and on the search's."""
+        tags = {"trial": str(number), "trial_state": outcome.state}
+        if outcome.reason:
+            tags["trial_reason"] = outcome.reason
+        for folder in self._run_folders(number):
+            place = {"checkpoint": str(folder.best_file)} if folder.best_file.is_file() else {}
+            self._close_run(folder, tags | place, _STATUS[outcome.state])
+        scores = {name: outcome.metrics[name] for name in self._study.objectives
+                  if name in outcome.metrics}  # fmt: skip
+        best = self._study.best()
+        if best is not None:
+            scores |= {f"best_{name}": metrics_of(best)[name] for name in self._study.objectives}
+        self._tracker.log_metrics(scores, step=number)
+
+    def draw(self) -> list[Path]:
+        """Draw the figures of what is known so far."""
+        figures = draw_figures(self._study, self._search.output_dir / "figures")
+        for path in figures:
+            self._tracker.log_artifact(path, "figures")
+        return figures
+
+    def conclude(self, status: Status) -> Summary:
+        """Write figures, summary and the best settings; close the tracker's run."""
+        output_dir = self._search.output_dir
+        figures = self.draw()
+        summary = summarise(self._search, self._study, figures)
+        write_json(output_dir / "summary.json", dict(summary))
+        write_atomically(output_dir / "summary.md", as_markdown(summary))
+        files = [output_dir / "summary.json", output_dir / "summary.md"]
+        best = self._study.best()
+        if best is not None:
+            config = self._space.config(
+                self._study.point(best), output_dir=str(output_dir / "best")
+            )
+            write_atomically(output_dir / "best.yaml", dump_config(config))
+            files.append(output_dir / "best.yaml")
+            self._tracker.set_tags({"best_trial": str(best.number)})
+        for path in files:
+            self._tracker.log_artifact(path, None)
+        self.close(status)
+        return summary
+
+    def close(self, status: Status) -> None:
+        """Close the tracker's run, and those of trials that were broken off with it."""
+        for trial in self._study.trials:
+            if trial.state == TrialState.RUNNING:
+                for folder in self._run_folders(trial.number):
+                    self._close_run(folder, {"trial_state": "interrupted"}, "KILLED")
+        self._tracker.finish(status)
+
+    def _run_folders(self, number: int) -> list[RunFolder]:
+        folder = trial_folder(self._search.output_dir, number)
+        return [RunFolder(place) for place in run_folders(folder, self._search.trial.seeds)]
+
+    def _close_run(self, folder: RunFolder, tags: dict[str, str], status: Status) -> None:
+        run_id = folder.tracker_run_id
+        if run_id is None or self._uri == "none":
+            return
+        try:
+            tracker = MlflowTracker(
+                self._uri, experiment=self._experiment, run_id=run_id, log_system_metrics=False
+            )
+        except UserError as error:
+            logger.warning("trial %s: %s", folder.path.name, error)
+            return
+        run = ResilientTracker(tracker, folder.spool, name=redact(self._uri))
+        run.set_tags(tags)
+        run.finish(status)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()

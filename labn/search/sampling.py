@@ -1,0 +1,81 @@
+"""Optuna's samplers by name."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+
+from labn.errors import UserError
+from labn.search.settings import SamplerConfig
+
+
+def make_sampler(
+    settings: SamplerConfig, *, num_known: int, is_conditional: bool, num_objectives: int
+) -> BaseSampler:
+    """Make a sampler that goes on after ``num_known`` trials, and repeats none of their draws.
+
+    Raises:
+        UserError: the sampler cannot do what the search asks of it.
+    """
+    if settings.name == "cmaes" and num_objectives > 1:
+        raise UserError(
+            "sampler.name = cmaes: knows one objective only; give one in objective.maximise, or"
+            " another sampler (tpe, gp)"
+        )
+    seed, num_startup = settings.seed + num_known, settings.startup_trials
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match settings.name:
+            case "tpe":
+                return TPESampler(
+                    seed=seed,
+                    n_startup_trials=num_startup,
+                    multivariate=True,
+                    group=is_conditional,
+                    # Trials that run now count as bad where they are, so that others go elsewhere.
+                    constant_liar=True,
+                )
+            case "gp":
+                return GPSampler(seed=seed, n_startup_trials=num_startup)
+            case "cmaes":
+                return _cmaes(seed, num_startup)
+            case "qmc":
+                # A sequence goes on where it was by the study; with another seed it would not.
+                return QMCSampler(
+                    seed=settings.seed,
+                    scramble=True,
+                    independent_sampler=RandomSampler(seed),
+                    warn_independent_sampling=False,
+                )
+            case "random":
+                return RandomSampler(seed)
+
+
+def _cmaes(seed: int, num_startup: int) -> CmaEsSampler:
+    if find_spec("cmaes") is None:
+        raise UserError(
+            "sampler.name = cmaes: needs the package cmaes; `pip install cmaes`, or give another"
+            " sampler (tpe, gp)"
+        )
+    return CmaEsSampler(
+        seed=seed,
+        n_startup_trials=num_startup,
+        independent_sampler=RandomSampler(seed),
+        warn_independent_sampling=False,
+    )
+
+
+def quiet_optuna() -> None:
+    """Leave Optuna's own lines out; the search tells of its trials itself."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,0 +1,253 @@
+"""The space that is searched: which settings, between what, and the run that a point stands for.
+
+A point is a mapping from the dotted keys of a run's configuration to values. In the study a
+parameter has the name of its key; B, whose range depends on the backbone where that is searched
+too, is ``model.split@BACKBONE`` there, and lists are written as JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import BaseTrial
+from pydantic import ValidationError
+
+from labn.config import Config, flatten, known_keys
+from labn.config.messages import describe, describe_unknown, shown
+from labn.config.reading import check_paths, read_yaml, set_key
+from labn.errors import UserError
+from labn.model.plans import PLANS
+from labn.search.settings import Choices, Domain, FloatRange, IntRange, SearchConfig
+
+Point = dict[str, Any]
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+_BACKBONE, _SPLIT = "model.backbone", "model.split"
+_GOLDEN = 0.381966
+"""A place within a range at which no whole number lies, for most."""
+
+
+class Space:
+    """What a search's points are, checked against the configuration of a run.
+
+    Raises:
+        UserError: a key is unknown, a range empty or outside of what a run takes, a setting both
+            fixed and searched.
+    """
+
+    def __init__(self, search: SearchConfig, path: Path) -> None:
+        self._search, self._path = search, path
+        self._check_keys()
+        self.base = self._read_base()
+        self._check_patch_sizes()
+        self.domains: dict[str, Domain] = dict(search.space)
+        if _SPLIT in self.domains and _BACKBONE in self.domains:
+            # The backbone is drawn first: B depends on it.
+            self.domains = {_BACKBONE: self.domains[_BACKBONE]} | self.domains
+        for key, domain in self.domains.items():
+            self._check_domain(key, domain)
+            if isinstance(domain, Choices):
+                choices = [self._as_read(key, choice) for choice in domain.choices]
+                self.domains[key] = domain.model_copy(update={"choices": choices})
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the range of a parameter depends on another one's value."""
+        return _BACKBONE in self.domains and _SPLIT in self.domains
+
+    def first_points(self) -> list[Point]:
+        """List the points to try first, as the study's parameters."""
+        settings = flatten(self.base.model_dump(mode="json"))
+        own = {key: settings[key] for key in self.domains}
+        if self._search.first is None:
+            return [self._encoded(own)] if self._holds(own) else []
+        points = []
+        for number, given in enumerate(self._search.first):
+            given = dict(given)
+            for key, value in given.items():
+                where = f"{self._path}: first[{number}].{key} = {shown(value)}"
+                if key not in self.domains:
+                    raise UserError(f"{where}: is not searched; it must be a key of space")
+                given[key] = self._as_read(key, value, where)
+                if not self._holds(own | given, key):
+                    raise UserError(f"{where}: lies outside its range in space")
+            points.append(self._encoded(own | given))
+        return points
+
+    def draw(self, trial: BaseTrial) -> Point:
+        """Have a trial's sampler choose a point."""
+        point: Point = {}
+        for key in self.domains:
+            point[key] = _decoded(_suggest(trial, *self._parameter(key, point)))
+        return point
+
+    def point_of(self, parameters: Mapping[str, Any]) -> Point:
+        """Read a point from the study's parameters."""
+        return {name.partition("@")[0]: _decoded(value) for name, value in parameters.items()}
+
+    def config(self, point: Point, **changes: Any) -> Config:
+        """Give the run that a point stands for.
+
+        Raises:
+            UserError: its settings do not hold together.
+        """
+        tree = self.base.model_dump(mode="json")
+        settings = point | {key.replace("__", "."): value for key, value in changes.items()}
+        for key, value in settings.items():
+            set_key(tree, key, value)
+        try:
+            return Config.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(describe(error, tree, self._path, set())) from None
+
+    def _check_keys(self) -> None:
+        search, path = self._search, self._path
+        for section, keys in (("space", search.space), ("fixed", search.fixed)):
+            for key, value in keys.items():
+                if key not in known_keys():
+                    given = "" if section == "space" else f" = {shown(value)}"
+                    raise UserError(f"{path}: {section}.{key}{given}: {describe_unknown(key)}")
+        for key in search.space.keys() & search.fixed.keys():
+            raise UserError(
+                f"{path}: fixed.{key} = {shown(search.fixed[key])}: is also searched; take it out"
+                " of fixed or of space"
+            )
+        for key in search.space:
+            if key == "output_dir" or key.startswith("tracking.") or key == "train.seed":
+                raise UserError(f"{path}: space.{key}: is set by the search itself; leave it out")
+
+    def _check_patch_sizes(self) -> None:
+        sizes, most = self._search.objective.patch_sizes or (), self.base.data.image_size
+        if self._search.objective.patch_sizes == () or max(sizes, default=0) > most:
+            raise UserError(
+                f"{self._path}: objective.patch_sizes = {list(sizes)}: must be numbers from 1 to"
+                f" data.image_size ({most}), such as [8, 16]"
+            )
+
+    def _read_base(self) -> Config:
+        search, source = self._search, self._path
+        if isinstance(search.base, str):
+            source = Path(search.base)
+            tree = read_yaml(source)
+        else:
+            tree = copy.deepcopy(search.base)
+        tree["output_dir"] = str(search.output_dir)
+        for key, value in search.fixed.items():
+            set_key(tree, key, value)
+        try:
+            config = Config.model_validate(tree)
+            check_paths(config, source, set(search.fixed))
+        except ValidationError as error:
+            message = describe(error, tree, source, set(search.fixed))
+        except UserError as error:
+            message = str(error)
+        else:
+            return config
+        # What replaces the base's settings stands in this file, or was given for it.
+        raise UserError(message.replace("command line: ", f"{self._path}: fixed.", 1))
+
+    def _as_read(self, key: str, value: Any, where: str | None = None) -> Any:
+        """Give a value as a configuration reads it, in which 2 may become 2.0."""
+        try:
+            config = self.config({key: value})
+        except UserError as error:
+            # Which says which file, key and value; known here better.
+            rule = str(error).partition(": ")[2].partition(": ")[2]
+            where = where or f"{self._path}: space.{key} reaches {shown(value)}"
+            raise UserError(f"{where}: {rule}") from None
+        return flatten(config.model_dump(mode="json"))[key]
+
+    def _check_domain(self, key: str, domain: Domain) -> None:
+        where = f"{self._path}: space.{key}"
+        match domain:
+            case Choices(choices=choices):
+                if len({json.dumps(choice) for choice in choices}) < len(choices):
+                    raise UserError(f"{where}.choices = {choices}: holds a value twice")
+            case _ if domain.high is None and key != _SPLIT:
+                raise UserError(f"{where}.high: required; only {_SPLIT} knows its own")
+            case FloatRange() | IntRange():
+                if domain.high is not None and domain.low >= domain.high:
+                    raise UserError(
+                        f"{where}.low = {domain.low:g}, high = {domain.high:g}: the range is empty;"
+                        " low must be below high (give a single value under fixed)"
+                    )
+                if domain.log and domain.low <= 0:
+                    raise UserError(f"{where}.low = {domain.low:g}: must be above 0 with log: true")
+        if key == _SPLIT and isinstance(domain, IntRange) and self.is_conditional:
+            return  # is cut to what each backbone has
+        for value in _probes(domain):
+            self._as_read(key, value)
+
+    def _parameter(self, key: str, point: Mapping[str, Any]) -> tuple[str, Distribution]:
+        """Name a parameter, and say between what it is drawn, given what was drawn before."""
+        domain = self.domains[key]
+        match domain:
+            case Choices():
+                return key, CategoricalDistribution([_encode(c) for c in domain.choices])
+            case FloatRange():
+                return key, FloatDistribution(domain.low, domain.high, log=domain.log)
+        if key != _SPLIT:
+            assert domain.high is not None
+            return key, IntDistribution(domain.low, domain.high, log=domain.log)
+        backbone = point.get(_BACKBONE, self.base.model.backbone)
+        most = PLANS[backbone].num_bottlenecks
+        high = most if domain.high is None else min(domain.high, most)
+        low = min(domain.low, high)
+        name = f"{_SPLIT}@{backbone}" if self.is_conditional else _SPLIT
+        return name, IntDistribution(low, high, log=domain.log)
+
+    def _holds(self, point: Mapping[str, Any], only: str | None = None) -> bool:
+        keys = self.domains if only is None else [only]
+        return all(_contains(self._parameter(key, point)[1], _encode(point[key])) for key in keys)
+
+    def _encoded(self, point: Mapping[str, Any]) -> Point:
+        return {self._parameter(key, point)[0]: _encode(point[key]) for key in self.domains}
+
+
+def _probes(domain: Domain) -> Iterator[Any]:
+    """Give values that all must be valid if the whole domain is to be."""
+    match domain:
+        case Choices(choices=choices):
+            yield from choices
+        case FloatRange(low=low, high=high):
+            yield from (low, low + _GOLDEN * (high - low), high)
+        case IntRange(low=low, high=high):
+            yield from (low, low if high is None else high)
+
+
+def _suggest(trial: BaseTrial, name: str, distribution: Distribution) -> Any:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(name, choices)
+        case FloatDistribution(low=low, high=high, log=log):
+            return trial.suggest_float(name, low, high, log=log)
+        case IntDistribution(low=low, high=high, log=log):
+            return trial.suggest_int(name, low, high, log=log)
+
+
+def _contains(distribution: Distribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    kinds = int if isinstance(distribution, IntDistribution) else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return False
+    return bool(distribution.low <= value <= distribution.high)
+
+
+def _encode(value: Any) -> Any:
+    return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("["):
+        return json.loads(value)
+    return value

@@ -1,0 +1,53 @@
+"""The study as Tune asks for trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from labn.search.events import Events
+from labn.search.records import Records
+from labn.search.settings import SearchConfig
+from labn.search.space import Space
+from labn.search.study import Study
+from labn.search.trial import trial_folder
+from labn.search.unpickled import Unpickled
+
+
+class Suggestions(Unpickled, Searcher):
+    """Gives Tune the study's trials: the interrupted first, then new ones.
+
+    What becomes of them reaches the study by ``Events``: Tune tells a searcher neither that a
+    trial was pruned, nor why it failed.
+    """
+
+    def __init__(
+        self, search: SearchConfig, space: Space, study: Study, events: Events, records: Records
+    ) -> None:
+        super().__init__(metric=search.objective.maximise[0], mode="max")
+        self._search, self._space, self._study = search, space, study
+        self._events, self._records = events, records
+
+    def suggest(self, trial_id: str) -> Any:
+        """Give the next trial."""
+        drawn = None if self._events.must_stop() else self._study.next()
+        if drawn is None:
+            return Searcher.FINISHED
+        number, point = drawn
+        folder = trial_folder(self._search.output_dir, number)
+        config = self._records.trial_config(point, number, folder)
+        return {"number": number, "folder": str(folder), "config": config.model_dump_json()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Hear it elsewhere."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the study does."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Need nothing."""
