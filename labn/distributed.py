@@ -7,13 +7,10 @@ whoever starts again, Ray a worker or a person the command, goes on from the new
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -21,8 +18,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from labn.config import Config
+from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.parallel import Group, check_divides
+from labn.parallel import Group, Workers, check_divides
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -31,21 +29,6 @@ from labn.train import Interrupted
 _MAX_FAILURES = 3
 _POLL_S = 0.2
 _ADVANCE_S = 0.5
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-"""What Ray must find in the environment of the process that trains on workers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How many processes train, and what each is given; ``gpus`` may be a fraction."""
-
-    num: int
-    cpus: float = 1.0
-    gpus: float = 0.0
 
 
 def train_distributed(
@@ -73,25 +56,8 @@ def train_distributed(
     folder.check_same(config)
     if folder.summary_file.is_file():
         return train_run(config, reporter)  # says so
-    with _connected(workers, reporter):
+    with connected(reporter.say, lambda: _check_room(workers)):
         return _Driver(config, workers, reporter, should_stop).run()
-
-
-@contextmanager
-def _connected(workers: Workers, reporter: Reporter) -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.update(ENVIRONMENT)
-    address = os.environ.get("RAY_ADDRESS", "local")
-    reporter.say(f"starting {workers.num} workers, Ray: {address}")
-    ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        if address == "local":
-            _check_room(workers)
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _check_room(workers: Workers) -> None:

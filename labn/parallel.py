@@ -14,6 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many processes train, and what each is given; ``gpus`` may be a fraction."""
+
+    num: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
 @dataclass(frozen=True)
 class Group:
     """One process of ``size`` that compute together; its ``rank`` is 0 to size - 1.

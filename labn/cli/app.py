@@ -136,7 +136,8 @@ def train(
                 summary = train_run(config, reporter, stop.is_requested)
             else:
                 # Only here, for it loads Ray.
-                from labn.distributed import Workers, train_distributed
+                from labn.distributed import train_distributed
+                from labn.parallel import Workers
 
                 given = Workers(num=workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
                 summary = train_distributed(config, given, reporter, stop.is_requested)

@@ -10,25 +10,23 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
 
-from labn.distributed import ENVIRONMENT
+from labn.connection import connected
 from labn.errors import RunFailed, UserError
+from labn.room import check_room, max_concurrent, resources
 from labn.search.board import Board, Watcher
 from labn.search.events import Events
 from labn.search.pruning import Rungs
 from labn.search.records import Records
-from labn.search.room import check_room, max_concurrent, resources
 from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Study, epochs_of
@@ -95,7 +93,10 @@ def _search(
         )
     if num_done >= search.trials:
         return None
-    with _connected(search, watcher):
+    os.environ.update(_TUNE_ENVIRONMENT)
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with connected(watcher.say, lambda: check_room(search.trial.processes, "trial")):
         board = Board(search.trials)
         events = Events(search, space, study, records, board, watcher, should_stop)
         try:
@@ -115,12 +116,10 @@ def _tuner(
         wanted=_wanted(search),
         num_seeds=search.trial.seeds,
         patch_sizes=search.objective.patch_sizes,
-        num_workers=search.trial.workers,
-        cpus=search.trial.cpus,
-        gpus=search.trial.gpus,
+        workers=search.trial.processes,
     )
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, task=task), resources(search.trial)
+        tune.with_parameters(run_trial, task=task), resources(search.trial.processes)
     )
     return tune.Tuner(
         trainable,
@@ -130,7 +129,9 @@ def _tuner(
             search_alg=Suggestions(search, space, study, events, records),
             scheduler=_scheduler(search, space, study, events),
             num_samples=-1,  # the study ends the search
-            max_concurrent_trials=max_concurrent(search.trial),
+            max_concurrent_trials=max_concurrent(
+                search.trial.processes, search.trial.max_concurrent
+            ),
             reuse_actors=search.trial.workers == 1,  # spares most trials the import of torch
             trial_dirname_creator=lambda trial: str(trial.config["number"]),
         ),
@@ -186,29 +187,6 @@ def _claimed(output_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _connected(search: SearchConfig, watcher: Watcher) -> Iterator[None]:
-    os.environ.update(_TUNE_ENVIRONMENT | ENVIRONMENT)
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS", "local")
-    is_own = not ray.is_initialized()
-    if is_own:
-        watcher.say(f"starting Ray: {address}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(
-                address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-            )
-    try:
-        if address == "local":
-            check_room(search.trial)
-        yield
-    finally:
-        if is_own:
-            ray.shutdown()
 
 
 def export_study(folder: Path) -> Summary:

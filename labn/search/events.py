@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
+from labn.room import demand, supply
 from labn.search.board import (
     Board,
     RunningTrial,
@@ -18,7 +19,6 @@ from labn.search.board import (
     scores_as_text,
 )
 from labn.search.records import Records
-from labn.search.room import demand, supply
 from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Outcome, Study, metrics_of
@@ -114,7 +114,7 @@ class Events(Unpickled, Callback):
         elif trials and now_s - self._last_run_s > _WAIT_S:
             self._last_run_s = now_s
             self._say(
-                f"waiting for room: a trial {demand(self._search.trial)}; the cluster has"
+                f"waiting for room: a trial {demand(self._search.trial.processes)}; the cluster has"
                 f" {supply()}, some of it in use"
             )
         self._watcher.show(self._board)

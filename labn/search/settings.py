@@ -14,6 +14,7 @@ from labn.config import known_keys
 from labn.config.messages import shown
 from labn.config.reading import read_yaml, set_key
 from labn.errors import UserError, did_you_mean
+from labn.parallel import Workers
 
 Scalar = bool | int | float | str | None
 Count = Annotated[int, Field(ge=1)]
@@ -114,6 +115,11 @@ class TrialConfig(_Section):
     """Runs of each trial, which differ in `train.seed`; the mean of their scores counts."""
     log_model: bool = False
     """Whether each trial's network goes to the tracker in servable form (7 s each)."""
+
+    @property
+    def processes(self) -> Workers:
+        """The processes of one run."""
+        return Workers(num=self.workers, cpus=self.cpus, gpus=self.gpus)
 
 
 class SearchConfig(_Section):

@@ -160,12 +160,16 @@ class Study:
 
         With two objectives, the best in the first of them.
         """
-        finished = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
-        return max(filter(is_feasible, finished), key=lambda t: t.values[0], default=None)
+        return next(iter(self.ranked()), None)
+
+    def ranked(self) -> list[FrozenTrial]:
+        """List the finished trials that keep the constraint, those of the best score first."""
+        finished = [t for t in self.trials if t.state == TrialState.COMPLETE and is_feasible(t)]
+        return sorted(finished, key=lambda trial: -trial.values[0])
 
     def front(self) -> list[FrozenTrial]:
         """List the feasible finished trials that no other is better than in every objective."""
-        finished = [t for t in self.trials if t.state == TrialState.COMPLETE and is_feasible(t)]
+        finished = self.ranked()
         return [t for t in finished if not any(_dominates(other, t) for other in finished)]
 
     def point(self, trial: FrozenTrial) -> Point:

@@ -15,6 +15,7 @@ from ray import tune
 
 from labn.config import Config
 from labn.errors import RunFailed, UserError
+from labn.parallel import Workers
 from labn.runs.folder import RunFolder, write_json
 from labn.search.study import Outcome
 from labn.train import Interrupted
@@ -35,9 +36,7 @@ class Task:
     num_seeds: int
     patch_sizes: tuple[int, ...] | None
     """Of the PID whose mean counts; None: the run's own."""
-    num_workers: int
-    cpus: float
-    gpus: float
+    workers: Workers
 
 
 def trial_folder(output_dir: Path, number: int) -> Path:
@@ -98,8 +97,8 @@ def _train(config: Config, task: Task, reporter: _Reporter) -> dict[str, float]:
         raise Interrupted
     import torch
 
-    torch.set_num_threads(max(1, int(task.cpus)))
-    if task.num_workers == 1:
+    torch.set_num_threads(max(1, int(task.workers.cpus)))
+    if task.workers.num == 1:
         from labn.runs.training import train_run
 
         metrics = train_run(config, reporter, reporter.is_stopped).metrics
@@ -121,11 +120,10 @@ def _mean_pid(config: Config, task: Task, reporter: _Reporter) -> dict[str, floa
 
 
 def _train_on_workers(config: Config, task: Task, reporter: _Reporter) -> dict[str, float]:
-    from labn.distributed import Workers, train_distributed
+    from labn.distributed import train_distributed
 
     assert ray.is_initialized()
-    workers = Workers(num=task.num_workers, cpus=task.cpus, gpus=task.gpus)
-    return train_distributed(config, workers, reporter, reporter.is_stopped).metrics
+    return train_distributed(config, task.workers, reporter, reporter.is_stopped).metrics
 
 
 def _finished(scores: list[dict[str, float]], wanted: tuple[str, ...]) -> Outcome:

@@ -247,6 +247,20 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     assert {run["status"] for run in runs.values()} == {"FINISHED"}
 
 
+def test_a_search_that_is_asked_to_stop_saves_and_says_so(tmp_path):
+    path = write_search(tmp_path, pruning=None, trials=2)
+    process = start_search(path, "train.epochs=60")
+    wait_for(lambda: epochs_done(tmp_path, 0) >= 1, process)
+
+    process.send_signal(signal.SIGTERM)
+
+    _, said = end(process, code=1)
+    assert "stopping: trials go on from their last checkpoints" in said
+    assert "error: stopped as asked; the same command goes on from here" in said
+    assert trials_of(tmp_path)[0].state == TrialState.RUNNING
+    assert runs_in(tmp_path)["search-0"]["trial_state"] == "interrupted"
+
+
 def test_a_trial_whose_process_is_killed_goes_on_in_another(tmp_path):
     path = write_search(tmp_path, pruning=None, trials=2)
     process = start_search(path)
@@ -307,6 +321,39 @@ def test_a_trial_may_be_several_seeds_patch_sizes_and_objectives(tmp_path):
         aurocs = [seed["metrics"]["val_auroc"] for seed in seeds]
         assert metrics["val_auroc"] == pytest.approx(sum(aurocs) / 2)
         assert row["spread"]["val_auroc"] == pytest.approx(abs(aurocs[0] - aurocs[1]) / 2**0.5)
+
+
+def test_the_best_is_trained_again_and_tested_against_the_base(tmp_path, labn):
+    """The search itself is over: its one trial is written by hand."""
+    path = write_search(tmp_path, trials=1, first=[{"model.theta_alpha": 0.6}], trial__cpus=0.5)
+    search = read_search(path)
+    study = Study(search, Space(search, path))
+    number, _ = study.next()
+    study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.99}))
+    command = ("search", path, "--retrain-best", 1, "--seeds", 2, "--json")
+
+    done = labn(*command)
+
+    assert done.returncode == 0, done.stderr
+    retrained = json.loads(done.stdout)["retrained"]
+    assert retrained["winner"] == "trial-0"
+    pid, configs = {}, {}
+    for name in ("base", "trial-0"):
+        # Seed 0 is the search's.
+        for seed in (1, 2):
+            folder = tmp_path / f"search/retrained/{name}/seed-{seed}"
+            config = configs[name] = load_config(folder / "config.yaml")
+            assert config.train.seed == seed
+            ended = json.loads((folder / "outcome.json").read_text())
+            pid[name, seed] = ended["metrics"]["test_pid"]
+    assert configs["base"].model.theta_alpha == search.base["model"].get("theta_alpha", 0.75)
+    assert configs["trial-0"].model.theta_alpha == 0.6
+    difference = sum(pid["trial-0", n] - pid["base", n] for n in (1, 2)) / 2
+    assert retrained["test"]["difference"] == pytest.approx(difference, abs=1e-9)
+    assert f"{difference:+.3f}" in retrained["verdict"]
+    again = labn(*command)
+    assert "4 of 4 runs are finished already" in again.stderr
+    assert json.loads(again.stdout)["retrained"]["test"] == retrained["test"]
 
 
 def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
