@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check lint unit bench clean
+.PHONY: help demo test check lint unit bench ui clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,13 +15,14 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, say where to look
+demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, search, say where to look
 	$(BIN)/labn train configs/demo.yaml
 	$(BIN)/labn evaluate runs/demo
+	$(BIN)/labn search configs/search/demo.yaml
 	@echo
 	@echo "The maps:     runs/demo/evaluation/test/attention.png"
-	@echo "The tracker:  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
-	@echo "              then open http://127.0.0.1:5000 and the experiment labn/synthetic"
+	@echo "The search:   runs/search-demo/summary.md and runs/search-demo/figures"
+	@echo "The tracker:  make ui"
 
 test: $(INSTALLED)  ## Install, run every test
 	$(BIN)/pytest
@@ -40,6 +41,9 @@ unit: $(INSTALLED)
 bench: $(INSTALLED)  ## Measure speed and memory, side by side with what is to be beaten
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --out runs/bench
+
+ui: $(INSTALLED)  ## Open the tracker: MLflow's page, on 127.0.0.1
+	$(BIN)/labn ui
 
 clean:  ## Remove the virtual environment and what runs left behind
 	rm -rf .venv runs mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache

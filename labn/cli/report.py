@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from labn.cli.app import Json, Part, app, print_result
+from labn.cli.progress import ConsoleReporter
+from labn.errors import UserError
+
+_STUDY_FILE = "study.yaml"
 
 
 @app.command()
@@ -27,17 +32,36 @@ def report(
 
     Writes a table with its tests (`report.md`, `report.tex`, `report.json`) and a picture. Runs
     that differ in their seed alone are one condition; the first run's is what others are tested
-    against.
+    against. Given the folder of a study (`labn ablate`), writes the study's report anew.
 
     **Examples**
 
         labn report runs/idrid-0 runs/idrid-1 runs/idrid-2 runs/idrid-3
 
         labn report runs/full-* runs/no-kl-* --out reports/ablation
+
+        labn report runs/ablation-demo
     """
+    if len(runs) == 1 and (runs[0] / _STUDY_FILE).is_file():
+        _report_study(runs[0], out, as_json)
+        return
     from labn.runs.comparison import report_runs
 
     written = report_runs(runs, split.value, out, reference)
     print_result(as_json, {"out": str(written.folder)} | written.content, written.markdown.rstrip())
     if not as_json:
         typer.echo(f"written to {written.folder}", err=True)
+
+
+def _report_study(folder: Path, out: Path | None, as_json: bool) -> None:
+    from labn.ablation.study import read_study
+    from labn.ablation.summary import summarise
+    from labn.cli.ablation import summary_as_text
+
+    if out is not None:
+        raise UserError(f"--out {out}: a study's report goes to {folder / 'report'}; leave it out")
+    study = read_study(folder / _STUDY_FILE, [f"output_dir={json.dumps(str(folder))}"],
+                       needs_data=False)  # fmt: skip
+    with ConsoleReporter() as reporter:
+        summary = summarise(study, reporter)
+    print_result(as_json, summary.as_json(), summary_as_text(summary))

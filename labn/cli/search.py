@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from labn.cli.ablation import summary_as_text
 from labn.cli.app import Json, Overrides, app, print_result
+from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
 
 _NOTICE = "stopping: trials go on from their last checkpoints (again to stop at once)\n"
@@ -46,6 +48,10 @@ class Format(StrEnum):
 def run(
     config: Annotated[Path, typer.Argument(help="A search's file.", show_default=False)],
     overrides: Overrides = None,
+    retrain_best: Annotated[
+        int, typer.Option(min=0, help="Then train so many of the best again, and the base.")
+    ] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="New seeds of each that is trained again.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Search by Ray Tune and Optuna; the same command again goes on where it stopped.
@@ -58,6 +64,8 @@ def run(
         labn search configs/search/demo.yaml
 
         labn search configs/search/idrid.yaml data.root=~/idrid trials=40 trial.gpus=0.5
+
+        labn search configs/search/demo.yaml --retrain-best 1 --seeds 3
     """
     # Only here, for they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
@@ -67,7 +75,19 @@ def run(
     search = read_search(config, overrides or [])
     with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
         summary = run_search(search, config, display, stop.is_requested)
-    print_result(as_json, dict(summary), _as_text(summary))
+    if not retrain_best:
+        print_result(as_json, dict(summary), _as_text(summary))
+        return
+    from labn.search.retraining import retrain_best as retrain
+
+    with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
+        retrained = retrain(
+            search, config, num_best=retrain_best, num_seeds=seeds, reporter=reporter,
+            should_stop=stop.is_requested,
+        )  # fmt: skip
+    text = f"{summary_as_text(retrained.study)}\n{retrained.verdict}"
+    content = {"retrained": retrained.as_json()}
+    print_result(as_json, dict(summary) | content, f"{_as_text(summary)}\n{text}")
 
 
 @search_app.command()

@@ -43,6 +43,11 @@ def report_runs(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be made ({error}); give another") from None
+    return write_report(findings, folder)
+
+
+def write_report(findings: Findings, folder: Path) -> RunReport:
+    """Write findings as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
     report = RunReport(folder, findings.as_json(), _markdown(findings))
     write_atomically(folder / "report.md", report.markdown)
     write_atomically(folder / "report.tex", _latex(findings))

@@ -79,8 +79,15 @@ class Findings:
         }
 
 
-def compare_runs(runs: Sequence[ScoredRun], part: Partition, reference: str) -> Findings:
+def compare_runs(
+    runs: Sequence[ScoredRun],
+    part: Partition,
+    reference: str,
+    conditions: Sequence[str] | None = None,
+) -> Findings:
     """Compare runs that were scored alike, grouped by their settings but for the seed.
+
+    ``conditions`` names that of each run; without it, the settings that differ do.
 
     Raises:
         UserError: no method is called ``reference``.
@@ -91,7 +98,7 @@ def compare_runs(runs: Sequence[ScoredRun], part: Partition, reference: str) -> 
             f"--reference {reference}: must be one of {', '.join(methods)}."
             f"{did_you_mean(reference, methods)}"
         )
-    conditions = label_conditions([run.settings for run in runs])
+    conditions = conditions or label_conditions([run.settings for run in runs])
     scores = _joined((run.scores for run in runs), runs, conditions)
     # Where a score is against several baselines, the first is the one to report.
     is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")

@@ -111,7 +111,7 @@ def _read_run(path: Path, name: str, part: Partition) -> ScoredRun:
         name=name,
         path=path,
         seed=config.train.seed,
-        settings=_condition_settings(config),
+        settings=condition_settings(config),
         terms=_terms(description["settings"], scores, localisation),
         metrics=description["metrics"],
         images=images.merge(manifest[["name", "sha256"]], on="name", how="left"),
@@ -168,7 +168,8 @@ def _read_images(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)[["name", "label"]]
 
 
-def _condition_settings(config: Config) -> dict[str, Any]:
+def condition_settings(config: Config) -> dict[str, Any]:
+    """Give the settings that make a run's condition: what its network depends on but the seed."""
     settings = flatten(config.model_dump(mode="json"))
     return {key: value for key, value in settings.items() if not key.startswith(_NO_CONDITION)}
 

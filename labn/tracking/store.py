@@ -17,13 +17,13 @@ _LOCK_TIMEOUT_S = 120
 
 def resolve_uri(uri: str) -> str:
     """Make the path of a SQLite URI absolute, so that it means the same in every process."""
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     return uri if path is None else f"{_SQLITE}{path}"
 
 
 def artifact_root(uri: str) -> str | None:
     """Say where a new experiment keeps its files: beside a SQLite store; None: as MLflow likes."""
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     return None if path is None else (path.parent / "mlruns").as_uri()
 
 
@@ -37,7 +37,7 @@ def opening(uri: str) -> Iterator[None]:
     Raises:
         sqlite3.Error or OSError: the file cannot be used (MLflow itself would retry for minutes).
     """
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     with contextlib.ExitStack() as stack:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,8 @@ def opening(uri: str) -> Iterator[None]:
         yield
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """Give the file of a SQLite store; None for a store of another kind."""
     if not uri.startswith(_SQLITE):
         return None
     return Path(uri.removeprefix(_SQLITE)).expanduser().absolute()

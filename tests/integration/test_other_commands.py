@@ -16,6 +16,8 @@ COMMANDS = [
     ("explain",),
     ("report",),
     ("sanity",),
+    ("ablate",),
+    ("ui",),
     ("search", "run"),
     ("search", "export"),
 ]

@@ -1,0 +1,192 @@
+"""A study: the runs that its conditions and seeds make, checked against a run's configuration."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from labn.ablation.settings import StudyConfig, read_settings
+from labn.config import Config, known_keys
+from labn.config.messages import describe, describe_unknown, shown
+from labn.config.reading import check_paths, read_yaml, set_key
+from labn.errors import UserError
+from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
+from labn.runs.folder import write_atomically
+from labn.runs.scored import condition_settings
+from labn.tracking import resolve_uri
+
+STUDY_FILE = "study.yaml"
+
+_BY_THE_STUDY = ("output_dir", "tracking.", "train.seed")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One condition, trained from one seed."""
+
+    condition: str
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """What the run is called within its study; its folder's path below the study's."""
+        return f"{self.condition}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Conditions, each a whole configuration, by name; the first is the reference."""
+
+    settings: StudyConfig
+    base: Config
+    conditions: Mapping[str, Config]
+
+    def runs(self, parent_run_id: str | None = None) -> list[StudyRun]:
+        """List the runs, all conditions of a seed before the next; so what is done is balanced."""
+        return [
+            StudyRun(condition, seed, self._run_config(condition, seed, parent_run_id))
+            for seed in self.settings.seeds
+            for condition in self.conditions
+        ]
+
+    def differing(self) -> dict[str, dict[str, Any]]:
+        """Give each condition's values of the settings that are not the same in all of them."""
+        every = {name: condition_settings(config) for name, config in self.conditions.items()}
+        keys = dict.fromkeys(key for one in every.values() for key in one)
+        wanted = [key for key in keys if len({shown(one.get(key)) for one in every.values()}) > 1]
+        return {name: {key: one.get(key) for key in wanted} for name, one in every.items()}
+
+    def save(self) -> Path:
+        """Write the study, as resolved, into its folder; ``read_study`` reads it back."""
+        tree = self.settings.model_dump(mode="json")
+        tree |= {"base": self.base.model_dump(mode="json"), "fixed": {}}
+        place = self.settings.output_dir / STUDY_FILE
+        write_atomically(place, yaml.safe_dump(tree, sort_keys=False))
+        return place
+
+    def _run_config(self, condition: str, seed: int, parent_run_id: str | None) -> Config:
+        config, title = self.conditions[condition], self.settings.title
+        uri = config.tracking.uri
+        tracking = {
+            "uri": uri if uri == "none" else resolve_uri(uri),
+            "run_name": f"{title}-{condition}-{seed}",
+            "parent_run_id": parent_run_id,
+        }
+        # The same wherever the run trains.
+        data = {"root": _absolute(config.data.root), "cache_dir": _absolute(config.data.cache_dir)}
+        pretrained = {"pretrained": _absolute(config.model.pretrained)}
+        return config.model_copy(
+            update={
+                "output_dir": self.settings.output_dir / condition / f"seed-{seed}",
+                "train": config.train.model_copy(update={"seed": seed}),
+                "tracking": config.tracking.model_copy(update=tracking),
+                "data": config.data.model_copy(update=data),
+                "model": config.model.model_copy(update=pretrained),
+            }
+        )
+
+
+def read_study(path: Path, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Study:
+    """Read a study's file, and resolve every condition to a run's whole configuration.
+
+    Raises:
+        UserError: a key is unknown, a value breaks its rule, two conditions are the same.
+    """
+    return resolve_study(read_settings(path, overrides), path, needs_data=needs_data)
+
+
+def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> Study:
+    """Resolve every condition of a study to a run's whole configuration; ``path`` is its file.
+
+    Raises:
+        UserError: a key is unknown, a value breaks its rule, two conditions are the same.
+    """
+    base, source = _read_base(settings, path)
+    conditions = {name: _resolve(name, settings, base, path) for name in settings.conditions}
+    if needs_data:
+        check_paths(base, source, set(settings.fixed))
+        for name, config in conditions.items():
+            check_paths(config, Path(f"{path}: conditions.{name}"), set())
+    _check_distinct(conditions, path)
+    for config in conditions.values():
+        _check_evaluation(settings, config, path)
+    return Study(settings, base, conditions)
+
+
+def _read_base(settings: StudyConfig, path: Path) -> tuple[Config, Path]:
+    source = path
+    if isinstance(settings.base, str):
+        source = Path(settings.base)
+        tree = read_yaml(source)
+    else:
+        tree = copy.deepcopy(settings.base)
+    tree["output_dir"] = str(settings.output_dir)
+    for key, value in settings.fixed.items():
+        if key not in known_keys():
+            raise UserError(f"{path}: fixed.{key} = {shown(value)}: {describe_unknown(key)}")
+        set_key(tree, key, value)
+    try:
+        return Config.model_validate(tree), source
+    except ValidationError as error:
+        message = describe(error, tree, source, set(settings.fixed))
+        # What replaces the base's settings stands in this file, or was given for it.
+        raise UserError(message.replace("command line: ", f"{path}: fixed.", 1)) from None
+
+
+def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Config:
+    tree = base.model_dump(mode="json")
+    where = f"{path}: conditions.{name}"
+    for key, value in settings.conditions[name].items():
+        given = f"{where}.{key} = {shown(value)}"
+        if key not in known_keys():
+            raise UserError(f"{given}: {describe_unknown(key)}")
+        if key.startswith(_BY_THE_STUDY):
+            raise UserError(
+                f"{given}: is the same for all conditions, or set by the study; take it out"
+                " (seeds stand under seeds, other settings of all runs under fixed)"
+            )
+        set_key(tree, key, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(describe(error, tree, Path(where), set())) from None
+
+
+def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for name, config in conditions.items():
+        resolved = shown(sorted(condition_settings(config).items()))
+        twin = seen.setdefault(resolved, name)
+        if twin != name:
+            raise UserError(
+                f"{path}: conditions.{name}: trains the same network as conditions.{twin} once"
+                " resolved; take one out, or change a setting that training depends on"
+            )
+
+
+def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
+    sizes = {"patch_sizes": default_patch_sizes(config)}
+    try:
+        Assessment(**(assessment_basis(config) | sizes | settings.evaluate.choices()))
+    except UserError as error:
+        option = re.match(r"--([a-z-]+) ?", str(error))
+        assert option is not None
+        key = option[1].replace("-", "_")
+        raise UserError(f"{path}: evaluate.{key} = {str(error)[option.end() :]}") from None
+
+
+def settings_as_text(settings: Mapping[str, Any]) -> str:
+    """Write a condition's settings on one line."""
+    return ", ".join(f"{key}={shown(value)}" for key, value in settings.items()) or "as the base"
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()

@@ -1,0 +1,126 @@
+"""The command that opens the tracker: ui."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.parse
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labn.cli.app import app
+from labn.cli.signals import StopRequest
+from labn.errors import RunFailed, UserError
+
+_DEFAULT_URI = "sqlite:///mlflow.db"
+_STUDY_FILE = "study.yaml"
+_METRICS = ("test_pid", "test_auroc", "test_accuracy", "best_val_pid", "best_val_auroc")
+_LOOK_S = 0.2
+
+
+@app.command()
+def ui(
+    place: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of a run, search or study, or a configuration.",
+            show_default=_DEFAULT_URI,
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+) -> None:
+    """Start MLflow's page on the tracker of a run, and say what to look at; until Ctrl-C.
+
+    **Examples**
+
+        labn ui
+
+        labn ui runs/ablation-demo --port 5001
+    """
+    from labn.tracking import browsing, redact
+
+    uri = _tracker_of(place)
+    if uri == "none":
+        raise UserError(
+            f"{place}: was not tracked (tracking.uri=none), so there is nothing to show"
+        )
+    if browsing.is_server(uri):
+        typer.echo("\n".join(_advice(redact(uri).rstrip("/"), place, None)))
+        return
+    experiments = browsing.list_experiments(uri)
+    _check_free(host, port)
+    with StopRequest("stopping\n") as stop, browsing.serving(uri, host, port) as server:
+        typer.echo("\n".join(_advice(f"http://{host}:{port}", place, experiments)))
+        typer.echo("Ctrl-C ends it", err=True)
+        while not stop.is_requested():
+            if server.poll() is not None:
+                raise RunFailed(f"MLflow's server ended by itself ({server.returncode})")
+            time.sleep(_LOOK_S)
+
+
+def _tracker_of(place: Path | None) -> str:
+    """Find the address of the tracker that a folder's or a file's run goes to."""
+    from labn.config.reading import read_yaml
+    from labn.runs.folder import RunFolder
+
+    if place is None:
+        return _DEFAULT_URI
+    if place.is_dir():
+        folder, file = RunFolder(place), place / "config.yaml"
+        if not folder.tracker_file.is_file() and not file.is_file():
+            raise UserError(
+                f"{place}: neither a run, a search nor a study; give the output_dir of one"
+            )
+    else:
+        file = place
+        folder = RunFolder(Path(str(read_yaml(file).get("output_dir", ""))))
+    if folder.tracker_file.is_file():
+        return str(json.loads(folder.tracker_file.read_text())["uri"])
+    tracking = read_yaml(file).get("tracking") or {}
+    return str(tracking.get("uri", _DEFAULT_URI)) if isinstance(tracking, dict) else _DEFAULT_URI
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        # As servers do, or a port that was used a moment ago would seem taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"--host {host} --port {port}: cannot be listened on ({error.strerror});"
+                f" give another, such as --port {port % 65535 + 1}"
+            ) from None
+
+
+def _advice(address: str, place: Path | None, experiments: list[Any] | None) -> list[str]:
+    """Say where to look, and at which columns."""
+    lines = [f"MLflow: {address}"]
+    known = {one.name: one.id for one in experiments or [] if one.name != "Default"}
+    lines += [f"  {name}: {address}/#/experiments/{key}" for name, key in known.items()]
+    metrics = ", ".join(_METRICS)
+    if place is not None and (place / _STUDY_FILE).is_file():
+        return lines + _advice_on_study(address, place, known, metrics)
+    return [*lines, f"columns to compare: metrics {metrics}; select runs, then Compare"]
+
+
+def _advice_on_study(address: str, place: Path, known: dict[str, str], metrics: str) -> list[str]:
+    from labn.ablation.study import read_study
+
+    study = read_study(place / _STUDY_FILE, needs_data=False)
+    experiment = study.base.tracking.experiment or f"labn/{study.base.data.name}"
+    title = study.settings.title
+    lines = [f"study {title}: expand its run in {experiment}"]
+    if experiment in known:
+        wanted = urllib.parse.quote(f"tags.study = '{title}'")
+        link = f"{address}/#/experiments/{known[experiment]}?searchFilter={wanted}"
+        lines.append(f"  its runs alone: {link}")
+    parameters = ", ".join(next(iter(study.differing().values())))
+    return [
+        *lines,
+        f"columns to compare: tags condition, seed; parameters {parameters}; metrics {metrics}",
+    ]

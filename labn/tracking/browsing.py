@@ -1,0 +1,99 @@
+"""The tracker in a browser: which experiments a store has, and MLflow's server on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from labn.errors import RunFailed, UserError
+from labn.tracking.provenance import redact
+from labn.tracking.store import opening, resolve_uri, sqlite_path
+
+_START_S, _STOP_S, _POLL_S = 90, 10, 0.2
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Nothing here asks for jobs, and each of their kinds is a process.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of a store."""
+
+    name: str
+    id: str
+
+
+def list_experiments(uri: str) -> list[Experiment]:
+    """List the experiments of a store, the one that was last changed first.
+
+    Raises:
+        UserError: the store is a file that is not there.
+    """
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise UserError(
+            f"tracking.uri = {uri}: no such file ({path}); train something first, or name a run's"
+            " folder or configuration"
+        )
+    from mlflow import MlflowClient
+
+    with opening(resolve_uri(uri)):
+        client = MlflowClient(resolve_uri(uri))
+        found = client.search_experiments(order_by=["last_update_time DESC"])
+    return [Experiment(one.name, str(one.experiment_id)) for one in found]
+
+
+def is_server(uri: str) -> bool:
+    """Tell whether a tracker is a server already, so that none need be started."""
+    return uri.startswith(("http://", "https://"))
+
+
+@contextmanager
+def serving(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Have MLflow's server answer on a store while entered; end it and its processes after.
+
+    Raises:
+        RunFailed: it does not answer.
+    """
+    environment = os.environ | _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": resolve_uri(uri)}
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--host", host, "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that its workers can be ended with it
+    )
+    try:
+        _wait_until_answered(process, uri, host, port)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_answered(process: subprocess.Popen[bytes], uri: str, host: str, port: int) -> None:
+    reachable = "127.0.0.1" if host == "0.0.0.0" else host
+    end_s = time.monotonic() + _START_S
+    while time.monotonic() < end_s and process.poll() is None:
+        with suppress(OSError):  # not yet: refused, reset, or too slow
+            urllib.request.urlopen(f"http://{reachable}:{port}/health", timeout=2).close()
+            return
+        time.sleep(_POLL_S)
+    raise RunFailed(
+        f"MLflow's server on {redact(uri)} does not answer at {host}:{port}; see why by"
+        f" `mlflow server --backend-store-uri {redact(uri)} --port {port}`"
+    )

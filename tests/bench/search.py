@@ -1,0 +1,129 @@
+"""How many epochs TPE with ASHA trains until it has what random search has at its end."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from labn.errors import RunFailed
+from labn.search.board import Board
+from labn.search.driver import run_search
+from labn.search.settings import read_search
+from tests.bench.timing import Row
+
+NUM_TRIALS, NUM_EPOCHS = 24, 9
+_PROBLEM: dict[str, Any] = {
+    "base": {
+        "data": {"name": "synthetic", "image_size": 48, "synthetic": {"num_images": 300}},
+        "model": {"backbone": "lambda_cnn", "split": 0, "theta_alpha": 0.25},
+        "loss": {"theta_b": 0.5},
+        "train": {
+            "epochs": NUM_EPOCHS,
+            "batch_size": 16,
+            "warmup_epochs": 1,
+            "learning_rate_head": 3e-3,
+            "learning_rate_backbone": 3e-3,
+        },
+        "validation": {"pid_patch_size": 8, "pid_num_points": 9},
+        "tracking": {"uri": "none"},
+    },
+    "space": {
+        "model.theta_alpha": {"type": "float", "low": 0.05, "high": 0.75},
+        "loss.theta_b": {"type": "float", "low": 0.1, "high": 0.9},
+        "loss.lambda_lab": {"type": "float", "low": 0.1, "high": 3.0, "log": True},
+        "loss.lambda_kl": {"type": "float", "low": 0.1, "high": 3.0, "log": True},
+        "train.learning_rate_head": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True},
+        "train.learning_rate_backbone": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True},
+    },
+    "trial": {"max_concurrent": 2},
+}
+
+
+class _Watcher:
+    """Knows the best score so far."""
+
+    best = float("-inf")
+
+    def say(self, text: str) -> None:
+        """Keep quiet."""
+
+    def show(self, board: Board) -> None:
+        """Remember the best."""
+        if board.best is not None:
+            self.best = board.best[1]["val_pid"]
+
+
+def search_rows(num_rounds: int) -> list[Row]:
+    """Repeat both searches, each time from another seed of the sampler."""
+    ray.init("local", include_dashboard=False, log_to_driver=False)
+    results = []
+    for seed in range(num_rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            target, whole = _search(Path(folder), "random", seed, {"trials": NUM_TRIALS})
+            pruning = {"grace_epochs": 1, "reduction": 3}
+            changes = {"trials": NUM_TRIALS * NUM_EPOCHS, "pruning": pruning}
+            best, needed = _search(Path(folder), "tpe", seed, changes, target, whole)
+        reached = "reaches" if best >= target else "does not reach"
+        print(
+            f"  seed {seed}: random has val_pid {target:.3f} after {whole} epochs; TPE with ASHA"
+            f" {reached} it within {needed} ({best:.3f})",
+            flush=True,
+        )
+        results.append((whole, needed if best >= target else float("inf")))
+    ray.shutdown()
+    ratios = sorted(whole / needed for whole, needed in results)
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return [
+        Row(
+            name="search: epochs until random search's best val_pid, TPE with ASHA against random",
+            ours=statistics.median(needed for _, needed in results),
+            other=statistics.median(whole for whole, _ in results),
+            unit="epochs",
+            ratio=statistics.median(ratios),
+            low=quartiles[0],
+            high=quartiles[2],
+            num_rounds=num_rounds,
+        )
+    ]
+
+
+def _search(
+    folder: Path,
+    sampler: str,
+    seed: int,
+    changes: dict[str, Any],
+    target: float = float("inf"),
+    most_epochs: float = float("inf"),
+) -> tuple[float, int]:
+    """Search until the trials, the epochs or the target are reached; give best and epochs."""
+    tree = {"pruning": None} | _PROBLEM | changes
+    tree |= {
+        "sampler": {"name": sampler, "seed": seed},
+        "output_dir": str(folder / sampler),
+    }
+    tree["base"] = tree["base"] | {"data": tree["base"]["data"] | {"cache_dir": str(folder)}}
+    path = folder / f"{sampler}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    search = read_search(path)
+    watcher = _Watcher()
+
+    def is_enough() -> bool:
+        return watcher.best >= target or _num_epochs(folder / sampler) >= most_epochs
+
+    try:
+        run_search(search, path, watcher, is_enough)
+    except RunFailed:
+        if not is_enough():
+            raise
+    return watcher.best, _num_epochs(folder / sampler)
+
+
+def _num_epochs(folder: Path) -> int:
+    """Count the epochs of all trials, those that were broken off too."""
+    histories = folder.glob("trials/*/history.csv")
+    return sum(len(path.read_text().splitlines()) - 1 for path in histories)
