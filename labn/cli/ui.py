@@ -101,7 +101,7 @@ def _advice(address: str, place: Path | None, experiments: list[Any] | None) -> 
     """Say where to look, and at which columns."""
     lines = [f"MLflow: {address}"]
     known = {one.name: one.id for one in experiments or [] if one.name != "Default"}
-    lines += [f"  {name}: {address}/#/experiments/{key}" for name, key in known.items()]
+    lines += [f"  {name}: {address}/#/experiments/{key}/runs" for name, key in known.items()]
     metrics = ", ".join(_METRICS)
     if place is not None and (place / _STUDY_FILE).is_file():
         return lines + _advice_on_study(address, place, known, metrics)
@@ -117,7 +117,7 @@ def _advice_on_study(address: str, place: Path, known: dict[str, str], metrics: 
     lines = [f"study {title}: expand its run in {experiment}"]
     if experiment in known:
         wanted = urllib.parse.quote(f"tags.study = '{title}'")
-        link = f"{address}/#/experiments/{known[experiment]}?searchFilter={wanted}"
+        link = f"{address}/#/experiments/{known[experiment]}/runs?searchFilter={wanted}"
         lines.append(f"  its runs alone: {link}")
     parameters = ", ".join(next(iter(study.differing().values())))
     return [

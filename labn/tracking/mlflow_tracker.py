@@ -173,7 +173,9 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_root(self._uri)))
+                kind = {"mlflow.experimentKind": "custom_model_development"}  # what its page shows
+                root = artifact_root(self._uri)
+                return str(self._client.create_experiment(name, root, tags=kind))
             except MlflowException:
                 # Another client of the same server may have been quicker.
                 found = self._client.get_experiment_by_name(name)

@@ -1,0 +1,183 @@
+"""The tracker's page and a study's report in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from command_line import COMMAND, ENVIRONMENT, SMALL, run, wait_for
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE_S = 90
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium-driver)"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two conditions of one seed, trained and written up."""
+    folder = tmp_path_factory.mktemp("pages")
+    store = folder / "mlflow.db"
+    tree = {
+        "base": SMALL
+        | {
+            "data": SMALL["data"] | {"cache_dir": str(folder / "cache")},
+            "tracking": {"uri": f"sqlite:///{store}", "log_model": False},
+        },
+        "conditions": {"full": {}, "no-kl": {"loss.lambda_kl": 0}},
+        "seeds": [0],
+        "output_dir": str(folder / "study"),
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    done = run("ablate", path, "--serial")
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(store) as content:
+        ids = dict(content.execute("select name, run_uuid from runs").fetchall())
+    return SimpleNamespace(folder=folder / "study", ids=ids)
+
+
+@pytest.fixture(scope="module")
+def address(study):
+    """What `labn ui` prints, while it runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    said = study.folder / "ui.txt"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [*COMMAND, "ui", str(study.folder), "--port", str(port)],
+            stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT,
+        )  # fmt: skip
+        try:
+            wait_for(lambda: "Ctrl-C ends it" in said.read_text(), process)
+            yield SimpleNamespace(root=f"http://127.0.0.1:{port}", said=said.read_text())
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port))  # nothing listens any more
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(option)
+    options.add_argument("--window-size=1600,1000")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def screenshot(browser, request):
+    """Keep what was seen last where LABN_TEST_SCREENSHOTS says."""
+    yield
+    folder = os.environ.get("LABN_TEST_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{request.node.name}.png"))
+
+
+def see(browser, *texts):
+    """Wait until the page shows all of the texts; give its own."""
+
+    def shown(_):
+        page = browser.find_element(By.TAG_NAME, "body").text
+        return page if all(text in page for text in texts) else None
+
+    return WebDriverWait(browser, PATIENCE_S, ignored_exceptions=[Exception]).until(shown)
+
+
+def loaded_pictures(browser):
+    """List the widths of the pictures that the browser could read."""
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    return [width for one in pictures if (width := one.get_property("naturalWidth"))]
+
+
+def test_the_address_that_ui_prints_lists_the_study_and_its_children_expand(
+    browser, address, study
+):
+    link = re.search(r"labn/synthetic: (\S+)", address.said)[1]
+
+    browser.get(link)
+
+    page = see(browser, "labn/synthetic", "3 matching runs")
+    assert "study-full-0" not in page
+    row = browser.find_element(By.CSS_SELECTOR, f".ag-row[row-id='{study.ids['study']}']")
+    row.find_element(By.TAG_NAME, "button").click()
+    see(browser, "study-full-0", "study-no-kl-0")
+    assert "127.0.0.1" in link
+
+
+def test_two_runs_show_what_differs_between_them(browser, address, study):
+    runs = json.dumps([study.ids["study-full-0"], study.ids["study-no-kl-0"]])
+
+    browser.get(f'{address.root}/#/compare-runs?runs={runs}&experiments=["1"]')
+
+    see(browser, "loss.lambda_kl", "loss.theta_b")
+    # Out of sight, where a click does not reach.
+    for switch in browser.find_elements(By.CSS_SELECTOR, "[role=switch]"):
+        browser.execute_script("arguments[0].click()", switch)
+    WebDriverWait(browser, PATIENCE_S).until(
+        lambda _: "loss.theta_b" not in browser.find_element(By.TAG_NAME, "body").text
+    )
+    see(browser, "loss.lambda_kl 1.0 0.0", "condition full no-kl")
+
+
+def test_two_runs_show_their_curves_of_val_pid(browser, address, study):
+    runs = json.dumps([study.ids["study-full-0"], study.ids["study-no-kl-0"]])
+
+    browser.get(
+        f'{address.root}/#/metric?runs={runs}&metric="val_pid"&experiments=["1"]'
+        '&plot_metric_keys=["val_pid"]'
+    )
+
+    see(browser, "study-full-0 (val_pid)", "study-no-kl-0 (val_pid)")
+    lines = browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")
+    # Two epochs each; every line may be drawn twice.
+    paths = {line.get_attribute("d") for line in lines}
+    assert len(paths) == 2
+    assert all(path.count("L") == 1 for path in paths)
+
+
+@pytest.mark.parametrize("picture", ["scores.png", "maps.png"])
+def test_the_pictures_of_a_study_open(browser, address, study, picture):
+    place = f"{address.root}/#/experiments/1/runs/{study.ids['study']}/artifacts/report/{picture}"
+
+    browser.get(place)
+
+    WebDriverWait(browser, PATIENCE_S).until(lambda _: max(loaded_pictures(browser), default=0))
+    WebDriverWait(browser, PATIENCE_S).until(lambda _: max(loaded_pictures(browser)) > 500)
+
+
+def test_the_page_of_a_study_shows_its_pictures(browser, study):
+    browser.get((study.folder / "report" / "report.html").as_uri())
+
+    page = see(browser, "study", "Classification", "no-kl")
+    assert "Settings" in page
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    assert len(pictures) == len(loaded_pictures(browser)) == 6
+    assert all(one.is_displayed() and one.rect["width"] > 300 for one in pictures)
