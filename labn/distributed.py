@@ -7,6 +7,7 @@ whoever starts again, Ray a worker or a person the command, goes on from the new
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
 from labn.train import Interrupted
+
+logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 _POLL_S = 0.2
@@ -131,6 +134,18 @@ class _PostingReporter:
         ray.get(self._mailbox.post.remote("epoch", dict(metrics), num_epochs, time_s))
 
 
+class _PostingHandler(logging.Handler):
+    """Has a worker's warnings, as of a checkpoint that is passed over, come from the driver."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Post one warning."""
+        self._mailbox.post.remote("warn", record.getMessage())
+
+
 def _work(given: dict[str, Any]) -> None:
     """Be one of the workers."""
     mailbox = given["mailbox"]
@@ -143,6 +158,7 @@ def _work(given: dict[str, Any]) -> None:
     config = Config.model_validate(given["config"])
     try:
         if group.is_first:
+            logging.getLogger("labn").addHandler(_PostingHandler(mailbox))
             summary = train_run(
                 config,
                 _PostingReporter(mailbox),
@@ -223,7 +239,10 @@ class _Driver:
             self._reporter.say(f"workers were lost; started them again (restart {num_starts - 1})")
         self._num_starts = num_starts
         for kind, content in messages:
-            getattr(self._reporter, kind)(*content)
+            if kind == "warn":
+                logger.warning("%s", *content)
+            else:
+                getattr(self._reporter, kind)(*content)
 
 
 def _reason(failure: BaseException | None) -> str:

@@ -14,6 +14,7 @@ import ray
 from filelock import FileLock, Timeout
 
 from labn.ablation.records import Records
+from labn.ablation.registration import register_best
 from labn.ablation.study import Study, StudyRun
 from labn.ablation.summary import StudySummary, summarise
 from labn.ablation.work import (
@@ -61,7 +62,8 @@ def run_study(
         try:
             problem = _run_all(study, records, reporter, should_stop, is_serial)
             summary = summarise(study, reporter)
-            records.keep(summary.means, summary.note, summary.files)
+            card = register_best(study, reporter)
+            records.keep(summary.means, summary.note, [*summary.files, *([card] if card else [])])
         except BaseException:
             records.close("KILLED")
             raise

@@ -10,6 +10,7 @@ from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.null import NullTracker
 from labn.tracking.protocol import CallRefused, Status, Tracker
 from labn.tracking.provenance import environment_tags, redact
+from labn.tracking.registry import register_model
 from labn.tracking.resilient import ResilientTracker, replay_spool
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool
@@ -25,6 +26,7 @@ __all__ = [
     "environment_tags",
     "open_tracker",
     "redact",
+    "register_model",
     "replay_spool",
     "resolve_uri",
     "save_servable",

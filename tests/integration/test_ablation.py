@@ -12,11 +12,14 @@ from base64 import b64decode
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import mlflow
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import yaml
 from command_line import SMALL, assert_mistake, run, start, wait_for
+from mlflow import MlflowClient
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -192,6 +195,31 @@ def test_the_tracker_has_a_parent_and_one_child_a_run(study):
     assert "full/test_pid" in {row[0] for row in logged(study.folder, parent.id)}
     kept = {path.name for path in study.folder.glob(f"mlruns/**/{parent.id}/artifacts/report/*")}
     assert {"report.html", "scores.png", "differences.png", "maps.png"} <= kept
+
+
+# MLflow's own queries.
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_the_best_conditions_network_is_registered_with_its_card(study):
+    """The best by validation; once, though the study was started three times."""
+    scores = {}
+    for name in GOOD:
+        summary = json.loads((study.folder / "study" / name / "summary.json").read_text())
+        scores[name] = summary["metrics"]["val_pid"]
+    means = {c: sum(scores[f"{c}/seed-{s}"] for s in SEEDS) for c in ("full", "no-kl")}
+    condition = max(means, key=means.get)
+    best = max((f"{condition}/seed-{s}" for s in SEEDS), key=scores.get)
+
+    client = MlflowClient(f"sqlite:///{study.folder / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name = 'labn-synthetic'")
+
+    assert version.run_id == run_id_of(study.folder, best)
+    assert float(version.tags["val_pid"]) == pytest.approx(scores[best], abs=1e-4)
+    assert version.description == (study.folder / "study/report/model_card.md").read_text()
+    assert "not made, nor tested, for any decision about a patient" in version.description
+    loaded = mlflow.pyfunc.load_model(client.get_model_version_download_uri(
+        "labn-synthetic", version.version))  # fmt: skip
+    outputs = loaded.predict(np.zeros((3, 3, 32, 32), dtype=np.float32))
+    assert outputs["probabilities"].sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_run_of_a_study_is_that_of_plain_training(study, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 
 import pandas as pd
@@ -92,6 +94,106 @@ def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
     assert_ended_alike(tmp_path / "run", whole)
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
+
+
+def test_a_run_whose_driver_is_killed_goes_on_by_the_same_command(tmp_path, whole):
+    config = config_in(tmp_path)
+    process = start("train", config, *TWO)
+    wait_for_step(tmp_path / "run", 6)
+    workers = [psutil.Process(pid) for pid in workers_of(process)]
+
+    process.kill()
+
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+    assert not alive
+    assert not (tmp_path / "run/summary.json").exists()
+    done = run("train", config, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert_ended_alike(tmp_path / "run", whole)
+
+
+def test_a_run_that_is_asked_to_stop_goes_on_even_from_the_checkpoint_before(tmp_path, whole):
+    """The newest is cut off by hand, as a disk might."""
+    config = config_in(tmp_path)
+    process = start("train", config, *TWO)
+    wait_for_step(tmp_path / "run", 6)
+
+    process.send_signal(signal.SIGTERM)
+
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, errors
+    assert "error: stopped as asked; everything is saved" in errors
+    newest = checkpoint.newest_path(tmp_path / "run/checkpoints")
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    done = run("train", config, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert newest.name in done.stderr
+    assert_ended_alike(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own for a run's folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path, small_disk, whole):
+    config = config_in(tmp_path)
+    process = start("train", config, *TWO)
+    wait_for_step(small_disk, 6)
+    filler = small_disk / "filler"
+
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 65536)
+
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2, errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left on device" in last
+    assert "Traceback" not in errors
+    assert checkpoint.load_newest(small_disk / "checkpoints") is not None
+    filler.unlink()
+    done = run("train", config, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert_ended_alike(small_disk, whole)
+
+
+def test_a_finished_run_is_left_alone_and_needs_no_ray(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+    done = run("train", whole.parent / "config.yaml", *TWO)
+
+    assert done.returncode == 0, done.stderr
+    assert "starting Ray" not in done.stderr
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_workers_message_is_the_commands(tmp_path):
+    """Known to be wrong once the data is read: there are two classes."""
+    config = config_in(tmp_path, loss__class_weights=[1, 1, 1])
+
+    done = run("train", config, *TWO)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: loss.class_weights = [1.0, 1.0, 1.0]")
+    assert "Traceback" not in done.stderr
+
+
+def test_workers_that_this_machine_cannot_hold_are_refused(tmp_path):
+    done = run("train", config_in(tmp_path), "--workers", "2", "--cpus-per-worker", "1000")
+
+    assert done.returncode == 2
+    assert "--workers 2: need 2000 CPUs, but this machine has" in done.stderr
 
 
 def test_workers_that_cannot_share_a_batch_are_refused_at_once(tmp_path):

@@ -1,0 +1,126 @@
+"""The best condition's network, registered in the tracker with a model card.
+
+Conditions are ranked by validation, not by the part that the report is of: a network chosen on
+test images would be reported too well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+
+from labn.ablation.study import Study, StudyRun, settings_as_text
+from labn.ablation.work import is_finished, read_outcome
+from labn.errors import UserError
+from labn.runs.build import restore_network
+from labn.runs.folder import RunFolder, write_atomically
+from labn.runs.reporting import Reporter
+from labn.tracking import MlflowTracker, register_model
+
+_SCORE = "val_pid"
+
+
+def register_best(study: Study, reporter: Reporter) -> Path | None:
+    """Register the best run of the best condition, by its mean validation PID; give its card.
+
+    None: no run is finished, or nothing is tracked.
+    """
+    finished = [run for run in study.runs() if is_finished(run, study.settings.evaluate)]
+    if not finished or study.base.tracking.uri == "none":
+        return None
+    scores = {run.name: _validation(run)[_SCORE] for run in finished}
+    by_condition = {
+        name: fmean(scores[run.name] for run in finished if run.condition == name)
+        for name in dict.fromkeys(run.condition for run in finished)
+    }
+    condition = max(by_condition, key=lambda name: by_condition[name])
+    runs = [run for run in finished if run.condition == condition]
+    best = max(runs, key=lambda run: scores[run.name])
+    card = _card(study, best, runs)
+    place = study.settings.output_dir / "report" / "model_card.md"
+    write_atomically(place, card)
+    name = f"labn-{study.base.data.name}"
+    metrics = _metrics(best)
+    tags = {key: f"{value:.4f}" for key, value in metrics.items()}
+    tags |= {"condition": condition, "seed": str(best.seed), "study": study.settings.title}
+    folder = RunFolder(best.config.output_dir)
+    uri, run_id = best.config.tracking.uri, folder.tracker_run_id
+    assert run_id is not None, f"{best.name} was tracked"
+    try:
+        version = register_model(uri, run_id, name=name, card=card, tags=tags)
+        if version is None:
+            _log_network(best, folder, uri, run_id)
+            version = register_model(uri, run_id, name=name, card=card, tags=tags)
+    # A tracker that is away for now is no reason to withhold the report.
+    except UserError as error:
+        reporter.say(f"{best.name} is not registered: {error}")
+    else:
+        reporter.say(f"registered {best.name} as {name}, version {version}")
+    return place
+
+
+def _log_network(run: StudyRun, folder: RunFolder, uri: str, run_id: str) -> None:
+    """Log the network of a run that was told to log none."""
+    best, size = folder.load_best(), run.config.data.image_size
+    model = restore_network(best, run.config)
+    example = torch.zeros(1, best["num_channels"], size, size).numpy()
+    tracker = MlflowTracker(
+        uri, experiment=_experiment(run), run_id=run_id, log_system_metrics=False
+    )
+    tracker.log_model(model, example)
+    tracker.finish("FINISHED")
+
+
+def _experiment(run: StudyRun) -> str:
+    """Name the experiment that a run is tracked in."""
+    return run.config.tracking.experiment or f"labn/{run.config.data.name}"
+
+
+def _validation(run: StudyRun) -> dict[str, float]:
+    summary = json.loads(RunFolder(run.config.output_dir).summary_file.read_text(encoding="utf-8"))
+    metrics: dict[str, float] = summary["metrics"]
+    return metrics
+
+
+def _metrics(run: StudyRun) -> dict[str, float]:
+    """Give the few metrics that a network is known by, of validation and of the scored part."""
+    outcome = read_outcome(run)
+    every: dict[str, float] = _validation(run) | (outcome.metrics if outcome else {})
+    wanted = ("pid", "pid_random", "auroc", "accuracy", "tss")
+    return {key: value for key, value in every.items() if key.partition("_")[2] in wanted}
+
+
+def _card(study: Study, best: StudyRun, runs: Sequence[StudyRun]) -> str:
+    config, metrics = best.config, _metrics(best)
+    lines = [
+        f"# {best.name} of {study.settings.title}",
+        "",
+        f"A {config.model.backbone} with B = {config.model.split}, which classifies images of"
+        f" {config.data.name} and shows by its attention where it looked (Lambda Attention Branch"
+        " Networks, Iida et al., ACCV 2022).",
+        "",
+        f"- Condition {best.condition}: {settings_as_text(study.differing()[best.condition])}.",
+        f"- Chosen by {_SCORE}: the mean over the condition's seeds (n = {len(runs)}) was the"
+        " highest, and this seed's the highest among them. So its own value is too high.",
+        f"- Input: float32 of {config.data.image_size} x {config.data.image_size} pixels,"
+        " standardised as in training. Output: probabilities and attention.",
+        f"- Scored on the {study.settings.evaluate.split} part.",
+        "- For research. It was not made, nor tested, for any decision about a patient or a"
+        " warning.",
+        "",
+        "| score | this run | mean ± s.d. of the condition's seeds |",
+        "| :-- | --: | --: |",
+    ]
+    every = [_metrics(run) for run in runs]
+    for name, value in metrics.items():
+        lines.append(f"| {name} | {value:.3f} | {_mean([one[name] for one in every])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread} (n = {len(values)})"
