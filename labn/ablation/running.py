@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 
 from labn.ablation.records import Records
 from labn.ablation.registration import register_best
@@ -27,9 +24,9 @@ from labn.ablation.work import (
     tell_failure,
 )
 from labn.connection import connected
-from labn.errors import RunFailed, UserError
+from labn.errors import RunFailed
 from labn.room import check_room, max_concurrent, resources
-from labn.runs.folder import RunFolder
+from labn.runs.folder import RunFolder, locked
 from labn.runs.reporting import Reporter
 
 _POLL_S = 0.5
@@ -55,7 +52,7 @@ def run_study(
         RunFailed: some runs failed, of which the report has none, or it was asked to stop.
     """
     folder = study.settings.output_dir
-    with _claimed(folder):
+    with locked(folder, "runs this study", name=".ablation.lock"):
         for run in study.runs():
             RunFolder(run.config.output_dir).check_same(run.config)
         records = Records(study)
@@ -217,24 +214,3 @@ def _failures_as_text(failures: dict[str, str], num_runs: int) -> str | None:
         f"{len(failures)} of {num_runs} runs failed: {'; '.join(named)}{more};"
         " the report is of the others, and the same command tries these again"
     )
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".ablation.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"output_dir = {folder}: another process runs this study; wait for it, or give another"
-            " output_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"output_dir = {folder}: cannot be written ({error}); give another output_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

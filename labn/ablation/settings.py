@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from labn.config import known_keys
-from labn.config.messages import describe_unknown, shown
-from labn.config.reading import read_yaml, set_key
+from labn.config.based import absolute_places, apply_overrides
+from labn.config.messages import shown
+from labn.config.reading import read_yaml
 from labn.errors import UserError, did_you_mean
 from labn.parallel import Workers
 
@@ -119,43 +118,14 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         UserError: names file, key, value, rule and mend, on one line.
     """
     tree = read_yaml(path)
-    overridden = set()
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"command line: {override!r}: overrides are written key=value, such as seeds=[0,1]"
-            )
-        _apply(tree, key, text)
-        overridden.add(key)
+    overridden = apply_overrides(
+        tree, overrides, kind="study", own_keys=StudyConfig.model_fields, example="seeds=[0,1]"
+    )
     try:
         settings = StudyConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(_describe(error, path, overridden)) from None
-    changes: dict[str, Any] = {"output_dir": settings.output_dir.expanduser().absolute()}
-    if isinstance(settings.base, str):
-        place = Path(settings.base).expanduser()
-        changes["base"] = str(place if place.is_absolute() else (path.parent / place).resolve())
-    return settings.model_copy(update=changes)
-
-
-def _apply(tree: dict[str, Any], key: str, text: str) -> None:
-    """Set a study's key, or fix a run's; output_dir is the study's."""
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(
-            f"command line: {key} = {shown(text)}: must be valid YAML; put text in quotes"
-        ) from None
-    if key.split(".")[0] in StudyConfig.model_fields:
-        set_key(tree, key, value)
-    elif key in known_keys():
-        tree["fixed"] = (tree.get("fixed") or {}) | {key: value}
-    else:
-        near = did_you_mean(key, StudyConfig.model_fields) or f" {describe_unknown(key)}"
-        raise UserError(
-            f"command line: {key} = {shown(value)}: is a key of neither a study nor a run.{near}"
-        )
+    return settings.model_copy(update=absolute_places(settings.base, settings.output_dir, path))
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"evaluate": EvaluateConfig, "each_run": EachRunConfig}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from pydantic import ValidationError
 
 from labn.ablation.settings import StudyConfig, read_settings
 from labn.config import Config, known_keys
+from labn.config.based import resolve_base
 from labn.config.messages import describe, describe_unknown, shown
-from labn.config.reading import check_paths, read_yaml, set_key
+from labn.config.reading import check_paths, set_key
 from labn.errors import UserError
 from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
 from labn.runs.folder import write_atomically
@@ -109,36 +109,17 @@ def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True)
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
     """
-    base, source = _read_base(settings, path)
+    base = resolve_base(
+        settings.base, settings.fixed, settings.output_dir, path, needs_data=needs_data
+    )
     conditions = {name: _resolve(name, settings, base, path) for name in settings.conditions}
     if needs_data:
-        check_paths(base, source, set(settings.fixed))
         for name, config in conditions.items():
             check_paths(config, Path(f"{path}: conditions.{name}"), set())
     _check_distinct(conditions, path)
     for config in conditions.values():
         _check_evaluation(settings, config, path)
     return Study(settings, base, conditions)
-
-
-def _read_base(settings: StudyConfig, path: Path) -> tuple[Config, Path]:
-    source = path
-    if isinstance(settings.base, str):
-        source = Path(settings.base)
-        tree = read_yaml(source)
-    else:
-        tree = copy.deepcopy(settings.base)
-    tree["output_dir"] = str(settings.output_dir)
-    for key, value in settings.fixed.items():
-        if key not in known_keys():
-            raise UserError(f"{path}: fixed.{key} = {shown(value)}: {describe_unknown(key)}")
-        set_key(tree, key, value)
-    try:
-        return Config.model_validate(tree), source
-    except ValidationError as error:
-        message = describe(error, tree, source, set(settings.fixed))
-        # What replaces the base's settings stands in this file, or was given for it.
-        raise UserError(message.replace("command line: ", f"{path}: fixed.", 1)) from None
 
 
 def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Config:

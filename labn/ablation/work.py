@@ -6,20 +6,18 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 
 from labn.ablation.settings import EvaluateConfig
 from labn.ablation.study import StudyRun
 from labn.errors import RunFailed, UserError
 from labn.parallel import Workers
-from labn.runs.folder import RunFolder, write_json
+from labn.runs.folder import RunFolder, locked, write_json
 from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
 from labn.tracking import MlflowTracker, ResilientTracker, Status
@@ -85,7 +83,8 @@ def complete(run: StudyRun, task: Task, should_stop: Callable[[], bool] | None =
     torch.set_num_threads(max(1, int(task.workers.cpus)))
     start_s = time.monotonic()
     try:
-        with _taken_over(run.config.output_dir):
+        folder, wait_s = run.config.output_dir, _TAKE_OVER_S
+        with locked(folder, "works on this run", wait_s=wait_s, name=".study.lock"):
             metrics = _train_and_score(run, task, is_stopped)
     except Interrupted:
         return Outcome(state="interrupted")
@@ -150,22 +149,6 @@ def _train_and_score(run: StudyRun, task: Task, is_stopped: Callable[[], bool]) 
     evaluate = task.evaluate
     folder = run.config.output_dir
     return evaluate_run(folder, evaluate.split, [], reporter, evaluate.choices()).metrics
-
-
-@contextmanager
-def _taken_over(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".study.lock")
-    try:
-        lock.acquire(timeout=_TAKE_OVER_S)
-    except Timeout:
-        raise UserError(
-            f"output_dir = {folder}: another process still works on this run; wait for it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _since(start_s: float) -> float:

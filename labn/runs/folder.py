@@ -47,7 +47,7 @@ class RunFolder:
         Raises:
             UserError: another process has it, or the folder cannot be made.
         """
-        with _locked(self.path, "training this run", "give another output_dir", wait_s):
+        with locked(self.path, "is training this run", wait_s=wait_s):
             yield
 
     @contextmanager
@@ -57,7 +57,7 @@ class RunFolder:
         Raises:
             UserError: another process has it, or the folder cannot be made.
         """
-        with _locked(self.evaluation(part), f"scoring the {part} part", "copy the run elsewhere"):
+        with locked(self.evaluation(part), f"is scoring the {part} part", "copy the run elsewhere"):
             yield self.evaluation(part)
 
     def check_same(self, config: Config) -> None:
@@ -130,14 +130,28 @@ class RunFolder:
 
 
 @contextmanager
-def _locked(path: Path, work: str, way_out: str, wait_s: float = 0) -> Iterator[None]:
+def locked(
+    path: Path,
+    work: str,
+    way_out: str = "give another output_dir",
+    *,
+    wait_s: float = 0,
+    name: str = ".lock",
+) -> Iterator[None]:
+    """Make a folder and keep other processes from the same work in it, by a file of this name.
+
+    ``work`` says what the other process does, ``way_out`` what to do but wait; for messages.
+
+    Raises:
+        UserError: another process has it after so long, or the folder cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
+        lock = FileLock(path / name)
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(
-            f"output_dir = {path}: another process is {work}; wait for it, or {way_out}"
+            f"output_dir = {path}: another process {work}; wait for it, or {way_out}"
         ) from None
     except OSError as error:
         raise UserError(

@@ -10,12 +10,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
@@ -23,6 +21,7 @@ from ray.tune.error import TuneError
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.room import check_room, max_concurrent, resources
+from labn.runs.folder import locked
 from labn.search.board import Board, Watcher
 from labn.search.events import Events
 from labn.search.pruning import Rungs
@@ -62,7 +61,7 @@ def run_search(
         RunFailed: trials failed alike, one after the other, or the search was asked to stop.
     """
     space = Space(search, path)
-    with _claimed(search.output_dir):
+    with locked(search.output_dir, "runs this search", name=".search.lock"):
         study = Study(search, space)
         records = Records(search, space, study, watcher)
         try:
@@ -166,27 +165,6 @@ def _wanted(search: SearchConfig) -> tuple[str, ...]:
     constraint = search.objective.constraint
     names = [*search.objective.maximise, *([constraint.metric] if constraint else [])]
     return tuple(dict.fromkeys(names))
-
-
-@contextmanager
-def _claimed(output_dir: Path) -> Iterator[None]:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / ".search.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"output_dir = {output_dir}: another process runs this search; wait for it, or give"
-            " another output_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"output_dir = {output_dir}: cannot be written ({error}); give another output_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def export_study(folder: Path) -> Summary:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from labn.config import known_keys
+from labn.config.based import absolute_places, apply_overrides
 from labn.config.messages import shown
-from labn.config.reading import read_yaml, set_key
+from labn.config.reading import read_yaml
 from labn.errors import UserError, did_you_mean
 from labn.parallel import Workers
 
@@ -157,47 +156,14 @@ def read_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         UserError: names file, key, value, rule and mend, on one line.
     """
     tree = read_yaml(path)
-    overridden = set()
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"command line: {override!r}: overrides are written key=value, such as trials=8"
-            )
-        _apply(tree, key, _parse(key, text))
-        overridden.add(key)
+    overridden = apply_overrides(
+        tree, overrides, kind="search", own_keys=SearchConfig.model_fields, example="trials=8"
+    )
     try:
         config = SearchConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(_describe(error, path, overridden)) from None
-    changes: dict[str, Any] = {"output_dir": config.output_dir.expanduser().absolute()}
-    if isinstance(config.base, str):
-        place = Path(config.base).expanduser()
-        changes["base"] = str(place if place.is_absolute() else (path.parent / place).resolve())
-    return config.model_copy(update=changes)
-
-
-def _parse(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(
-            f"command line: {key} = {shown(text)}: must be valid YAML; put text in quotes"
-        ) from None
-
-
-def _apply(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a search's key, or fix a run's; output_dir is the search's."""
-    if key.split(".")[0] in SearchConfig.model_fields:
-        set_key(tree, key, value)
-    elif key in known_keys():
-        tree["fixed"] = (tree.get("fixed") or {}) | {key: value}
-    else:
-        known = [*SearchConfig.model_fields, *known_keys()]
-        raise UserError(
-            f"command line: {key} = {shown(value)}: is a setting of neither a search nor a run."
-            f"{did_you_mean(key, known)}"
-        )
+    return config.model_copy(update=absolute_places(config.base, config.output_dir, path))
 
 
 _RULES = {"extra_forbidden": "unknown key.", "missing": "required key is missing"}

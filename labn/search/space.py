@@ -7,7 +7,6 @@ too, is ``model.split@BACKBONE`` there, and lists are written as JSON.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,8 +21,9 @@ from optuna.trial import BaseTrial
 from pydantic import ValidationError
 
 from labn.config import Config, flatten, known_keys
+from labn.config.based import resolve_base
 from labn.config.messages import describe, describe_unknown, shown
-from labn.config.reading import check_paths, read_yaml, set_key
+from labn.config.reading import set_key
 from labn.errors import UserError
 from labn.model.plans import PLANS
 from labn.search.settings import Choices, Domain, FloatRange, IntRange, SearchConfig
@@ -47,7 +47,7 @@ class Space:
     def __init__(self, search: SearchConfig, path: Path) -> None:
         self._search, self._path = search, path
         self._check_keys()
-        self.base = self._read_base()
+        self.base = resolve_base(search.base, search.fixed, search.output_dir, path)
         self._check_patch_sizes()
         self.domains: dict[str, Domain] = dict(search.space)
         if _SPLIT in self.domains and _BACKBONE in self.domains:
@@ -132,28 +132,6 @@ class Space:
                 f"{self._path}: objective.patch_sizes = {list(sizes)}: must be numbers from 1 to"
                 f" data.image_size ({most}), such as [8, 16]"
             )
-
-    def _read_base(self) -> Config:
-        search, source = self._search, self._path
-        if isinstance(search.base, str):
-            source = Path(search.base)
-            tree = read_yaml(source)
-        else:
-            tree = copy.deepcopy(search.base)
-        tree["output_dir"] = str(search.output_dir)
-        for key, value in search.fixed.items():
-            set_key(tree, key, value)
-        try:
-            config = Config.model_validate(tree)
-            check_paths(config, source, set(search.fixed))
-        except ValidationError as error:
-            message = describe(error, tree, source, set(search.fixed))
-        except UserError as error:
-            message = str(error)
-        else:
-            return config
-        # What replaces the base's settings stands in this file, or was given for it.
-        raise UserError(message.replace("command line: ", f"{self._path}: fixed.", 1))
 
     def _as_read(self, key: str, value: Any, where: str | None = None) -> Any:
         """Give a value as a configuration reads it, in which 2 may become 2.0."""

@@ -163,7 +163,7 @@ def test_a_mistake_is_named_with_its_key_rule_and_mend(read, changes, parts):
     ("override", "part"),
     [
         ("seeds", "overrides are written key=value"),
-        ("seedz=[1]", 'is a key of neither a study nor a run. Did you mean "seeds"?'),
+        ("seedz=[1]", 'is a setting of neither a study nor a run. Did you mean "seeds"?'),
         ("train.epochz=1", 'Did you mean "train.epochs"?'),
         ("seeds=[-1]", "must be greater"),
         ("data.root=nowhere", "data.root = nowhere: no such folder"),
