@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import layers, scores, search
+from tests.bench import layers, scores, search, trials
 from tests.bench.timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "pid": scores.pid_rows,
     "rise": scores.rise_rows,
     "reading": lambda num_rounds: [scores.reading_row(num_rounds)],
+    "trials": trials.overhead_rows,
     "search": search.search_rows,
 }
 

@@ -276,6 +276,33 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(tmp_path):
     assert epochs_done(tmp_path, 0) == NUM_EPOCHS
 
 
+def test_a_search_whose_cluster_is_killed_goes_on_in_another(tmp_path, monkeypatch):
+    """What Ray keeps of a cluster on its head goes with it; the search does not."""
+    monkeypatch.setitem(ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    path = write_search(tmp_path, pruning=None, trials=2)
+    process = start_search(path, "train.epochs=20")
+    wait_for(lambda: epochs_done(tmp_path, 0) >= 1, process)
+    trainers = list(trial_processes(process).values())
+    head = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if Path(child.exe()).name in ("gcs_server", "raylet")
+    ]
+    assert len(head) == 2
+
+    for part in head:
+        part.kill()
+
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode
+    assert not psutil.wait_procs(trainers, timeout=PATIENCE_S)[1]
+    assert trials_of(tmp_path)[0].state == TrialState.RUNNING
+    _, said = end(start_search(path, "train.epochs=20"))
+    assert "trial 0 goes on" in said
+    assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
+    assert epochs_done(tmp_path, 0) == 20
+
+
 def test_trials_that_fail_are_recorded_and_three_alike_end_the_search(tmp_path):
     """A learning rate of 1e30 leaves no number finite."""
     rates = {"type": "categorical", "choices": [1e-3, 1e30]}
