@@ -74,14 +74,26 @@ def _plots(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "pareto", lambda: plots.plot_pareto_front(trials, target_names=list(names))
     yield "history", lambda: plots.plot_optimization_history(trials, **target)
     yield "importances", lambda: plots.plot_param_importances(trials, **target)
-    yield "parallel", lambda: plots.plot_parallel_coordinate(trials, **target)
+    yield "parallel", lambda: _below_title(plots.plot_parallel_coordinate(trials, **target))
     yield "slice", lambda: plots.plot_slice(trials, **target)
     pair = _pair(study)
     if pair:
         yield "contour", lambda: plots.plot_contour(trials, params=pair, **target)
     if len(names) == 1:
-        yield "epochs", lambda: plots.plot_intermediate_values(trials)
+        yield "epochs", lambda: _by_epoch(plots.plot_intermediate_values(trials), names[0])
     yield "timeline", lambda: plots.plot_timeline(trials)
+
+
+def _below_title(axes: Any) -> Any:
+    """Make room for the legend of feasible trials, which Optuna lays over the title."""
+    axes.set_title(axes.get_title(), y=1.1)
+    return axes
+
+
+def _by_epoch(axes: Any, score: str) -> Any:
+    """Name the axes, which Optuna cannot know."""
+    axes.set(title="Scores by epoch", xlabel="epoch", ylabel=score)
+    return axes
 
 
 def _pair(study: Study) -> list[str] | None:
