@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from labn.config import Config
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.parallel import Group, Workers, check_divides
+from labn.parallel import Group, Workers, fault_of_sharing
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 _POLL_S = 0.2
+_TAKE_OVER_S = 60
+_RESIZE_S = 60.0
+"""How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
 
 
@@ -51,7 +54,7 @@ def train_distributed(
         RunFailed: training went wrong, or workers failed more than three times.
         Interrupted: ``should_stop`` said so; everything is saved.
     """
-    fault = check_divides(config.train.batch_size, workers.num)
+    fault = fault_of_sharing(config.train.batch_size, workers)
     if fault:
         raise UserError(f"train.batch_size = {config.train.batch_size}: {fault}")
     config = config.model_copy(update={"output_dir": config.output_dir.expanduser().absolute()})
@@ -65,13 +68,15 @@ def train_distributed(
 
 def _check_room(workers: Workers) -> None:
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    least = workers.least or workers.num
     for name, wanted, option in (
         ("CPU", workers.cpus, "--cpus-per-worker"),
         ("GPU", workers.gpus, "--gpus-per-worker"),
+        *((name, amount, f"--resource {name}=") for name, amount in workers.resources.items()),
     ):
-        if workers.num * wanted > has.get(name, 0):
+        if least * wanted > has.get(name, 0):
             raise UserError(
-                f"--workers {workers.num}: need {workers.num * wanted:g} {name}s, but this machine"
+                f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
                 f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
             )
 
@@ -164,6 +169,7 @@ def _work(given: dict[str, Any]) -> None:
                 _PostingReporter(mailbox),
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
+                take_over_s=_TAKE_OVER_S,
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))
         else:
@@ -191,7 +197,12 @@ class _Driver:
         self._mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         self._num_starts = 0
         self._failure: ray.train.TrainingFailedError | None = None
-        resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+        gpus = {"GPU": workers.gpus} if workers.gpus else {}
+        resources = {"CPU": workers.cpus} | gpus | dict(workers.resources)
+        number: dict[str, Any] = {"num_workers": workers.num}
+        if workers.least is not None:
+            number["num_workers"] = (workers.least, workers.num)
+            number["elastic_resize_monitor_interval_s"] = _RESIZE_S
         self._trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -199,9 +210,10 @@ class _Driver:
                 "mailbox": self._mailbox,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num,
+                **number,
                 use_gpu=workers.gpus > 0,
                 resources_per_worker=resources,
+                placement_strategy=workers.placement,
             ),
             run_config=ray.train.RunConfig(
                 name="workers",
