@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import layers, scores, search
+from tests.bench import layers, scores, search, workers
 from tests.bench.timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "rise": scores.rise_rows,
     "reading": lambda num_rounds: [scores.reading_row(num_rounds)],
     "search": search.search_rows,
+    "workers": workers.worker_rows,
 }
 
 

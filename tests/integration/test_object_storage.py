@@ -7,12 +7,21 @@ import json
 import os
 import shutil
 import signal
-import time
+import subprocess
 
 import pandas as pd
 import pytest
 from bitwise import assert_same
-from command_line import ENVIRONMENT, assert_mistake, run, start, succeed, wait_for, write_config
+from command_line import (
+    COMMAND,
+    ENVIRONMENT,
+    assert_mistake,
+    run,
+    start,
+    succeed,
+    wait_for,
+    write_config,
+)
 from object_storage import BUCKET, SECRET, S3Server, put
 
 from labn import checkpoint
@@ -146,20 +155,21 @@ def assert_ended_alike(folder, whole):
     assert_same(states[0]["optimizer"], states[1]["optimizer"])
 
 
-def test_storage_that_is_away_for_a_while_costs_nothing(tmp_path, s3, monkeypatch):
-    storage = Folder(f"s3://{BUCKET}/run")
+def test_storage_that_is_away_for_a_while_costs_nothing(tmp_path, s3):
+    storage, log = Folder(f"s3://{BUCKET}/run"), tmp_path / "stderr"
     changes = SETTINGS | {"train__epochs": 60}
     config = write_config(tmp_path, train__storage=f"s3://{BUCKET}/run", **changes)
-    process = start("train", config)
+    with log.open("w") as file:
+        process = subprocess.Popen([*COMMAND, "train", config], stderr=file, env=ENVIRONMENT)
     wait_for(lambda: copies(storage), process)
 
     s3.stop()
-    time.sleep(3)
+    wait_for(lambda: "the run goes on, and tries again" in log.read_text(), process)
     s3.start()
 
-    _, errors = process.communicate(timeout=TIMEOUT_S * 2)
-    assert process.returncode == 0, errors
-    assert errors.count("the run goes on, and tries again") == 1
+    assert process.wait(TIMEOUT_S) == 0, log.read_text()
+    assert log.read_text().count("the run goes on, and tries again") == 1
+    assert "can be reached again" in log.read_text()
     assert copies(storage)[-1] == "step-00000240.json"
 
 
