@@ -93,6 +93,13 @@ def step_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """Tell after how many steps in all a checkpoint was written."""
+    match = _STEP_FILE.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
 def keep_newest(folder: Path, num_kept: int) -> None:
     """Delete all but the newest step checkpoints, and what a killed writer left behind."""
     for path in _newest_first(folder)[num_kept:]:

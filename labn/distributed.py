@@ -17,11 +17,12 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labn.config import Config
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.parallel import Group, Workers, check_divides
+from labn.parallel import Group, Workers, fault_of_sharing
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 _POLL_S = 0.2
+_TAKE_OVER_S = 60
+_RESIZE_S = 60.0
+"""How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
 
 
@@ -51,7 +55,7 @@ def train_distributed(
         RunFailed: training went wrong, or workers failed more than three times.
         Interrupted: ``should_stop`` said so; everything is saved.
     """
-    fault = check_divides(config.train.batch_size, workers.num)
+    fault = fault_of_sharing(config.train.batch_size, workers)
     if fault:
         raise UserError(f"train.batch_size = {config.train.batch_size}: {fault}")
     config = config.model_copy(update={"output_dir": config.output_dir.expanduser().absolute()})
@@ -59,19 +63,23 @@ def train_distributed(
     folder.check_same(config)
     if folder.summary_file.is_file():
         return train_run(config, reporter)  # says so
+    with folder.claimed(wait_s=_TAKE_OVER_S):
+        pass  # the workers of a driver that was killed have ended, and the disk can be written
     with connected(reporter.say, lambda: _check_room(workers)):
         return _Driver(config, workers, reporter, should_stop).run()
 
 
 def _check_room(workers: Workers) -> None:
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    least = workers.least or workers.num
     for name, wanted, option in (
         ("CPU", workers.cpus, "--cpus-per-worker"),
         ("GPU", workers.gpus, "--gpus-per-worker"),
+        *((name, amount, f"--resource {name}=") for name, amount in workers.resources.items()),
     ):
-        if workers.num * wanted > has.get(name, 0):
+        if least * wanted > has.get(name, 0):
             raise UserError(
-                f"--workers {workers.num}: need {workers.num * wanted:g} {name}s, but this machine"
+                f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
                 f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
             )
 
@@ -82,11 +90,12 @@ class _Mailbox:
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
         self._verdict: tuple[str, Any] | None = None
-        self._num_starts, self._must_stop = 0, False
+        self._sizes: list[int] = []
+        self._must_stop = False
 
-    def start(self) -> tuple[str, Any] | None:
-        """Hear that a group of workers starts; tell how the run ended, if it did."""
-        self._num_starts += 1
+    def start(self, size: int) -> tuple[str, Any] | None:
+        """Hear that a group of so many workers starts; tell how the run ended, if it did."""
+        self._sizes.append(size)
         return self._verdict
 
     def verdict(self) -> tuple[str, Any] | None:
@@ -101,15 +110,22 @@ class _Mailbox:
         """Keep something for the driver's reporter."""
         self._messages.append((kind, content))
 
-    def take(self, must_stop: bool) -> tuple[list[tuple[str, tuple[Any, ...]]], int]:
-        """Hand over what was posted, with how often workers started."""
+    def take(self, must_stop: bool) -> tuple[list[tuple[str, tuple[Any, ...]]], list[int]]:
+        """Hand over what was posted, with how many workers there were at each start."""
         self._must_stop = must_stop
         messages, self._messages = self._messages, []
-        return messages, self._num_starts
+        return messages, self._sizes
 
     def must_stop(self) -> bool:
         """Tell whether the driver was asked to stop."""
         return self._must_stop
+
+
+def _place_mailbox() -> Any:
+    """Start a mailbox on this node: the run outlives the loss of others."""
+    here = ray.get_runtime_context().get_node_id()
+    strategy: Any = NodeAffinitySchedulingStrategy(here, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Mailbox).remote()
 
 
 class _PostingReporter:
@@ -152,7 +168,10 @@ def _work(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size())
     # A verdict ends the workers that Ray starts anew because another one's error broke the group.
-    known = ray.get((mailbox.start if group.is_first else mailbox.verdict).remote())
+    if group.is_first:
+        known = ray.get(mailbox.start.remote(group.size))
+    else:
+        known = ray.get(mailbox.verdict.remote())
     if known is not None:
         return
     config = Config.model_validate(given["config"])
@@ -164,6 +183,7 @@ def _work(given: dict[str, Any]) -> None:
                 _PostingReporter(mailbox),
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
+                take_over_s=_TAKE_OVER_S,
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))
         else:
@@ -188,10 +208,15 @@ class _Driver:
         should_stop: Callable[[], bool],
     ) -> None:
         self._reporter, self._should_stop = reporter, should_stop
-        self._mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+        self._mailbox = _place_mailbox()
         self._num_starts = 0
         self._failure: ray.train.TrainingFailedError | None = None
-        resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+        gpus = {"GPU": workers.gpus} if workers.gpus else {}
+        resources = {"CPU": workers.cpus} | gpus | dict(workers.resources)
+        number: dict[str, Any] = {"num_workers": workers.num}
+        if workers.least is not None:
+            number["num_workers"] = (workers.least, workers.num)
+            number["elastic_resize_monitor_interval_s"] = _RESIZE_S
         self._trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -199,9 +224,10 @@ class _Driver:
                 "mailbox": self._mailbox,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num,
+                **number,
                 use_gpu=workers.gpus > 0,
                 resources_per_worker=resources,
+                placement_strategy=workers.placement,
             ),
             run_config=ray.train.RunConfig(
                 name="workers",
@@ -234,10 +260,14 @@ class _Driver:
             self._failure = error
 
     def _pass_on(self) -> None:
-        messages, num_starts = ray.get(self._mailbox.take.remote(self._should_stop()))
-        if num_starts > max(self._num_starts, 1):
-            self._reporter.say(f"workers were lost; started them again (restart {num_starts - 1})")
-        self._num_starts = num_starts
+        messages, sizes = ray.get(self._mailbox.take.remote(self._should_stop()))
+        for number in range(max(self._num_starts, 1), len(sizes)):
+            size, before = sizes[number], sizes[number - 1]
+            what = "workers were lost; started them again"
+            if size != before:
+                what = f"workers {'joined' if size > before else 'were lost'}; going on with {size}"
+            self._reporter.say(f"{what} (restart {number})")
+        self._num_starts = len(sizes)
         for kind, content in messages:
             if kind == "warn":
                 logger.warning("%s", *content)

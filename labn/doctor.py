@@ -42,7 +42,7 @@ class Check:
 
 
 def run_checks(
-    *, data_root: Path | None, tracking_uri: str, cache_dir: Path, output_dir: Path
+    *, data_root: Path | str | None, tracking_uri: str, cache_dir: Path, output_dir: Path
 ) -> list[Check]:
     """Look at all that a run needs; nothing is created, and Ray is not started.
 
@@ -225,12 +225,28 @@ def _check_server(uri: str) -> Check:
     return Check("tracking.uri", "fail", detail, mend)
 
 
-def _check_data_root(root: Path) -> Check:
+def _check_data_root(root: Path | str) -> Check:
+    if isinstance(root, str):
+        return _check_remote_data(root)
     folder = root.expanduser().absolute()
     if not folder.is_dir():
         mend = "give the folder of the data set with data.root=PATH"
         return Check("data.root", "fail", f"{root}: there is no folder {folder}", mend)
     return Check("data.root", "ok", f"{folder}; `labn data check` looks into it")
+
+
+def _check_remote_data(root: str) -> Check:
+    from labn.storage import Folder, StorageError
+
+    try:
+        num_files = len(Folder(root).files())
+    except StorageError as error:
+        mend = "check the address; give credentials by the environment"
+        return Check("data.root", "fail", f"{root}: cannot be read ({error})", mend)
+    if not num_files:
+        mend = "give the folder of the data set with data.root=s3://BUCKET/FOLDER"
+        return Check("data.root", "fail", f"{root}: holds no files", mend)
+    return Check("data.root", "ok", f"{root}: {num_files} files, mirrored when they are used")
 
 
 def _nearest(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from labn.data.batches import Batch
 from labn.errors import RunFailed
 from labn.losses import LossSums, Objective
 from labn.optim import autocast
+from labn.pace import Pace
 from labn.parallel import SINGLE, Group
 
 Metrics = dict[str, float]
@@ -124,6 +125,7 @@ class Trainer:
         self.optimizer, self.schedule = optimizer, schedule
         self.batches, self.settings, self.hooks, self.device = batches, settings, hooks, device
         self.progress = Progress()
+        self.pace, self.speeds = Pace(group), Metrics()
 
     @property
     def is_finished(self) -> bool:
@@ -147,7 +149,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         progress, seen = self.progress, list[_Seen]()
         self.model.train()
-        for batch in self.batches.epoch(progress.epoch, progress.step):
+        self.pace.start()
+        for batch in self.pace.loading(self.batches.epoch(progress.epoch, progress.step)):
             seen.append(self._train_step(batch))
             is_last = progress.step == self.batches.steps_per_epoch
             is_due = progress.global_step % (self.settings.checkpoint_steps or math.inf) == 0
@@ -178,7 +181,7 @@ class Trainer:
         for number, (images, labels, share) in enumerate(parts, start=1):
             # Gradients are exchanged once a step, with those of the last part.
             with self._exchange(number == len(parts)):
-                with autocast(self.settings, self.device):
+                with self.pace.own_work(len(labels)), autocast(self.settings, self.device):
                     _, part_sums = self.objective.sums(self._replica, images, labels)
                 part_sums = LossSums(*(share * term for term in part_sums))
                 part_loss = self.objective.combine(part_sums, weight, num_images).total
@@ -238,10 +241,11 @@ class Trainer:
             # One by one: the sums of a resumed run, looked at elsewhere, round alike.
             progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, terms, strict=True)]
             progress.gradient_norm_sum += norm
+            self.pace.count(round(terms[LossSums._fields.index("num_images")]))
         self.hooks.on_steps(progress.epoch, progress.step, {"train_loss": losses[-1]})
 
     def _finish_epoch(self) -> None:
-        progress = self.progress
+        progress, self.speeds = self.progress, self.pace.of_ranks()
         evaluated = self.model if self.average is None else self.average.module
         for model in (self.model, evaluated):
             self.group.align_buffers(model)

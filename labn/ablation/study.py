@@ -20,6 +20,7 @@ from labn.errors import UserError
 from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
 from labn.runs.folder import write_atomically
 from labn.runs.scored import condition_settings
+from labn.storage import absolute, below
 from labn.tracking import resolve_uri
 
 STUDY_FILE = "study.yaml"
@@ -81,12 +82,13 @@ class Study:
             "parent_run_id": parent_run_id,
         }
         # The same wherever the run trains.
-        data = {"root": _absolute(config.data.root), "cache_dir": _absolute(config.data.cache_dir)}
-        pretrained = {"pretrained": _absolute(config.model.pretrained)}
+        data = {"root": absolute(config.data.root), "cache_dir": absolute(config.data.cache_dir)}
+        pretrained = {"pretrained": absolute(config.model.pretrained)}
+        storage = below(absolute(config.train.storage), condition, f"seed-{seed}")
         return config.model_copy(
             update={
                 "output_dir": self.settings.output_dir / condition / f"seed-{seed}",
-                "train": config.train.model_copy(update={"seed": seed}),
+                "train": config.train.model_copy(update={"seed": seed, "storage": storage}),
                 "tracking": config.tracking.model_copy(update=tracking),
                 "data": config.data.model_copy(update=data),
                 "model": config.model.model_copy(update=pretrained),
@@ -167,7 +169,3 @@ def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None
 def settings_as_text(settings: Mapping[str, Any]) -> str:
     """Write a condition's settings on one line."""
     return ", ".join(f"{key}={shown(value)}" for key, value in settings.items()) or "as the base"
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()

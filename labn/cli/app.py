@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from labn.cli.progress import ConsoleReporter
-from labn.cli.signals import StopRequest
 from labn.config import Config, load_config
-from labn.errors import RunFailed, UserError
+from labn.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,77 +81,6 @@ def _find_config(place: Path) -> Path:
 def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
     """Print a command's result, for a program or for a person."""
     typer.echo(json.dumps(content) if as_json else text)
-
-
-@app.command()
-def train(
-    config_or_run: ConfigOrRun = None,
-    overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show settings, network, data and schedule only.")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train on so many processes, by Ray.", show_default="this one"),
-    ] = None,
-    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each worker.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Train a network, on this machine or with `--workers` on a Ray cluster.
-
-    The run's files go to `output_dir`. The same command again goes on where it stopped.
-    `--workers` shares each batch among processes of this machine, or of the cluster that
-    `RAY_ADDRESS` names; the result is that of one process.
-
-    **Examples**
-
-        labn train configs/demo.yaml
-
-        labn train configs/idrid.yaml data.root=~/idrid train.seed=3 output_dir=runs/idrid-3
-
-        labn train configs/idrid.yaml data.root=~/idrid --dry-run
-
-        labn train --resume runs/idrid-3
-
-        labn train configs/idrid.yaml data.root=/shared/idrid --workers 4 --gpus-per-worker 1
-    """
-    if resume is not None and config_or_run is not None:
-        # With --resume, the first argument is a setting too.
-        overrides = [str(config_or_run), *(overrides or [])]
-    config = resolve_config(resume or config_or_run, overrides)
-    if dry_run:
-        _print_plan(config, as_json)
-        return
-    from labn.runs.training import train_run
-    from labn.train import Interrupted
-
-    with ConsoleReporter() as reporter, StopRequest() as stop:
-        try:
-            if workers is None:
-                summary = train_run(config, reporter, stop.is_requested)
-            else:
-                # Only here, for it loads Ray.
-                from labn.distributed import train_distributed
-                from labn.parallel import Workers
-
-                given = Workers(num=workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
-                summary = train_distributed(config, given, reporter, stop.is_requested)
-        except Interrupted:
-            raise RunFailed(
-                f"stopped as asked; everything is saved: `labn train --resume {config.output_dir}`"
-                " goes on from here"
-            ) from None
-    pictures = "\n".join(f"  {path}" for path in summary.pictures)
-    print_result(
-        as_json,
-        vars(summary),
-        f"{summary.run}: best epoch {summary.best_epoch} of {summary.num_epochs}\n"
-        f"{metrics_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary.tracker)}",
-    )
 
 
 @data_app.command("check")
@@ -260,25 +188,7 @@ def doctor(
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
-def _print_plan(config: Config, as_json: bool) -> None:
-    from labn.cli.plan import plan_as_text
-    from labn.runs.plan import plan_run
-
-    with ConsoleReporter() as reporter:
-        plan = plan_run(config, reporter)
-    print_result(as_json, vars(plan), plan_as_text(plan))
-
-
 def metrics_table(metrics: dict[str, float]) -> str:
     """Write metrics a line each."""
     width = max(map(len, metrics))
     return "\n".join(f"  {name:{width}}  {value:8.4f}" for name, value in metrics.items())
-
-
-def _tracker_hint(tracker: dict[str, str | None]) -> str:
-    if tracker["run_id"] is None:
-        return "not tracked (tracking.uri=none)"
-    uri = tracker["uri"] or ""
-    if uri.startswith("http"):
-        return f"tracked at {uri}, run {tracker['run_id']}"
-    return f"see it in the tracker: mlflow ui --backend-store-uri {uri}"

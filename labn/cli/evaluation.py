@@ -32,7 +32,7 @@ def evaluate(
     overrides: Overrides = None,
     split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Where the data lies now, if not at data.root.", show_default=False),
     ] = None,
     methods: Annotated[
@@ -104,7 +104,7 @@ def evaluate(
     choices: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if data is not None:
         # JSON, so that no path is read as anything but text.
-        overrides = [*(overrides or []), f"data.root={json.dumps(str(data))}"]
+        overrides = [*(overrides or []), f"data.root={json.dumps(data)}"]
     from labn.runs.scoring import evaluate_run
 
     choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)

@@ -58,8 +58,9 @@ class ConsoleReporter:
         self._bar.update(
             self._task, description=task, completed=done, total=total, visible=done < total
         )
-        if task != self._started[0]:
-            self._started = (task, done, time.monotonic())
+        name = task.partition(",")[0]
+        if name != self._started[0]:
+            self._started = (name, done, time.monotonic())
         is_due = time.monotonic() - self._last_line_s >= _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and is_due:
             self._last_line_s = time.monotonic()
@@ -80,8 +81,16 @@ class ConsoleReporter:
         ]
         left = duration(time_s * (num_epochs - epoch))
         self._last_line_s = time.monotonic()
-        timing = f"({time_s:.1f} s, at most {left} left)"
+        timing = f"({_speed(metrics)}{time_s:.1f} s, at most {left} left)"
         self.say(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
+
+
+def _speed(metrics: Mapping[str, float]) -> str:
+    if "images_per_s" not in metrics:
+        return ""
+    num_workers = metrics.get("world_size", 1)
+    workers = f"{num_workers:.0f} workers, " if num_workers > 1 else ""
+    return f"{workers}{metrics['images_per_s']:.1f} images/s, "
 
 
 def duration(time_s: float) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from labn.config.messages import describe, describe_unknown, shown
 from labn.config.schema import Config, known_keys
 from labn.errors import UserError
+from labn.storage import is_remote
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -127,9 +128,9 @@ def check_paths(config: Config, path: Path, overridden: set[str]) -> None:
         ("data.root", config.data.root, "folder"),
         ("model.pretrained", config.model.pretrained, "file"),
     ):
-        if value is None:
+        if value is None or is_remote(value):
             continue
-        place = value.expanduser()
+        place = Path(value).expanduser()
         if not (place.is_dir() if kind == "folder" else place.is_file()):
             source = "command line" if key in overridden else str(path)
             raise UserError(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -17,11 +18,21 @@ from pydantic import (
 
 from labn.errors import did_you_mean
 from labn.model.plans import PLANS
+from labn.storage import fault_of, is_remote, without_secrets
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _as_location(value: object) -> object:
+    """Leave addresses alone, of which a path would take one of the slashes."""
+    return Path(value) if isinstance(value, str) and not is_remote(value) else value
+
+
+Location = Annotated[Path | str, BeforeValidator(_as_location)]
+"""A path, or the address of a folder in object storage."""
 
 
 class ConfigProblem(ValueError):
@@ -73,7 +84,8 @@ class DataConfig(_Section):
     """Which images, how they are split, what training sees of them."""
 
     name: Literal["idrid", "magnetograms", "folder", "synthetic"]
-    root: Path | None = None
+    root: Location | None = None
+    """The folder of the data; s3:// or gs:// is mirrored into `cache_dir`."""
     negative_class: str | None = None
     """Which folder of `folder` is class 0; none: one with a name such as `negative` or `normal`."""
     image_size: Annotated[int, Field(ge=16)] = 224
@@ -142,6 +154,10 @@ class TrainConfig(_Section):
     checkpoint_steps: Count | None = None
     """Steps between checkpoints within an epoch; one is always written at an epoch's end."""
     keep_checkpoints: Count = 2
+    """The newest that are kept, in the run's folder and in storage."""
+    storage: Location | None = None
+    """A folder for this run's checkpoints besides: a path, s3:// or gs://; a machine whose
+    `output_dir` is empty goes on from there."""
     log_steps: Count = 10
     """Steps between looks at the loss (each look waits for the device)."""
 
@@ -196,6 +212,9 @@ class Config(_Section):
                 self.model.split,
                 f"must be 0 to {num_bottlenecks}, the bottlenecks of {self.model.backbone}",
             )
+        for key, place in (("data.root", self.data.root), ("train.storage", self.train.storage)):
+            if place is not None and is_remote(place) and (fault := fault_of(str(place))):
+                raise ConfigProblem(key, without_secrets(str(place)), fault)
         if self.data.name != "synthetic" and self.data.root is None:
             raise ConfigProblem(
                 "data.root",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,8 @@ from labn.config import Config
 from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
+from labn.data.decode import Progress
+from labn.data.mirror import mirror
 from labn.data.open import open_reader
 from labn.data.records import Partition, Reader
 from labn.errors import UserError
@@ -20,17 +23,20 @@ from labn.model.network import LABN, build_model
 from labn.model.release import load_pretrained
 from labn.parallel import SINGLE, Group
 from labn.runs.reporting import Reporter
+from labn.storage import is_remote
 
 _LEAST_INTERVALS = 4
 """Of a curve; with less it hardly says more than its ends."""
 
 
-def build_reader(config: Config) -> Reader:
-    """Open the data set that a configuration names."""
-    data = config.data
+def build_reader(config: Config, report_progress: Progress | None = None) -> Reader:
+    """Open the data set that a configuration names, once it is on this machine."""
+    data, root = config.data, config.data.root
+    if root is not None and is_remote(root):
+        root = mirror(str(root), data.cache_dir, report_progress)
     return open_reader(
         data.name,
-        data.root.expanduser() if data.root else None,
+        Path(root).expanduser() if root else None,
         negative_class=data.negative_class,
         image_size=data.image_size,
         num_images=data.synthetic.num_images,
@@ -43,7 +49,7 @@ def load_dataset(config: Config, reporter: Reporter) -> Dataset:
     """Read, cache and split the data; say what was left out."""
     data = config.data
     dataset = prepare_dataset(
-        build_reader(config),
+        build_reader(config, partial(reporter.advance, "fetching data")),
         image_size=data.image_size,
         cache_dir=data.cache_dir.expanduser(),
         validation_fraction=data.validation_fraction,

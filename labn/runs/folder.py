@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from labn.config import Config, dump_config, flatten, load_config
 from labn.errors import UserError
 
 # Where a run computes and reports does not change what it is.
-_INCIDENTAL_KEYS = ("output_dir", "tracking.", "data.root", "data.cache_dir", "train.device")
+_INCIDENTAL_KEYS = (
+    "output_dir",
+    "tracking.",
+    "data.root",
+    "data.cache_dir",
+    "train.device",
+    "train.storage",
+)
 
 
 class RunFolder:
@@ -30,6 +37,7 @@ class RunFolder:
         self.tracker_file = self.path / "tracker.json"
         self.manifest_file = self.path / "data.csv"
         self.history_file = self.path / "history.csv"
+        self.starts_file = self.path / "starts.json"
         self.summary_file = self.path / "summary.json"
         self.history_picture = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
@@ -68,17 +76,9 @@ class RunFolder:
         """
         if not self.config_file.exists():
             return
-        old = flatten(self.load_config().model_dump(mode="json"))
-        new = flatten(config.model_dump(mode="json"))
-        changed = [
-            f"{key} is {old.get(key)} there, {new.get(key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
-        ]
-        if changed:
+        if changed := differences(self.load_config().model_dump(mode="json"), config):
             raise UserError(
-                f"output_dir = {self.path}: holds a run with other settings"
-                f" ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''});"
+                f"output_dir = {self.path}: holds a run with other settings ({changed});"
                 " give another output_dir, or delete that folder"
             )
 
@@ -116,6 +116,14 @@ class RunFolder:
         """Write the metrics of every epoch as a table."""
         write_atomically(self.history_file, pd.DataFrame(history).to_csv(index=False))
 
+    def count_start(self) -> int:
+        """Keep that a process begins to train; tell how many did before."""
+        num_before: int = 0
+        if self.starts_file.is_file():
+            num_before = json.loads(self.starts_file.read_text())["num"]
+        write_json(self.starts_file, {"num": num_before + 1})
+        return num_before
+
     @property
     def tracker_run_id(self) -> str | None:
         """The tracker's name for this run, once it has one."""
@@ -127,6 +135,17 @@ class RunFolder:
     def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
         """Remember which run of the tracker to go on with."""
         write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
+
+
+def differences(tree: Mapping[str, Any], config: Config) -> str:
+    """Name settings of another run that differ from a configuration's; "" if it is the same run."""
+    old, new = flatten(tree), flatten(config.model_dump(mode="json"))
+    changed = [
+        f"{key} is {old.get(key)} there, {new.get(key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
+    ]
+    return "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
 
 
 @contextmanager

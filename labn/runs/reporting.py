@@ -14,7 +14,10 @@ class Reporter(Protocol):
         """Pass on one line for a person."""
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Hear that ``done`` of ``total`` parts of a task are done."""
+        """Hear that ``done`` of ``total`` parts of a task are done.
+
+        What follows a comma in ``task`` says how it goes, and may change.
+        """
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
         """Hear what a finished epoch gave and took."""

@@ -37,6 +37,7 @@ _NO_CONDITION = (
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.log_steps",
+    "train.storage",
 )
 
 

@@ -18,6 +18,7 @@ from labn.search.space import Point, Space
 from labn.search.study import Outcome, Study, metrics_of
 from labn.search.summary import Summary, as_markdown, summarise
 from labn.search.trial import run_folders, trial_folder
+from labn.storage import absolute, below
 from labn.tracking import (
     MlflowTracker,
     ResilientTracker,
@@ -75,11 +76,11 @@ class Records:
         config = self._space.config(point)
         data = config.data.model_copy(
             update={
-                "root": _absolute(base.data.root),
-                "cache_dir": _absolute(base.data.cache_dir),
+                "root": absolute(base.data.root),
+                "cache_dir": absolute(base.data.cache_dir),
             }
         )
-        model = config.model.model_copy(update={"pretrained": _absolute(config.model.pretrained)})
+        model = config.model.model_copy(update={"pretrained": absolute(config.model.pretrained)})
         tracking = tracking.model_copy(
             update={
                 "uri": self._uri,
@@ -88,7 +89,16 @@ class Records:
                 "log_model": self._search.trial.log_model,
             }
         )
-        changes = {"data": data, "model": model, "tracking": tracking, "output_dir": folder}
+        train = config.train.model_copy(
+            update={"storage": below(absolute(base.train.storage), "trials", str(number))}
+        )
+        changes = {
+            "data": data,
+            "model": model,
+            "train": train,
+            "tracking": tracking,
+            "output_dir": folder,
+        }
         return config.model_copy(update=changes | self._growing_curves(config))
 
     def _growing_curves(self, config: Config) -> dict[str, Any]:
@@ -168,7 +178,3 @@ class Records:
         run = ResilientTracker(tracker, folder.spool, name=redact(self._uri))
         run.set_tags(tags)
         run.finish(status)
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()

@@ -34,7 +34,14 @@ _NUM_TRIES = 50
 _NUM_TRUSTED = 3
 """How many of them are the sampler's."""
 # Where trials compute and report does not change what they are.
-_INCIDENTAL = ("output_dir", "tracking.", "data.root", "data.cache_dir", "train.device")
+_INCIDENTAL = (
+    "output_dir",
+    "tracking.",
+    "data.root",
+    "data.cache_dir",
+    "train.device",
+    "train.storage",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from labn.errors import RunFailed, UserError
 from labn.parallel import Workers
 from labn.runs.folder import RunFolder, write_json
 from labn.search.study import Outcome
+from labn.storage import below
 from labn.train import Interrupted
 
 OUTCOME = "outcome"
@@ -66,10 +67,10 @@ def _attempt(folder: Path, tree: dict[str, Any], task: Task) -> Outcome:
         scores = []
         for number, place in enumerate(run_folders(folder, task.num_seeds)):
             config = Config.model_validate(tree | {"output_dir": str(place)})
-            seed = config.train.seed + number
-            config = config.model_copy(
-                update={"train": config.train.model_copy(update={"seed": seed})}
-            )
+            own: dict[str, Any] = {"seed": config.train.seed + number}
+            if task.num_seeds > 1:
+                own["storage"] = below(config.train.storage, f"seed-{number}")
+            config = config.model_copy(update={"train": config.train.model_copy(update=own)})
             reporter = _Reporter(folder, task.wanted, is_heard=number == 0)
             try:
                 scores.append(_train(config, task, reporter))

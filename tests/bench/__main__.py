@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import layers, scores, search, trials
+from tests.bench import layers, scores, search, trials, workers
 from tests.bench.timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "reading": lambda num_rounds: [scores.reading_row(num_rounds)],
     "trials": trials.overhead_rows,
     "search": search.search_rows,
+    "workers": workers.worker_rows,
 }
 
 

@@ -92,8 +92,15 @@ def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
     assert process.returncode == 0, errors
     assert "started them again" in errors
     assert_ended_alike(tmp_path / "run", whole)
+    assert "2 workers, " in errors
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("select count(*) from runs").fetchone() == (1,)
+        tags = dict(store.execute("select key, value from tags"))
+        last = dict(store.execute("select key, value from latest_metrics"))
+    assert (tags["world_size"], tags["restarts"]) == ("2", "1")
+    assert (last["world_size"], last["restarts"]) == (2, 1)
+    assert last["images_per_s_rank_0"] > last["images_per_s"] > 0
+    assert last["slowest_rank"] in (0, 1)
 
 
 def test_a_run_whose_driver_is_killed_goes_on_by_the_same_command(tmp_path, whole):
@@ -162,6 +169,12 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path, sma
     assert "Traceback" not in errors
     assert checkpoint.load_newest(small_disk / "checkpoints") is not None
     filler.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = run("train", config, *TWO)
+    assert refused.returncode == 2, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: output_dir = {small_disk}: cannot be written")
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     done = run("train", config, *TWO)
     assert done.returncode == 0, done.stderr
     assert_ended_alike(small_disk, whole)

@@ -59,15 +59,19 @@ KILL_POINTS = [
     ("labn.train:Trainer._validate", "before", 1),  # the epoch's last step is nowhere
     ("labn.evaluate:_PositiveScorer.score", "after", 1),  # within the validation
     ("torch:save", "within", 1),  # the best network, half written
-    ("labn.runs.training:_Run.on_best", "after", 1),  # it is of an epoch that is yet to end
-    ("labn.runs.training:_Run.on_epoch", "after", 1),  # so is the history
-    ("labn.runs.training:_Run.save", "after", 10),
-    ("labn.runs.training:_Run.on_best", "after", 2),
-    ("labn.runs.training:_Run.on_epoch", "after", 2),  # the last epoch
-    ("labn.runs.training:score_part", "before", 1),  # trained, not scored
+    (
+        "labn.runs.participant:Participant.on_best",
+        "after",
+        1,
+    ),  # it is of an epoch that is yet to end
+    ("labn.runs.participant:Participant.on_epoch", "after", 1),  # so is the history
+    ("labn.runs.participant:Participant.save", "after", 10),
+    ("labn.runs.participant:Participant.on_best", "after", 2),
+    ("labn.runs.participant:Participant.on_epoch", "after", 2),  # the last epoch
+    ("labn.runs.participant:score_part", "before", 1),  # trained, not scored
     ("labn.runs.scoring:_score_positives", "after", 1),
     ("labn.runs.scoring:draw_confusion", "after", 1),
-    ("labn.runs.training:write_json", "before", 1),  # all but the summary
+    ("labn.runs.participant:write_json", "before", 1),  # all but the summary
 ]
 """Each attempt goes on from where the one before it was killed."""
 

@@ -1,0 +1,183 @@
+"""Data in object storage, mirrored into the cache: once a machine, and again where it changed.
+
+However many processes ask, one fetches. A file is fetched anew if storage's has another size or
+time, or if what lies on the disk is no longer what was fetched, by its SHA-256 (taken again where
+its size or time on the disk has changed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TypedDict
+
+from filelock import FileLock, Timeout
+
+from labn.data.decode import Progress
+from labn.errors import UserError
+from labn.storage import File, Folder, StorageError, digest_of, without_secrets
+
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 16
+_SAVE_S = 10.0
+
+
+class _Entry(TypedDict):
+    """What is known of a fetched file: storage's size and time, its digest."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def mirror(root: str, cache_dir: Path, report_progress: Progress | None = None) -> Path:
+    """Bring the mirror of a folder in object storage up to date; give where it lies.
+
+    ``report_progress`` gets the number of files fetched and of all to fetch.
+
+    Raises:
+        UserError: storage cannot be read, holds nothing there, or the cache cannot be written.
+    """
+    name = hashlib.sha256(root.encode()).hexdigest()[:16]
+    place = cache_dir.expanduser() / "mirrors" / name
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with _held(FileLock(place.with_suffix(".lock")), root):
+            _Mirror(root, place, report_progress).update()
+    except StorageError as error:
+        raise UserError(
+            f"data.root = {without_secrets(root)}: cannot be read ({error}); mend the address, or"
+            " give credentials by the environment"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir = {cache_dir}: cannot take the mirror of {without_secrets(root)}"
+            f" ({error.strerror or error}); name a writable folder with room for it,"
+            " data.cache_dir=PATH"
+        ) from error
+    return place / "files"
+
+
+@contextmanager
+def _held(lock: FileLock, root: str) -> Iterator[None]:
+    """Hold a lock; the system frees it when its holder dies."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process to fetch %s", without_secrets(root))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Mirror:
+    """One process's look at a mirror, whose lock it holds."""
+
+    def __init__(self, root: str, place: Path, report_progress: Progress | None) -> None:
+        self._root, self._files = without_secrets(root), place / "files"
+        self._remote = Folder(root)
+        self._index_file, self._report = place / "index.json", report_progress
+        self._index: dict[str, _Entry] = {}
+        if self._index_file.is_file():
+            self._index = json.loads(self._index_file.read_text(encoding="utf-8"))
+
+    def update(self) -> None:
+        files = [file for file in self._remote.files() if not file.name.endswith("/")]
+        if not files:
+            raise UserError(
+                f"data.root = {self._root}: holds no files; give the folder of the data set, as in"
+                " s3://BUCKET/FOLDER"
+            )
+        for file in files:
+            if PurePosixPath(file.name).is_absolute() or ".." in PurePosixPath(file.name).parts:
+                raise UserError(f"data.root = {self._root}: {file.name!r}: is no name of a file")
+        wanted = [file for file in files if not self._is_here(file)]
+        if num_known := sum(file.name in self._index for file in wanted):
+            logger.warning(
+                "data.root = %s: %d of %d files are not those fetched before (changed in storage,"
+                " or damaged here); they are fetched again",
+                *(self._root, num_known, len(files)),
+            )
+        self._remove_others(files)
+        self._fetch(wanted)
+
+    def _is_here(self, file: File) -> bool:
+        entry, path = self._index.get(file.name), self._files / file.name
+        if entry is None or (entry["size"], entry["mtime_ns"]) != (file.size, file.mtime_ns):
+            return False
+        try:
+            status = path.stat()
+            if status.st_size != file.size:
+                return False
+            if status.st_mtime_ns == file.mtime_ns:
+                return True
+            with path.open("rb") as opened:
+                is_same = digest_of(opened) == entry["sha256"]
+        except OSError:
+            return False
+        if is_same:
+            os.utime(path, ns=(file.mtime_ns, file.mtime_ns))
+        return is_same
+
+    def _remove_others(self, files: Sequence[File]) -> None:
+        """Remove what storage no longer has, and what a killed process left half fetched."""
+        names = {file.name for file in files}
+        for path in self._files.rglob("*"):
+            if path.is_file() and path.relative_to(self._files).as_posix() not in names:
+                path.unlink()
+        self._index = {name: entry for name, entry in self._index.items() if name in names}
+
+    def _fetch(self, files: Sequence[File]) -> None:
+        if not files:
+            return
+        last_save_s = time.monotonic()
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            futures = {pool.submit(self._fetch_one, file): file for file in files}
+            try:
+                for num_done, future in enumerate(as_completed(futures), start=1):
+                    file = futures[future]
+                    self._index[file.name] = {
+                        "size": file.size,
+                        "mtime_ns": file.mtime_ns,
+                        "sha256": future.result(),
+                    }
+                    if self._report is not None:
+                        self._report(num_done, len(files))
+                    if time.monotonic() - last_save_s >= _SAVE_S:
+                        self._save_index()
+                        last_save_s = time.monotonic()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            finally:
+                self._save_index()
+
+    def _fetch_one(self, file: File) -> str:
+        """Fetch one file; it is there whole, with storage's time, or not at all."""
+        path = self._files / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        digest = self._remote.download(file.name, part)
+        if part.stat().st_size != file.size:
+            raise StorageError(
+                f"{file.name} changed while it was fetched ({file.size} bytes listed,"
+                f" {part.stat().st_size} received); start again"
+            )
+        os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
+        part.replace(path)
+        return digest
+
+    def _save_index(self) -> None:
+        part = self._index_file.with_suffix(".part")
+        part.write_text(json.dumps(self._index), encoding="utf-8")
+        part.replace(self._index_file)

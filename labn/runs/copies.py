@@ -1,0 +1,251 @@
+"""Copies of a run's checkpoints in storage: made while training goes on, taken where it is ahead.
+
+A copy is a small file, ``step-N.json``, written last, that names files by their SHA-256; they lie
+in ``objects`` under it. So what is half uploaded has no name, what is damaged is noticed, and what
+did not change, as the best network, is uploaded once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from io import BufferedReader
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from labn import checkpoint
+from labn.config import Config, dump_config
+from labn.errors import UserError
+from labn.runs.folder import RunFolder, differences
+from labn.storage import Folder, StorageError, digest_of, without_secrets
+
+logger = logging.getLogger(__name__)
+
+_COPY = re.compile(r"step-(\d+)\.json")
+_CONTENTS = TypeAdapter(
+    dict[Annotated[str, Field(pattern=r"^(checkpoints/)?[\w-]+\.(json|pt)$")], str]
+)
+_CONFIG = "config.yaml"
+_RETRY_S = 15.0
+_NUM_LAST_TRIES = 3
+
+
+class Copies:
+    """The copies of one run, of which the newest ``train.keep_checkpoints`` are kept.
+
+    Uploads happen in a thread, of the newest checkpoint first; one that fails is a warning, and is
+    tried again. Use as a context manager: at the end, the last upload is waited for.
+    """
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        assert config.train.storage is not None
+        self._place = without_secrets(str(config.train.storage))
+        if isinstance(config.train.storage, Path):
+            self._place = str(config.train.storage)
+        self._storage, self._config, self._run = config.train.storage, config, run
+        self._num_kept = config.train.keep_checkpoints
+        self._folder: Folder | None = None
+        self._wanted = threading.Condition()
+        self._pending: Path | None = None
+        self._is_closing, self._is_failing = False, False
+        self._thread = threading.Thread(target=self._upload_all, name="copies", daemon=True)
+
+    def __enter__(self) -> Copies:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._wanted:
+            self._is_closing = True
+            self._wanted.notify_all()
+        self._thread.join()
+
+    def add(self, path: Path) -> None:
+        """Have a checkpoint copied, with what belongs to it; returns at once."""
+        with self._wanted:
+            self._pending = path
+            self._wanted.notify_all()
+
+    def restore(self) -> str | None:
+        """Put the newest whole copy into the run's folder if it is ahead of that; say so.
+
+        Raises:
+            UserError: storage holds another run, or cannot be used and the folder is empty.
+        """
+        local = checkpoint.newest_path(self._run.checkpoints)
+        try:
+            self._claim()
+            return self._restore(checkpoint.step_of(local) if local else -1)
+        except StorageError as error:
+            if local is None:
+                raise UserError(
+                    f"train.storage = {self._place}: cannot be used ({error}); mend the address, or"
+                    " give credentials by the environment"
+                ) from error
+            logger.warning(
+                "train.storage = %s: cannot be used now (%s); going on from %s",
+                *(self._place, error, local),
+            )
+            return None
+
+    def _open(self) -> Folder:
+        if self._folder is None:
+            self._folder = Folder(self._storage)
+        return self._folder
+
+    def _claim(self) -> None:
+        """Make the folder this run's, if it is nobody's."""
+        folder = self._open()
+        if folder.size(_CONFIG) is None:
+            folder.write(_CONFIG, dump_config(self._config).encode())
+            return
+        owner = yaml.safe_load(folder.read(_CONFIG))
+        if changed := differences(owner, self._config):
+            raise UserError(
+                f"train.storage = {self._place}: holds a run with other settings ({changed}); give"
+                " another train.storage, or delete that folder"
+            )
+
+    def _restore(self, local_step: int) -> str | None:
+        for step, name in self._copies():
+            if step <= local_step:
+                return None
+            try:
+                self._fetch(self._contents(name))
+            except StorageError as error:
+                logger.warning(
+                    "train.storage = %s: %s is not whole (%s); the one before is used",
+                    *(self._place, name, error),
+                )
+                continue
+            return f"took the checkpoint of step {step} from {self._place}"
+        return None
+
+    def _fetch(self, files: dict[str, str]) -> None:
+        """Fetch all files of a copy, and only then put them in place, the checkpoint last."""
+        fetched = []
+        try:
+            for name, digest in files.items():
+                path = self._run.path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+                fetched.append((part, path))
+                if self._open().download(_object(digest), part) != digest:
+                    self._open().delete(_object(digest))
+                    raise StorageError(f"{name} is damaged there")
+            for part, path in fetched:
+                part.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"output_dir = {self._run.path}: cannot take the checkpoint from"
+                f" {self._place} ({error}); free some space or give another output_dir"
+            ) from error
+        finally:
+            for part, _ in fetched:
+                part.unlink(missing_ok=True)
+
+    def _copies(self) -> list[tuple[int, str]]:
+        """List the copies there are, the newest first."""
+        found = [
+            (int(match[1]), file.name)
+            for file in self._open().files()
+            if (match := _COPY.fullmatch(file.name))
+        ]
+        return sorted(found, reverse=True)
+
+    def _contents(self, name: str) -> dict[str, str]:
+        """Give the SHA-256 of each file of a copy, by the file's place in the run's folder."""
+        text = self._open().read(name)
+        try:
+            return _CONTENTS.validate_json(text)
+        except ValidationError:
+            raise StorageError(f"{name} is damaged there") from None
+
+    def _upload_all(self) -> None:
+        """Be the thread."""
+        num_tries = 0
+        while path := self._next():
+            try:
+                self._upload(path)
+            except (StorageError, OSError) as error:
+                num_tries += self._is_closing
+                if not self._put_back(path, error, num_tries):
+                    return
+            else:
+                if self._is_failing:
+                    logger.warning("train.storage = %s: can be reached again", self._place)
+                self._is_failing = False
+
+    def _next(self) -> Path | None:
+        with self._wanted:
+            self._wanted.wait_for(lambda: self._pending is not None or self._is_closing)
+            path, self._pending = self._pending, None
+            return path
+
+    def _put_back(self, path: Path, error: Exception, num_tries: int) -> bool:
+        """Try again later; tell whether that makes sense."""
+        if num_tries >= _NUM_LAST_TRIES:
+            logger.warning(
+                "train.storage = %s: does not hold the last checkpoint (%s); it lies in %s",
+                *(self._place, error, path),
+            )
+            return False
+        if not self._is_failing:
+            logger.warning(
+                "train.storage = %s: cannot take %s (%s); the run goes on, and tries again",
+                *(self._place, path.name, error),
+            )
+        self._is_failing = True
+        with self._wanted:
+            self._pending = self._pending or path
+            self._wanted.wait_for(lambda: self._is_closing and not num_tries, _RETRY_S)
+        return True
+
+    def _upload(self, path: Path) -> None:
+        """Copy a checkpoint with what belongs to it, unless it has been deleted for a newer one."""
+        run, files, folder = self._run, {}, self._open()
+        for place in (run.tracker_file, run.starts_file, run.best_file, path):
+            try:
+                # Opened once: the file may be replaced, or deleted, meanwhile.
+                with place.open("rb") as file:
+                    digest = _upload_object(file, folder)
+            except FileNotFoundError:
+                continue
+            files[place.relative_to(run.path).as_posix()] = digest
+        if path.relative_to(run.path).as_posix() not in files:
+            return
+        folder.write(f"{path.stem}.json", json.dumps(files, indent=2).encode())
+        self._keep_newest(folder)
+
+    def _keep_newest(self, folder: Folder) -> None:
+        copies = self._copies()
+        for _, name in copies[self._num_kept :]:
+            folder.delete(name)
+        used = set[str]()
+        for _, name in copies[: self._num_kept]:
+            try:
+                used |= {_object(digest) for digest in self._contents(name).values()}
+            except StorageError:
+                # Of one that was not whole at the start, too: it would hold up all to come.
+                logger.debug("%s is not whole and left alone", name)
+        for file in folder.files("objects"):
+            if file.name not in used:
+                folder.delete(file.name)
+
+
+def _upload_object(file: BufferedReader, folder: Folder) -> str:
+    """Upload a file under its SHA-256, unless it is there; give that."""
+    digest = digest_of(file)
+    if folder.size(_object(digest)) != os.fstat(file.fileno()).st_size:
+        folder.upload(file, _object(digest))
+    return digest
+
+
+def _object(digest: str) -> str:
+    return f"objects/{digest}"

@@ -1,0 +1,99 @@
+"""Workers: what Ray Train costs an epoch, and what a second worker brings.
+
+Whole commands, turn by turn, in processes of one thread each; what counts is what they tell the
+tracker of each epoch but the first. A run in a process of its own is the only honest one here:
+threads are set when torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from tests.bench.timing import Row
+
+_MAX_ROUNDS = 3
+_CONFIG = {
+    "data": {"name": "synthetic", "image_size": 112, "synthetic": {"num_images": 320}},
+    "model": {"backbone": "lambda_cnn", "split": 0, "theta_alpha": 0.25},
+    "train": {
+        "epochs": 6, "batch_size": 32, "warmup_epochs": 1, "early_stopping_patience": None,
+    },
+    "validation": {"pid_patch_size": 16, "pid_num_points": 5},
+    "tracking": {"log_model": False},
+}  # fmt: skip
+_WAYS = {
+    "plain": (),
+    "one": ("--workers", "1"),
+    "two": ("--workers", "2"),
+}
+
+
+def worker_rows(num_rounds: int) -> list[Row]:
+    """Compare one worker with the plain command, and two with one."""
+    epochs: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
+    for _ in range(min(num_rounds, _MAX_ROUNDS)):
+        for way, options in _WAYS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                epochs[way].append(_median_epoch(Path(folder), options))
+    return [
+        _row(
+            "epoch of `labn train --workers 1` against the plain command's (at most 5 % more)",
+            "epoch_time_s",
+            epochs["one"],
+            epochs["plain"],
+        ),
+        _row(
+            "images/s of 2 workers of one thread against one worker's (1.6x is asked for)",
+            "images_per_s",
+            epochs["two"],
+            epochs["one"],
+        ),
+    ]
+
+
+def _row(
+    name: str, metric: str, ours: list[dict[str, float]], other: list[dict[str, float]]
+) -> Row:
+    pairs = [(one[metric], two[metric]) for one, two in zip(ours, other, strict=True)]
+    is_time = metric.endswith("_s") and not metric.endswith("per_s")
+    ratios = [theirs / own if is_time else own / theirs for own, theirs in pairs]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return Row(
+        name=name,
+        ours=statistics.median(own for own, _ in pairs),
+        other=statistics.median(theirs for _, theirs in pairs),
+        unit="s" if is_time else "images/s",
+        ratio=statistics.median(ratios),
+        low=quartiles[0],
+        high=quartiles[2],
+        num_rounds=len(ratios),
+    )
+
+
+def _median_epoch(folder: Path, options: tuple[str, ...]) -> dict[str, float]:
+    """Train; give the medians over the epochs but the first, which holds the start."""
+    tree = _CONFIG | {"output_dir": str(folder / "run")}
+    tree["tracking"] = {**_CONFIG["tracking"], "uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    subprocess.run(
+        [sys.executable, "-m", "labn", "train", str(config), *options],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        rows = store.execute(
+            "select key, value from metrics where step > 1"
+            " and key in ('epoch_time_s', 'images_per_s')"
+        ).fetchall()
+    names = {name for name, _ in rows}
+    return {name: statistics.median(v for key, v in rows if key == name) for name in names}

@@ -1,0 +1,79 @@
+"""An S3 server of the tests' own, on loopback: moto's, which speaks the real protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+SECRET = "a-secret-that-must-not-be-seen"
+BUCKET = "labn-tests"
+PATIENCE_S = 60
+
+
+class S3Server:
+    """A server whose bucket is empty at each start."""
+
+    def __init__(self, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._log = log
+        self._process = None
+
+    @property
+    def environment(self):
+        """What a client needs to know."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self):
+        command = (sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port))
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        end_s = time.monotonic() + PATIENCE_S
+        url = self.environment["AWS_ENDPOINT_URL"]
+        while time.monotonic() < end_s:
+            with contextlib.suppress(urllib.error.URLError):
+                make = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+                with urllib.request.urlopen(make, timeout=5):
+                    return
+            assert self._process.poll() is None, self._log.read_text()
+            time.sleep(0.1)
+        raise AssertionError("the S3 server does not answer")
+
+    def stop(self):
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def num_gets(self, part):
+        """Count the objects that were read whose name holds a text."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return sum("GET /" in line and part in line and "list-type" not in line for line in lines)
+
+
+def put(folder, prefix):
+    """Upload a folder of the disk."""
+    from labn.storage import Folder
+
+    remote = Folder(f"s3://{BUCKET}/{prefix}")
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                remote.upload(file, path.relative_to(folder).as_posix())
+    return f"s3://{BUCKET}/{prefix}", remote
+
+
+def environment_of(server):
+    return os.environ | server.environment

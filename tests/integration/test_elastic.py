@@ -1,0 +1,89 @@
+"""A number of workers that may change: real nodes of a real Ray cluster leave and join."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import warnings
+
+import pandas as pd
+import pytest
+from command_line import ENVIRONMENT, wait_for, write_config
+
+from labn import checkpoint
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 60
+# As `labn train`, but room is looked for more often.
+COMMAND = (
+    "import labn.distributed as distributed; distributed._RESIZE_S = 3.0;"
+    "from labn.cli import main; main()"
+)
+
+
+@pytest.fixture
+def cluster():
+    """Two nodes of one CPU each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        yield cluster
+        cluster.shutdown()
+
+
+def world_sizes(store):
+    """Give the number of workers of each epoch, as the tracker has it."""
+    with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as opened:
+        query = "select step, value from metrics where key = 'world_size' order by step"
+        return [value for _, value in opened.execute(query)]
+
+
+def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster):
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    store = tmp_path / "mlflow.db"
+    config = write_config(
+        tmp_path, train__epochs=5000, train__early_stopping_patience=None,
+        train__checkpoint_steps=1, train__batch_size=7, tracking__uri=f"sqlite:///{store}",
+        tracking__log_model=False,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "train", str(config), "--workers", "1:2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT | {
+            "RAY_ADDRESS": cluster.address,
+            # Ray first waits for as many as there were; a minute, if it is not told otherwise.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+        },
+    )  # fmt: skip
+    wait_for(lambda: store.exists() and world_sizes(store)[-2:] == [2, 2], process)
+
+    cluster.remove_node(node, allow_graceful=False)
+
+    wait_for(lambda: world_sizes(store)[-2:] == [1, 1], process)
+
+    cluster.add_node(num_cpus=1)
+
+    wait_for(lambda: world_sizes(store)[-2:] == [2, 2], process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, errors
+    assert "error: stopped as asked; everything is saved" in errors
+    assert "Traceback" not in errors
+    assert "workers were lost; going on with 1" in errors
+    assert "workers joined; going on with 2" in errors
+    # No epoch is missing, and all took the steps of batches of seven: 25 images, the bias image.
+    history = pd.read_csv(tmp_path / "run/history.csv")
+    assert history["epoch"].tolist() == list(range(1, len(history) + 1))
+    _, newest = checkpoint.load_newest(tmp_path / "run/checkpoints")
+    progress = newest["progress"]
+    assert progress["global_step"] == 4 * progress["epoch"] + progress["step"]
+    assert newest["schedule"]["last_epoch"] == progress["global_step"]
+    with sqlite3.connect(store) as opened:
+        assert opened.execute("select count(*) from runs").fetchone() == (1,)
+        (restarts,) = opened.execute("select value from tags where key = 'restarts'").fetchone()
+    assert int(restarts) >= 2

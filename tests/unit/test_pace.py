@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+import labn.pace
+from labn.pace import Pace
+from labn.parallel import SINGLE, Group
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes one second further at each look."""
+    ticks = itertools.count()
+    monkeypatch.setattr(labn.pace.time, "perf_counter", lambda: float(next(ticks)))
+
+
+class Three(Group):
+    """The first of three ranks, of which the others work at 10 and 2 images a second."""
+
+    def gather(self, part):
+        return [part, 10.0, 2.0]
+
+
+def test_one_process_has_a_speed_and_no_ranks(clock):
+    pace = Pace(SINGLE)  # second 0
+    pace.count(12)
+    assert pace.of_ranks() == {"images_per_s": 12.0, "world_size": 1.0}
+
+
+def test_a_group_names_its_slowest_rank(clock):
+    pace = Pace(Three(0, 3))  # second 0
+    for _ in pace.loading(iter("a")):  # 1 to 2, and 5 to 6 to find that there is no more
+        with pace.own_work(9):  # 3 to 4
+            pass
+    pace.count(28)
+
+    assert pace.of_ranks() == {
+        "images_per_s": 28 / 7,
+        "world_size": 3.0,
+        "images_per_s_rank_0": 9 / 3,
+        "images_per_s_rank_1": 10.0,
+        "images_per_s_rank_2": 2.0,
+        "slowest_rank": 2.0,
+    }
