@@ -36,8 +36,13 @@ def cluster():
 
 
 def world_sizes(store):
-    """Give the number of workers of each epoch, as the tracker has it."""
+    """Give the number of workers of each epoch, as the tracker has it; none before it is set up."""
+    if not store.exists():
+        return []
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as opened:
+        tables = opened.execute("select name from sqlite_master").fetchall()
+        if ("metrics",) not in tables:
+            return []
         query = "select step, value from metrics where key = 'world_size' order by step"
         return [value for _, value in opened.execute(query)]
 
@@ -60,7 +65,7 @@ def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster):
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         },
     )  # fmt: skip
-    wait_for(lambda: store.exists() and world_sizes(store)[-2:] == [2, 2], process)
+    wait_for(lambda: world_sizes(store)[-2:] == [2, 2], process)
 
     cluster.remove_node(node, allow_graceful=False)
 
