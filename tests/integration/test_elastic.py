@@ -36,15 +36,15 @@ def cluster():
 
 
 def world_sizes(store):
-    """Give the number of workers of each epoch, as the tracker has it; none before it is set up."""
+    """Give the number of workers of each epoch, as the tracker has it; none while it is set up."""
     if not store.exists():
         return []
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as opened:
-        tables = opened.execute("select name from sqlite_master").fetchall()
-        if ("metrics",) not in tables:
-            return []
         query = "select step, value from metrics where key = 'world_size' order by step"
-        return [value for _, value in opened.execute(query)]
+        try:
+            return [value for _, value in opened.execute(query)]
+        except sqlite3.OperationalError:  # the table grows column by column
+            return []
 
 
 def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster):
