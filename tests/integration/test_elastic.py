@@ -47,7 +47,22 @@ def world_sizes(store):
             return []
 
 
-def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster):
+@pytest.fixture
+def started():
+    """Start processes that end with the test, whatever befalls it."""
+    processes = []
+
+    def start(*arguments, **settings):
+        processes.append(subprocess.Popen(*arguments, **settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, started):
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     store = tmp_path / "mlflow.db"
@@ -56,7 +71,7 @@ def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster):
         train__checkpoint_steps=1, train__batch_size=7, tracking__uri=f"sqlite:///{store}",
         tracking__log_model=False,
     )  # fmt: skip
-    process = subprocess.Popen(
+    process = started(
         [sys.executable, "-c", COMMAND, "train", str(config), "--workers", "1:2"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=ENVIRONMENT | {
