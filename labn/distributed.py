@@ -278,5 +278,12 @@ class _Driver:
 def _reason(failure: BaseException | None) -> str:
     """Give the workers' own message, in a line, rather than the way it took."""
     errors = getattr(failure, "worker_failures", None) or {0: failure}
-    lines = str(next(iter(errors.values()))).strip().splitlines()
+    text = str(next(iter(errors.values())))
+    if "out of memory" in text.lower():
+        # Here Ray's last line is a page of advice on its own settings.
+        return (
+            "Ray ended one, for its node was nearly out of memory; give a smaller"
+            " train.batch_size, a larger train.accumulation_steps or fewer workers a node"
+        )
+    lines = text.strip().splitlines()
     return lines[-1] if lines else type(failure).__name__

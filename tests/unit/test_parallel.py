@@ -215,3 +215,15 @@ def test_a_number_of_workers_that_may_change_need_not_divide_the_batch():
         "leaves some of 5 workers without an image; give at most 4 workers, or a larger"
         " train.batch_size"
     )
+
+
+def test_a_worker_that_took_too_much_memory_is_told_of_in_one_line():
+    from labn.distributed import _reason
+
+    failure = RuntimeError(
+        "Task was killed due to the node running low on memory.\nRefer to the"
+        " documentation on how to address the out of memory issue: ..."
+    )
+
+    assert _reason(failure).startswith("Ray ended one, for its node was nearly out of memory; give")
+    assert _reason(RuntimeError("a\nValueError: b")) == "ValueError: b"
