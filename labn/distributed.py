@@ -26,6 +26,7 @@ from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
 from labn.train import Interrupted
+from labn.worker_group import ReleasingTorchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +199,12 @@ class _Driver:
                 "config": config.model_dump(mode="json"),
                 "mailbox": self._mailbox,
             },
+            torch_config=ReleasingTorchConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.num,
                 use_gpu=workers.gpus > 0,
                 resources_per_worker=resources,
+                placement_strategy="SPREAD" if workers.spread else "PACK",
             ),
             run_config=ray.train.RunConfig(
                 name="workers",

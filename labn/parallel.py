@@ -21,6 +21,8 @@ class Workers:
     num: int
     cpus: float = 1.0
     gpus: float = 0.0
+    spread: bool = False
+    """Whether each goes to a node of its own as far as there are any, or all to one if they fit."""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ class TrialConfig(_Section):
     """GPUs of each process; 0.25 puts four on one."""
     workers: Count = 1
     """Processes; more than one train together through Ray Train."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Of a trial's workers: on as few nodes as they fit on, or on as many as there are."""
     max_concurrent: Count | None = None
     """Trials at a time; None: as many as there is room for."""
     seeds: Count = 1
@@ -119,7 +121,9 @@ class TrialConfig(_Section):
     @property
     def processes(self) -> Workers:
         """The processes of one run."""
-        return Workers(num=self.workers, cpus=self.cpus, gpus=self.gpus)
+        return Workers(
+            num=self.workers, cpus=self.cpus, gpus=self.gpus, spread=self.placement == "spread"
+        )
 
 
 class SearchConfig(_Section):
