@@ -71,8 +71,8 @@ class Machine:
         found = []
         for process in psutil.process_iter():
             try:
-                space = os.readlink(f"/proc/{process.pid}/ns/pid")
-                if space == os.readlink(f"/proc/{self.init}/ns/pid") and process.pid != self.init:
+                space = Path(f"/proc/{process.pid}/ns/pid").readlink()
+                if space == Path(f"/proc/{self.init}/ns/pid").readlink() and process.pid != self.init:
                     found.append(process)
             except OSError:  # it has gone, or is none of ours
                 continue
@@ -82,6 +82,10 @@ class Machine:
         """End it as a power cut does: all of its processes at once."""
         os.kill(self.init, signal.SIGKILL)
         self.process.wait(WAIT_S)
+
+
+def _space(pid):
+    return Path(f"/proc/{pid}/ns/pid").readlink()
 
 
 def _is_ssh(process):
