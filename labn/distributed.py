@@ -22,6 +22,7 @@ from labn.config import Config
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.parallel import Group, Workers, check_divides
+from labn.preflight import Needs, check_nodes
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -60,8 +61,20 @@ def train_distributed(
     folder.check_same(config)
     if folder.summary_file.is_file():
         return train_run(config, reporter)  # says so
+    is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
     with connected(reporter.say, lambda: _check_room(workers)):
+        if not is_nested:
+            check_nodes(_needs(config, workers), reporter.say)
         return _Driver(config, workers, reporter, should_stop).run()
+
+
+def _needs(config: Config, workers: Workers) -> Needs:
+    return Needs(
+        output_dir=config.output_dir,
+        data_root=config.data.root,
+        tracking_uri=config.tracking.uri,
+        workers=workers,
+    )
 
 
 def _check_room(workers: Workers) -> None:

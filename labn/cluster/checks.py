@@ -33,5 +33,3 @@ def _check_placeholders(file: ClusterFile) -> Check:
         mend = f"set them at the top of {file.path}"
         return Check("values", "fail", f"not set: {', '.join(found)}", mend)
     return Check("values", "ok", "all are set")
-
-

@@ -70,23 +70,23 @@ def _nodes(file: ClusterFile) -> list[dict[str, Any]]:
 
 
 def _check_versions(file: ClusterFile) -> Check:
-    ray = {str(cluster["spec"].get("rayVersion")) for cluster in file.of_kind("RayCluster")}
-    python, torch, labn = set(), set(), set()
+    found: dict[str, set[str]] = {name: set() for name in ("python", "ray", "torch", "labn")}
+    for cluster in file.of_kind("RayCluster"):
+        found["ray"].add(str(cluster["spec"].get("rayVersion")))
     for container in _nodes(file):
         image = _IMAGE.fullmatch(container.get("image", ""))
-        ray.add(image[1] if image else str(container.get("image")))
-        python.add(f"{image[2]}.{image[3]}" if image else "unknown")
+        found["ray"].add(image[1] if image else str(container.get("image")))
+        found["python"].add(f"{image[2]}.{image[3]}" if image else "unknown")
         command = " ".join([*container.get("command", []), *container.get("args", [])])
-        for found, pattern in ((torch, _TORCH), (labn, _WHEEL)):
+        for name, pattern in (("torch", _TORCH), ("labn", _WHEEL)):
             match = pattern.search(command)
-            found.add(match[1] if match else "none")
-    sets = {"python": python, "ray": ray, "torch": torch, "labn": labn}
-    for name, versions in sets.items():
+            found[name].add(match[1] if match else "none")
+    for name, versions in found.items():
         if len(versions) > 1:
             detail = f"pods differ in {name}: {', '.join(sorted(versions))}"
             return Check("versions", "fail", detail, "give all pods the same image and wheel")
-    pinned = {name: next(iter(versions)) for name, versions in sets.items()}
-    return check_versions(dict(pinned), dict.fromkeys(sets, "a container"))
+    pinned: dict[str, str | None] = {name: next(iter(one)) for name, one in found.items()}
+    return check_versions(pinned, dict.fromkeys(found, "a container"))
 
 
 def _check_storage(file: ClusterFile) -> Check:

@@ -56,7 +56,8 @@ def _check_schema(tree: dict[str, Any]) -> Check:
 def _check_files(file: ClusterFile) -> Check:
     mounts = file.tree.get("file_mounts") or {}
     if not isinstance(mounts, dict):
-        return Check("files", "fail", "file_mounts must map places on nodes to places here", "do so")
+        detail = f"file_mounts = {mounts!r}: must map places on nodes to places here"
+        return Check("files", "fail", detail, "write a line each, as ~/labn/dist: dist")
     for there, here in mounts.items():
         place = Path(str(here)).expanduser()
         if there == TOKEN or place.exists():
@@ -120,7 +121,9 @@ def _check_storage(file: ClusterFile) -> Check:
         mend = "add `labn cluster tracker --shared $LABN_SHARED ...` to head_start_ray_commands"
         return Check("storage", "fail", "the head starts no tracker", mend)
     tracker = starts[starts.index("labn cluster tracker") :]
-    if not re.search(r"--shared[ =](\$\{?LABN_SHARED\}?|" + re.escape(shared) + r")(/|\s|$)", tracker):
+    if not re.search(
+        r"--shared[ =](\$\{?LABN_SHARED\}?|" + re.escape(shared) + r")(/|\s|$)", tracker
+    ):
         detail = "the tracker keeps its files where only the head sees them"
         return Check("storage", "fail", detail, "give it --shared $LABN_SHARED")
     source = "mounted by you on each machine" if kind == "local" else exports["LABN_NFS"]
@@ -131,11 +134,15 @@ def _check_token(tree: dict[str, Any]) -> Check:
     mounts = tree.get("file_mounts") or {}
     if TOKEN not in mounts:
         mend = f"add {TOKEN}: {TOKEN} to file_mounts"
-        return Check("token", "fail", "nodes are not given one token, so anybody may run code", mend)
+        return Check(
+            "token", "fail", "nodes are not given one token, so anybody may run code", mend
+        )
     place = Path(str(mounts[TOKEN])).expanduser()
     if not place.is_file():
         detail = f"{mounts[TOKEN]}: does not exist yet"
-        return Check("token", "warn", detail, "labn cluster up makes it, or: ray get-auth-token --generate")
+        return Check(
+            "token", "warn", detail, "labn cluster up makes it, or: ray get-auth-token --generate"
+        )
     if place.stat().st_mode & 0o077:
         detail = f"{mounts[TOKEN]}: others on this machine may read it"
         return Check("token", "warn", detail, f"chmod 600 {mounts[TOKEN]}")
@@ -166,7 +173,9 @@ def _check_idle(tree: dict[str, Any]) -> Check:
         return Check("idle nodes", "ok", "your own machines: none is paid for")
     minutes = tree.get("idle_timeout_minutes")
     if not isinstance(minutes, int | float) or not 0 < minutes <= _MAX_IDLE_MINUTES:
-        detail = f"idle_timeout_minutes = {minutes}: machines that do nothing stay, and are paid for"
+        detail = (
+            f"idle_timeout_minutes = {minutes}: machines that do nothing stay, and are paid for"
+        )
         return Check("idle nodes", "fail", detail, "give a number of minutes up to 60, such as 5")
     kept = [
         f"{name} ({kind['min_workers']})"

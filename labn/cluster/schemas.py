@@ -44,7 +44,7 @@ def described(error: jsonschema.ValidationError) -> str:
     """Say in a line where in a tree a schema is not kept, and how."""
     place = ".".join(str(part) for part in error.absolute_path) or "the file"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = list(error.schema.get("properties", {}))
+        known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
         unknown = [key for key in error.instance if key not in known]
         return f"{place}: unknown key {unknown[0]}.{did_you_mean(unknown[0], known)}"
     if error.validator == "required":

@@ -109,7 +109,7 @@ def _taken_over(home: Path) -> FileLock:
     return lock
 
 
-def start_in_background(arguments: list[str], log: Path, host: str, port: int = PORT) -> None:
+def start_in_background(arguments: list[str], log: Path) -> None:
     """Start ``labn cluster tracker`` so that it outlives this shell; wait until it answers.
 
     Raises:

@@ -71,8 +71,7 @@ class Machine:
         found = []
         for process in psutil.process_iter():
             try:
-                space = Path(f"/proc/{process.pid}/ns/pid").readlink()
-                if space == Path(f"/proc/{self.init}/ns/pid").readlink() and process.pid != self.init:
+                if process.pid != self.init and _space(process.pid) == _space(self.init):
                     found.append(process)
             except OSError:  # it has gone, or is none of ours
                 continue
@@ -82,6 +81,10 @@ class Machine:
         """End it as a power cut does: all of its processes at once."""
         os.kill(self.init, signal.SIGKILL)
         self.process.wait(WAIT_S)
+
+
+def _space(pid):
+    return Path(f"/proc/{pid}/ns/pid").readlink()
 
 
 def _space(pid):
@@ -101,9 +104,17 @@ class Network:
 
     folder: Path
     """Where the client's commands run."""
-    client: Machine
+    shared: Path
     key: Path
+    client: Machine
     machines: dict
+    stack: ExitStack
+
+    def boot(self, name, address):
+        """Switch a machine on; one that was on before finds its files as it left them."""
+        made = _machine(name, address, self.folder, self.shared, self.key, self.client)
+        self.machines[name] = self.stack.enter_context(made)
+        return self.machines[name]
 
     def run(self, *command, timeout_s=300, **environment):
         """Run a command on the client to its end."""
@@ -130,32 +141,31 @@ class Network:
 
 @contextmanager
 def network(folder, shared, names):
-    """Have a client and machines while entered; ``shared`` is /mnt/labn on all of them."""
+    """Have a client and machines while entered; ``shared`` is /mnt on all of them."""
     key = folder / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     with ExitStack() as stack:
         client = stack.enter_context(_machine("client", CLIENT, folder, shared, key, None))
-        machines = {}
+        net = Network(folder, shared, key, client, {}, stack)
         for number, name in enumerate(names, 2):
-            address = f"{SUBNET}.{number}"
-            machines[name] = stack.enter_context(
-                _machine(name, address, folder, shared, key, client)
-            )
-        yield Network(folder, client, key, machines)
+            net.boot(name, f"{SUBNET}.{number}")
+        yield net
 
 
 @contextmanager
 def _machine(name, address, folder, shared, key, client):
     place = folder / name
-    _furnish(place, key)
+    if not place.exists():
+        _furnish(place, key)
     script = place / "boot.sh"
     script.write_text(_boot(name, address, place, shared, is_client=client is None))
-    process = subprocess.Popen(
-        ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc",
-         "--kill-child", "bash", script],
-        stdin=subprocess.DEVNULL, stdout=(place / "boot.log").open("w"), stderr=subprocess.STDOUT,
-        env={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-    )  # fmt: skip
+    with (place / "boot.log").open("w") as log:
+        process = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc",
+             "--kill-child", "bash", script],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+        )  # fmt: skip
     try:
         init = _first_child(process)
         if client is None:
