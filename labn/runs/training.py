@@ -42,7 +42,7 @@ from labn.tracking import Status, Tracker, environment_tags, redact
 from labn.tracking.null import NullTracker
 from labn.train import Interrupted, Metrics, Trainer
 
-_TAKE_OVER_S = 60
+_TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
 
 
 @dataclass(frozen=True)
