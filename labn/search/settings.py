@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,12 +144,18 @@ class SearchConfig(_Section):
     pruning: PruningConfig | None = PruningConfig()
     trial: TrialConfig = TrialConfig()
     storage: str | None = None
-    """Of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL. None: `study.db`."""
+    """Of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL.
+
+    None: `study.db`, or on a cluster's node `study.journal`.
+    """
     output_dir: Path
 
     @property
     def storage_url(self) -> str:
         """Where the study is kept."""
+        if self.storage is None and os.environ.get("LABN_SHARED"):
+            # On a cluster's node the folder is NFS as a rule, where SQLite's locks do not hold.
+            return f"journal:{self.output_dir}/study.journal"
         return self.storage or f"sqlite:///{self.output_dir}/study.db"
 
 

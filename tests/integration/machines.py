@@ -224,6 +224,8 @@ def _boot(name, address, place, shared, *, is_client):
     (place / "sshd_config").write_text(
         f"ListenAddress {address}\nHostKey {place}/host_key\nPermitRootLogin prohibit-password\n"
         "PasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nMaxStartups 50\n"
+        # Ray would end processes of theirs for want of memory that others on this host have taken.
+        "SetEnv RAY_memory_monitor_refresh_ms=0\n"
     )
     return textwrap.dedent(
         f"""\
