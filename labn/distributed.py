@@ -23,16 +23,18 @@ from labn.config import Config
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.parallel import Group, Workers, fault_of_sharing
+from labn.preflight import Needs, check_nodes
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
 from labn.train import Interrupted
+from labn.worker_group import ReleasingTorchConfig
 
 logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 _POLL_S = 0.2
-_TAKE_OVER_S = 60
+_TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
 _RESIZE_S = 60.0
 """How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
@@ -65,8 +67,20 @@ def train_distributed(
         return train_run(config, reporter)  # says so
     with folder.claimed(wait_s=_TAKE_OVER_S):
         pass  # the workers of a driver that was killed have ended, and the disk can be written
+    is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
     with connected(reporter.say, lambda: _check_room(workers)):
+        if not is_nested:
+            check_nodes(_needs(config, workers), reporter.say)
         return _Driver(config, workers, reporter, should_stop).run()
+
+
+def _needs(config: Config, workers: Workers) -> Needs:
+    return Needs(
+        output_dir=config.output_dir,
+        data_root=config.data.root,
+        tracking_uri=config.tracking.uri,
+        workers=workers,
+    )
 
 
 def _check_room(workers: Workers) -> None:
@@ -223,6 +237,7 @@ class _Driver:
                 "config": config.model_dump(mode="json"),
                 "mailbox": self._mailbox,
             },
+            torch_config=ReleasingTorchConfig(),
             scaling_config=ray.train.ScalingConfig(
                 **number,
                 use_gpu=workers.gpus > 0,

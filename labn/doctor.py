@@ -57,7 +57,7 @@ def run_checks(
     ]
     for key, folder in (("output_dir", output_dir), ("data.cache_dir", cache_dir)):
         checks += [_check_writable(key, folder), _check_disk(key, folder)]
-    checks += [_check_ray(), _check_tracker(tracking_uri)]
+    checks += [_check_ray(), check_tracker(tracking_uri)]
     if data_root is not None:
         checks.append(_check_data_root(data_root))
     return checks
@@ -175,7 +175,8 @@ def _check_ray() -> Check:
     return Check("ray", "ok", f"{importlib.metadata.version('ray')}, installed (not started)")
 
 
-def _check_tracker(uri: str) -> Check:
+def check_tracker(uri: str) -> Check:
+    """Look whether a tracker is there and answers; nothing is created."""
     if uri == "none":
         return Check("tracking.uri", "ok", "none: runs are logged nowhere")
     scheme = uri.partition(":")[0] if ":" in uri else ""

@@ -26,7 +26,7 @@ from labn.train import Interrupted
 logger = logging.getLogger(__name__)
 
 _OUTCOME = "outcome.json"
-_TAKE_OVER_S = 60
+_TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
 """How long processes of a study that was killed may take to end."""
 
 

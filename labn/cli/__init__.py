@@ -15,7 +15,16 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run the command line; exit 0 done, 2 the user's input is wrong, 1 anything else."""
     # They add commands to the app.
-    from labn.cli import ablation, evaluation, explain, report, search, training, ui  # noqa: F401
+    from labn.cli import (  # noqa: F401
+        ablation,
+        cluster,
+        evaluation,
+        explain,
+        report,
+        search,
+        training,
+        ui,
+    )
     from labn.cli.app import app
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -174,10 +175,15 @@ class ValidationConfig(_Section):
     """Positives that are scored, the first by name; none: all of them."""
 
 
+def _default_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
 class TrackingConfig(_Section):
     """Where runs are logged; ``uri: none`` logs nowhere."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: str = Field(default_factory=_default_uri)
+    """Default: what the environment's `MLFLOW_TRACKING_URI` names, else `sqlite:///mlflow.db`."""
     experiment: str | None = None
     """None: ``labn/<data set>``."""
     run_name: str | None = None
@@ -194,7 +200,7 @@ class Config(_Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     output_dir: Path
 
     @model_validator(mode="after")

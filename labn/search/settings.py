@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from labn.config.based import absolute_places, apply_overrides
 from labn.config.messages import shown
 from labn.config.reading import read_yaml
 from labn.errors import UserError, did_you_mean
-from labn.parallel import Workers
+from labn.parallel import Placement, Workers
 
 Scalar = bool | int | float | str | None
 Count = Annotated[int, Field(ge=1)]
@@ -108,6 +109,8 @@ class TrialConfig(_Section):
     """GPUs of each process; 0.25 puts four on one."""
     workers: Count = 1
     """Processes; more than one train together through Ray Train."""
+    placement: Placement = "PACK"
+    """Of a trial's workers: on as few nodes as they fit on, or on as many as there are."""
     max_concurrent: Count | None = None
     """Trials at a time; None: as many as there is room for."""
     seeds: Count = 1
@@ -118,7 +121,7 @@ class TrialConfig(_Section):
     @property
     def processes(self) -> Workers:
         """The processes of one run."""
-        return Workers(num=self.workers, cpus=self.cpus, gpus=self.gpus)
+        return Workers(num=self.workers, cpus=self.cpus, gpus=self.gpus, placement=self.placement)
 
 
 class SearchConfig(_Section):
@@ -138,12 +141,18 @@ class SearchConfig(_Section):
     pruning: PruningConfig | None = PruningConfig()
     trial: TrialConfig = TrialConfig()
     storage: str | None = None
-    """Of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL. None: `study.db`."""
+    """Of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL.
+
+    None: `study.db`, or on a cluster's node `study.journal`.
+    """
     output_dir: Path
 
     @property
     def storage_url(self) -> str:
         """Where the study is kept."""
+        if self.storage is None and os.environ.get("LABN_SHARED"):
+            # On a cluster's node the folder is NFS as a rule, where SQLite's locks do not hold.
+            return f"journal:{self.output_dir}/study.journal"
         return self.storage or f"sqlite:///{self.output_dir}/study.db"
 
 

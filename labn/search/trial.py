@@ -25,7 +25,7 @@ OUTCOME = "outcome"
 """Key of a trial's last report: an ``Outcome``."""
 
 _PRUNED = "pruned.json"
-_TAKE_OVER_S = 60
+_TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
 
 
 @dataclass(frozen=True, kw_only=True)

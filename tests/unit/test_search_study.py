@@ -12,7 +12,7 @@ from test_search_space import SEARCH
 
 from labn.errors import UserError
 from labn.search.pruning import Rungs
-from labn.search.settings import PruningConfig, read_search
+from labn.search.settings import PruningConfig, SearchConfig, read_search
 from labn.search.space import Space
 from labn.search.study import Outcome, Study, epochs_of, is_feasible, metrics_of, reason_of
 
@@ -265,3 +265,17 @@ def test_the_study_is_what_optunas_own_tools_open(tmp_path):
     url = f"sqlite:///{tmp_path}/search/study.db"
 
     assert len(optuna.load_study(study_name="search", storage=url).trials) == 2
+
+
+def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
+    search = SearchConfig.model_validate(
+        {
+            "base": {},
+            "space": {"x": {"type": "float", "low": 0, "high": 1}},
+            "output_dir": tmp_path,
+        }
+    )
+    monkeypatch.delenv("LABN_SHARED", raising=False)
+    assert search.storage_url == f"sqlite:///{tmp_path}/study.db"
+    monkeypatch.setenv("LABN_SHARED", "/mnt/labn")
+    assert search.storage_url == f"journal:{tmp_path}/study.journal"

@@ -1,0 +1,107 @@
+"""A model of what a search costs in time and GPU hours on a cluster. Plain sums, no measurement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run on one GPU."""
+
+    hours: float
+    """To the last epoch."""
+    steps: int
+    """Training steps in all."""
+    fixed_share: float
+    """Of a whole batch's step, what stays as it is however few images a worker has of it."""
+    gradient_bytes: int
+    norm_layers: int
+    """Batch norms, each of which takes its statistics over all GPUs, forwards and backwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a cluster gives, and asks for."""
+
+    bandwidth_bytes_s: float
+    latency_s: float
+    """Of one message between two nodes."""
+    node_start_s: float
+    """From asking for machines to machines that work, once a search."""
+    trial_start_s: float
+    """From a trial's start to its first step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched."""
+
+    trials: int
+    grace_epochs: int
+    reduction: float
+    epochs: int
+
+    @property
+    def mean_share(self) -> float:
+        """Share of a whole run that a trial takes on average, where each rung keeps 1/reduction."""
+        total, alive, start = 0.0, 1.0, 0.0
+        rung = float(self.grace_epochs)
+        while rung < self.epochs:
+            total += alive * (rung - start)
+            alive, start = alive / self.reduction, rung
+            rung *= self.reduction
+        return (total + alive * (self.epochs - start)) / self.epochs
+
+
+def run_hours(run: Run, cluster: Cluster, workers: int) -> float:
+    """Say how long a run takes on so many GPUs, each on a node of its own."""
+    step_s = run.hours * 3600 / run.steps
+    computing_s = step_s * (run.fixed_share + (1 - run.fixed_share) / workers)
+    return (computing_s + all_reduce_s(run, cluster, workers)) * run.steps / 3600
+
+
+def all_reduce_s(run: Run, cluster: Cluster, workers: int) -> float:
+    """Say what a step spends on exchange: a ring for the gradients, a message a batch norm."""
+    if workers == 1:
+        return 0.0
+    ring = 2 * (workers - 1)
+    gradients_s = ring * (run.gradient_bytes / workers / cluster.bandwidth_bytes_s)
+    messages = ring * (1 + 2 * run.norm_layers)
+    return gradients_s + messages * cluster.latency_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a search."""
+
+    hours: float
+    """From the command to the summary."""
+    gpu_hours: float
+    """That GPUs are held, whether they work or wait for their node."""
+    at_once: int
+    """Trials that go on at a time."""
+
+
+def search_cost(run: Run, cluster: Cluster, search: Search, gpus: int, workers: int) -> Cost:
+    """Say what a search costs on so many GPUs, so many of them a trial.
+
+    ASHA stops trials at any time, so what is free is taken up at once; at the end the longest
+    trial, a whole run that starts last, is waited for. Idle nodes are released meanwhile.
+    """
+    at_once = min(gpus // workers, search.trials)
+    if at_once == 0:
+        return Cost(hours=math.inf, gpu_hours=math.inf, at_once=0)
+    whole = run_hours(run, cluster, workers)
+    start = cluster.trial_start_s / 3600
+    mean = whole * search.mean_share + start
+    busy = search.trials * mean
+    # The last whole run starts, on average, when all but its share of the work is done.
+    hours = max(busy / at_once, (busy - mean) / at_once + whole + start)
+    nodes = cluster.node_start_s / 3600
+    return Cost(
+        hours=hours + nodes,
+        gpu_hours=busy * workers + at_once * workers * nodes,
+        at_once=at_once,
+    )

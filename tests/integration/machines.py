@@ -1,0 +1,282 @@
+"""Machines made of namespaces: each its own network, processes, mounts and ssh server.
+
+Needs root on Linux, and the commands unshare, nsenter, ip, sshd and ssh-keygen. Packets go between
+the addresses given here and nowhere else: the bridge lies in a namespace too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SUBNET = "10.213.77"
+CLIENT = f"{SUBNET}.1"
+WAIT_S = 20
+COMMANDS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
+
+
+def why_not():
+    """Say why machines cannot be made here, if they cannot."""
+    if not sys.platform.startswith("linux"):
+        return "needs Linux, for its namespaces"
+    if os.geteuid() != 0:
+        return "needs root, to make network, process and mount namespaces"
+    missing = [name for name in COMMANDS if find(name) is None]
+    if missing:
+        return f"needs the commands {', '.join(missing)} (openssh-server, iproute2, rsync)"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True
+    )
+    return f"cannot make namespaces: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def find(name):
+    """Find a command, where only root looks for it too."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+@dataclass
+class Machine:
+    """One machine: the first process of its namespaces, and where its own files lie."""
+
+    name: str
+    address: str
+    folder: Path
+    process: subprocess.Popen
+    init: int
+
+    @property
+    def home(self):
+        """Its root's home."""
+        return self.folder / "home"
+
+    def inside(self, *command, folder="/"):
+        """Make a command that runs in its namespaces."""
+        spaces = ["--net", "--mount", "--pid", "--uts"]
+        return ["nsenter", "--target", str(self.init), *spaces, f"--wd={folder}", *command]
+
+    def processes(self):
+        """List its processes, but for its ssh server."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != self.init and _space(process.pid) == _space(self.init):
+                    found.append(process)
+            except OSError:  # it has gone, or is none of ours
+                continue
+        return [one for one in found if not _is_ssh(one)]
+
+    def kill(self):
+        """End it as a power cut does: all of its processes at once."""
+        os.kill(self.init, signal.SIGKILL)
+        self.process.wait(WAIT_S)
+
+
+def _space(pid):
+    return Path(f"/proc/{pid}/ns/pid").readlink()
+
+
+def _space(pid):
+    return Path(f"/proc/{pid}/ns/pid").readlink()
+
+
+def _is_ssh(process):
+    try:
+        return process.name().startswith("sshd")
+    except psutil.NoSuchProcess:
+        return True
+
+
+@dataclass
+class Network:
+    """A client, from which clusters are commanded, and machines that it reaches by ssh."""
+
+    folder: Path
+    """Where the client's commands run."""
+    shared: Path
+    key: Path
+    client: Machine
+    machines: dict
+    stack: ExitStack
+
+    def boot(self, name, address):
+        """Switch a machine on; one that was on before finds its files as it left them."""
+        made = _machine(name, address, self.folder, self.shared, self.key, self.client)
+        self.machines[name] = self.stack.enter_context(made)
+        return self.machines[name]
+
+    def run(self, *command, timeout_s=300, **environment):
+        """Run a command on the client to its end."""
+        given = {"HOME": str(self.client.home), **environment}
+        return subprocess.run(
+            self.client.inside(*map(str, command), folder=self.folder),
+            capture_output=True, text=True, timeout=timeout_s, env=self.environment(given),
+        )  # fmt: skip
+
+    def start(self, *command, log, **environment):
+        """Start a command on the client; what it says goes to a file."""
+        given = {"HOME": str(self.client.home), **environment}
+        with Path(log).open("w") as into:
+            return subprocess.Popen(
+                self.client.inside(*map(str, command), folder=self.folder),
+                stdin=subprocess.DEVNULL, stdout=into, stderr=into, env=self.environment(given),
+            )  # fmt: skip
+
+    def environment(self, given):
+        """Make the client's environment: little of ours."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {"PATH": path, "TERM": "dumb", "LANG": "C.UTF-8", "COLUMNS": "200", **given}
+
+
+@contextmanager
+def network(folder, shared, names):
+    """Have a client and machines while entered; ``shared`` is /mnt on all of them."""
+    key = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    with ExitStack() as stack:
+        client = stack.enter_context(_machine("client", CLIENT, folder, shared, key, None))
+        net = Network(folder, shared, key, client, {}, stack)
+        for number, name in enumerate(names, 2):
+            net.boot(name, f"{SUBNET}.{number}")
+        yield net
+
+
+@contextmanager
+def _machine(name, address, folder, shared, key, client):
+    place = folder / name
+    if not place.exists():
+        _furnish(place, key)
+    script = place / "boot.sh"
+    script.write_text(_boot(name, address, place, shared, is_client=client is None))
+    with (place / "boot.log").open("w") as log:
+        process = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc",
+             "--kill-child", "bash", script],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+        )  # fmt: skip
+    try:
+        init = _first_child(process)
+        if client is None:
+            _wait(lambda: (place / "ready").exists(), place)
+        else:
+            _plug_in(name, init, client)
+            _wait(lambda: _is_up(address, client), place)
+        yield Machine(name, address, place, process, init)
+    finally:
+        # The first process takes all others of its namespace with it, and they the namespaces.
+        process.kill()
+        process.wait(WAIT_S)
+
+
+def _furnish(place, key):
+    """Lay out a machine's own files: a home with its key and Python, and what sshd wants."""
+    home = place / "home"
+    for name in ("home/.ssh", "ray", "run"):
+        (place / name).mkdir(parents=True)
+    public = key.with_suffix(".pub").read_text()
+    (home / ".ssh/authorized_keys").write_text(public)
+    for private in (home / ".ssh").iterdir():
+        private.chmod(0o600)
+    lines = Path("/etc/passwd").read_text().splitlines()
+    entries = [line for line in lines if line.split(":")[0] not in ("root", "sshd")]
+    entries += [f"root:x:0:0:root:{home}:/bin/bash", "sshd:x:65533:65534::/run/sshd:/bin/false"]
+    (place / "passwd").write_text("\n".join(entries) + "\n")
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / "host_key"], check=True
+    )
+
+
+def give_python(machine):
+    """Spare a machine the download of what this Python has: its own venv, which sees all of it."""
+    venv = machine.home / "labn/venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    (packages / "seen.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    script = venv / "bin/ray"
+    script.write_text(
+        f"#!{venv}/bin/python\nimport sys\nfrom ray.scripts.scripts import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
+
+
+def _boot(name, address, place, shared, *, is_client):
+    """Write what a machine's first process does; it becomes the ssh server."""
+    link = "bridge" if is_client else "eth0"
+    create = "ip link add bridge type bridge" if is_client else ""
+    route = "" if is_client else f"ip route add default via {CLIENT}"
+    last = (
+        f"touch {place}/ready; exec sleep infinity"
+        if is_client
+        else f"exec {find('sshd')} -D -e -f {place}/sshd_config"
+    )
+    (place / "sshd_config").write_text(
+        f"ListenAddress {address}\nHostKey {place}/host_key\nPermitRootLogin prohibit-password\n"
+        "PasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nMaxStartups 50\n"
+        # Ray would end processes of theirs for want of memory that others on this host have taken.
+        "SetEnv RAY_memory_monitor_refresh_ms=0\n"
+    )
+    return textwrap.dedent(
+        f"""\
+        set -e
+        mount --make-rprivate /
+        hostname {name}
+        mkdir -p /tmp/ray /run/sshd
+        mount --bind {place}/ray /tmp/ray
+        mount --bind {place}/passwd /etc/passwd
+        mount --bind {shared} /mnt
+        mount -t tmpfs -o size=2g none /dev/shm
+        ip link set lo up
+        {create}
+        until ip link show {link} >/dev/null 2>&1; do sleep 0.05; done
+        ip addr add {address}/24 dev {link}
+        ip link set {link} up
+        {route}
+        {last}
+        """
+    )
+
+
+def _first_child(process):
+    end_s = time.monotonic() + WAIT_S
+    while time.monotonic() < end_s:
+        children = psutil.Process(process.pid).children()
+        if children:
+            return children[0].pid
+        time.sleep(0.02)
+    raise AssertionError("unshare started nothing")
+
+
+def _plug_in(name, init, client):
+    """Lay a cable between the client's bridge and a machine."""
+    enter = ["nsenter", "--target", str(client.init), "--net"]
+    for command in (
+        f"ip link add {name} type veth peer name eth0 netns {init}",
+        f"ip link set {name} master bridge",
+        f"ip link set {name} up",
+    ):
+        subprocess.run([*enter, *command.split()], check=True, capture_output=True)
+
+
+def _is_up(address, client):
+    probe = f"import socket; socket.create_connection(('{address}', 22), 1)"
+    command = client.inside(sys.executable, "-c", probe)
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _wait(condition, place):
+    end_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end_s, (place / "boot.log").read_text()
+        time.sleep(0.1)

@@ -1,0 +1,338 @@
+"""A cluster of two machines, by cluster/onprem.yaml and Ray's launcher; one is lost in mid-search.
+
+The machines are namespaces of this one: see ``machines``. Of the cluster's file only the hosts and
+the key are changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from command_line import SMALL
+from machines import give_python, network, why_not
+
+ROOT = Path(__file__).parents[2]
+FILE = "cluster/onprem.yaml"
+NUM_TRIALS, NUM_EPOCHS = 3, 6
+SEARCH = ("--config", "labn/configs/search/small.yaml", "--address", "auto")
+PATIENCE_S = 300
+
+_obstacle = why_not()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(_obstacle is not None, reason=f"a cluster of namespaces {_obstacle}"),
+]
+
+
+def lay_out_project(folder):
+    """Copy what a user commands a cluster from, with the project's wheel."""
+    for name in ("cluster", "configs", "tune"):
+        shutil.copytree(ROOT / name, folder / name)
+    source = folder / "source"
+    shutil.copytree(ROOT / "labn", source / "labn", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--disable-pip-version-check", "--wheel-dir", folder / "dist", source],
+        check=True,
+    )  # fmt: skip
+
+
+def write_search(folder):
+    """Write a search of trials that are two processes each, on a node each where there are two."""
+    data = {key: value for key, value in SMALL["data"].items() if key != "cache_dir"}
+    tree = {
+        "base": {
+            key: value for key, value in SMALL.items() if key not in ("data", "train", "tracking")
+        }
+        | {"data": data}
+        | {"train": SMALL["train"] | {"epochs": NUM_EPOCHS, "early_stopping_patience": None}},
+        "space": {"model.theta_alpha": {"type": "float", "low": 0.1, "high": 0.9}},
+        "trials": NUM_TRIALS,
+        "sampler": {"name": "random"},
+        "pruning": None,
+        "trial": {"workers": 2, "cpus": 1, "placement": "SPREAD"},
+        "output_dir": "/mnt/labn/runs/search",
+    }
+    (folder / "configs/search/small.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def fill_in(folder, head, worker, key):
+    """Set what the file says must be set: the hosts and the key."""
+    place = folder / FILE
+    text = place.read_text()
+    for placeholder, value in (
+        ("CHANGE_ME_HEAD", head.address),
+        ("CHANGE_ME_WORKER", worker.address),
+        ("CHANGE_ME_USER", "root"),
+        ("CHANGE_ME_KEY", str(key)),
+    ):
+        assert text.count(placeholder) == 1
+        text = text.replace(placeholder, value)
+    place.write_text(text)
+
+
+def epochs_done(shared):
+    """Count the epochs on disk of each trial."""
+    counts = {}
+    for place in (shared / "runs/search/trials").glob("*/history.csv"):
+        with place.open() as file:
+            counts[int(place.parent.name)] = len(list(csv.DictReader(file)))
+    return counts
+
+
+def workers_on(machine):
+    """List the processes that train on a machine."""
+    found = []
+    for process in machine.processes():
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_for(condition, what, process=None, log=None, patience_s=PATIENCE_S):
+    end_s = time.monotonic() + patience_s
+    while not (found := condition()):
+        said = Path(log).read_text()[-4000:] if log else ""
+        assert process is None or process.poll() is None, f"ended before {what}: {said}"
+        assert time.monotonic() < end_s, f"waited in vain for {what}: {said}"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass
+class Play:
+    """What was seen."""
+
+    shared: Path
+    checked: subprocess.CompletedProcess = None
+    refused: subprocess.CompletedProcess = None
+    spread: dict = field(default_factory=dict)
+    epochs_at_loss: dict = field(default_factory=dict)
+    said: dict = field(default_factory=dict)
+    codes: dict = field(default_factory=dict)
+    summaries: dict = field(default_factory=dict)
+    epochs: dict = field(default_factory=dict)
+    tracked: dict = field(default_factory=dict)
+    left: list = field(default_factory=list)
+    times_s: dict = field(default_factory=dict)
+
+
+def runs_of(net, head):
+    """Ask the tracker on the head, from another machine, for all runs of the experiment."""
+    script = (
+        "import json, sys, urllib.request\n"
+        "base = sys.argv[1] + '/api/2.0/mlflow/'\n"
+        "def ask(path, body):\n"
+        "    request = urllib.request.Request(base + path, json.dumps(body).encode(),"
+        " {'Content-Type': 'application/json'})\n"
+        "    return json.load(urllib.request.urlopen(request, timeout=30))\n"
+        "found = ask('experiments/search', {'max_results': 10})['experiments']\n"
+        "ids = [one['experiment_id'] for one in found]\n"
+        "print(json.dumps(ask('runs/search', {'experiment_ids': ids, 'max_results': 100})))\n"
+    )
+    done = net.run(sys.executable, "-c", script, f"http://{head.address}:5000")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    return {
+        run["info"]["run_name"]: {
+            "id": run["info"]["run_id"],
+            "status": run["info"]["status"],
+            "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"]},
+            "metrics": {metric["key"] for metric in run["data"].get("metrics", [])},
+        }
+        for run in runs
+    }
+
+
+class Stage:
+    """Plays the parts of the play on one network."""
+
+    def __init__(self, net, seen):
+        self.net, self.seen = net, seen
+        self.start_s = time.monotonic()
+
+    def mark(self, name):
+        self.seen.times_s[name] = round(time.monotonic() - self.start_s)
+
+    def labn(self, *arguments):
+        command = (sys.executable, "-m", "labn", "cluster", *arguments)
+        return self.net.run(*command, PYTHONPATH=str(ROOT))
+
+    def submit(self, name, *arguments):
+        log = self.net.folder / f"{name}.log"
+        command = ("ray", "submit", FILE, "tune/search.py", "--", *SEARCH, *arguments)
+        return self.net.start(*command, log=log), log
+
+    def up(self):
+        done = self.net.run("ray", "up", "--yes", FILE)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        self.mark("up")
+
+    def refuse(self, head, worker):
+        """Give data that one node alone has."""
+        wait_for(lambda: "raylet" in names_on(worker), "the worker to join")
+        (head.folder / "ray/here-only").mkdir()
+        self.seen.refused = self.labn(
+            "submit", FILE, "tune/search.py", "--", *SEARCH, "data.root=/tmp/ray/here-only"
+        )
+        self.mark("refused")
+
+    def lose_worker(self, head, worker):
+        """Search on both nodes, and switch one off amid a trial."""
+        search, log = self.submit("first")
+        wait_for(lambda: workers_on(head) and workers_on(worker), "a trial on both", search, log)
+        wait_for(lambda: self.amid() is not None, "a trial's midst", search, log)
+        self.seen.spread = {one.name: len(workers_on(one)) for one in (head, worker)}
+        self.seen.epochs_at_loss = epochs_done(self.seen.shared)
+        worker.kill()
+        self.mark("worker lost")
+        self.end(search, log, "first")
+
+    def lose_head(self, head):
+        """Search on with one trial more, switch the head off amid it, and on again."""
+        more = f"trials={NUM_TRIALS + 1}"
+        search, log = self.submit("second", more)
+        wait_for(lambda: self.amid() is not None, "a trial's midst", search, log)
+        head.kill()
+        self.mark("head lost")
+        search.kill()
+        search.wait(PATIENCE_S)
+        head = self.net.boot("head", head.address)
+        self.up()
+        search, log = self.submit("third", more)
+        self.end(search, log, "third")
+        self.seen.tracked = runs_of(self.net, head)
+        return head
+
+    def down(self, head):
+        done = self.labn("down", FILE)
+        assert done.returncode == 0, done.stderr
+        self.mark("down")
+        end_s = time.monotonic() + 90
+        while (left := names_on(head)) and time.monotonic() < end_s:
+            time.sleep(1)
+        self.seen.left = left
+        self.mark("empty")
+
+    def amid(self):
+        """Name a trial that has epochs behind it and before it."""
+        done = epochs_done(self.seen.shared)
+        return next((n for n, count in done.items() if 1 <= count < NUM_EPOCHS - 1), None)
+
+    def end(self, search, log, name):
+        wait_for(lambda: search.poll() is not None, f"the {name} search's end", None, log)
+        self.seen.codes[name] = search.returncode
+        self.seen.said[name] = log.read_text()
+        summary = self.seen.shared / "runs/search/summary.json"
+        self.seen.summaries[name] = json.loads(summary.read_text())
+        self.seen.epochs[name] = epochs_done(self.seen.shared)
+        self.mark(f"{name} search done")
+
+
+def names_on(machine):
+    """List what runs on a machine, but for its ssh server."""
+    names = []
+    for process in machine.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names.append(process.name())
+    return names
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    seen = Play(folder / "mnt/labn")
+    seen.shared.mkdir(parents=True)
+    lay_out_project(folder)
+    write_search(folder)
+    with network(folder, seen.shared.parent, ("head", "worker")) as net:
+        head, worker = net.machines["head"], net.machines["worker"]
+        for machine in (head, worker):
+            give_python(machine)
+        fill_in(folder, head, worker, net.key)
+        net.run("ray", "get-auth-token", "--generate")
+        (net.client.home / ".ray/auth_token").chmod(0o600)
+        stage = Stage(net, seen)
+        seen.checked = stage.labn("check", FILE)
+        stage.up()
+        stage.refuse(head, worker)
+        stage.lose_worker(head, worker)
+        head = stage.lose_head(head)
+        stage.down(head)
+    print(f"seconds since the start: {seen.times_s}")
+    return seen
+
+
+def test_the_file_passes_its_check(play):
+    assert play.checked.returncode == 0, play.checked.stdout + play.checked.stderr
+    assert "FAIL" not in play.checked.stdout
+
+
+def test_a_search_does_not_start_where_a_node_lacks_the_data(play):
+    assert play.refused.returncode != 0
+    said = play.refused.stdout + play.refused.stderr
+    assert "error: data.root = /tmp/ray/here-only: node 10.213.77.3 does not see it" in said
+    assert "Traceback" not in said
+
+
+def test_the_workers_of_a_trial_are_on_a_node_each(play):
+    assert play.spread["head"] >= 1
+    assert play.spread["worker"] >= 1
+
+
+def test_the_search_goes_on_to_its_end_after_a_node_is_lost(play):
+    assert play.codes["first"] == 0, play.said["first"]
+    assert play.epochs_at_loss != play.epochs["first"]
+    assert play.summaries["first"]["counts"] == {"finished": NUM_TRIALS}
+    assert play.epochs["first"] == dict.fromkeys(range(NUM_TRIALS), NUM_EPOCHS)
+
+
+def test_the_same_command_goes_on_after_the_head_was_off(play):
+    assert play.codes["third"] == 0, play.said["third"]
+    assert (
+        f"{NUM_TRIALS} of {NUM_TRIALS + 1} trials are done already, 1 go on" in (play.said["third"])
+    )
+    assert play.summaries["third"]["counts"] == {"finished": NUM_TRIALS + 1}
+    rows = play.summaries["third"]["trials"]
+    assert rows[:NUM_TRIALS] == play.summaries["first"]["trials"]
+
+
+def test_the_tracker_on_the_head_holds_the_search_and_its_trials(play):
+    names = [f"search-{n}" for n in range(NUM_TRIALS + 1)]
+    assert sorted(play.tracked) == ["search", *names]
+    parent = play.tracked["search"]["id"]
+    for name in names:
+        run = play.tracked[name]
+        assert run["status"] == "FINISHED"
+        assert run["tags"]["mlflow.parentRunId"] == parent
+        assert {"val_pid", "val_loss"} <= run["metrics"]
+
+
+def test_shared_storage_keeps_the_tracker_when_the_cluster_is_down(play):
+    store = play.shared / "mlflow/mlflow.db"
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        names = {name for (name,) in database.execute("select name from runs")}
+    assert names == set(play.tracked)
+    (figure,) = (play.shared / "mlflow/artifacts").rglob("history.png")
+    assert play.tracked["search"]["id"] in str(figure)
+
+
+def test_down_leaves_no_process(play):
+    assert play.left == []
