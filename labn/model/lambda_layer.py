@@ -91,7 +91,7 @@ class LambdaLayer(nn.Module):
         )
         q, v = _with_fitting_gradient(self.norm_q(q)), _with_fitting_gradient(self.norm_v(v))
         return Projections(
-            q.flatten(2).unflatten(1, (self.num_heads, self.key_depth)),
+            q.reshape(x.shape[0], self.num_heads, self.key_depth, -1),
             k.flatten(2).softmax(dim=-1),
             v.flatten(2),
         )
@@ -118,10 +118,10 @@ class LambdaLayer(nn.Module):
             y_bmhv = compiled_lambda.apply_lambdas(
                 q_bhkm.permute(0, 3, 1, 2), v_bvm.mT, content_bkv, kernel_krr, map_size
             )
-            return y_bmhv.flatten(2).unflatten(1, map_size).permute(0, 3, 1, 2)
+            return y_bmhv.reshape(len(y_bmhv), *map_size, -1).permute(0, 3, 1, 2)
         y_bhvm = torch.einsum("bhkm,bkv->bhvm", q_bhkm, content_bkv)
         y_bhvm = y_bhvm + position_lambda(q_bhkm, v_bvm, kernel_krr, map_size)
-        return y_bhvm.flatten(1, 2).unflatten(2, map_size)
+        return y_bhvm.reshape(len(y_bhvm), -1, *map_size)
 
 
 def _with_fitting_gradient(x: Tensor) -> Tensor:
