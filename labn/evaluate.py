@@ -15,6 +15,7 @@ from labn.errors import RunFailed
 from labn.losses import LossSums, LossTerms, Objective
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
+from labn.model.folding import folded
 from labn.model.network import LABN, LABNOutput, upsample_attention
 from labn.parallel import SINGLE, Group
 
@@ -69,10 +70,15 @@ class Faithfulness:
 
 
 def predictor(model: nn.Module) -> Predict:
-    """Turn a LABN into a function from images to the perception branch's probabilities."""
+    """Turn a LABN into a function from images to the perception branch's probabilities.
+
+    It works on a copy of the network as it is now, in evaluation mode, with batch norm folded into
+    the convolutions.
+    """
+    network = folded(model) if isinstance(model, LABN) else model
 
     def predict(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        output: LABNOutput = model(images)
+        output: LABNOutput = network(images)
         _check_finite(output, "a masked image")
         return output.logits.float().softmax(dim=1)
 
@@ -107,7 +113,8 @@ def evaluate(
         RunFailed: the network's output is not finite.
     """
     model.eval()
-    scorer = faithfulness and _PositiveScorer(model, objective.bias_image, faithfulness)
+    predict = predictor(model)
+    scorer = faithfulness and _PositiveScorer(predict, objective.bias_image, faithfulness)
     names: list[str] = []
     labels, probabilities, sums = [], [], list[LossSums]()
     with torch.inference_mode():
@@ -121,7 +128,7 @@ def evaluate(
             if scorer:
                 scorer.score(batch, output)
             on_batch()
-        bias_probability = 1 - predictor(model)(objective.bias_image[None])[0, 0].item()
+        bias_probability = 1 - predict(objective.bias_image[None])[0, 0].item()
     names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
     total = _gather_sums(group, sums)
     pid_names, pids = (scorer.names, scorer.parts) if scorer else ([], [])
@@ -153,8 +160,8 @@ def _gather_sums(group: Group, sums: list[LossSums]) -> LossSums:
 class _PositiveScorer:
     """Collects the PID of the positives, batch by batch."""
 
-    def __init__(self, model: LABN, bias_image: Tensor, settings: Faithfulness) -> None:
-        self._predict, self._bias_image, self._settings = predictor(model), bias_image, settings
+    def __init__(self, predict: Predict, bias_image: Tensor, settings: Faithfulness) -> None:
+        self._predict, self._bias_image, self._settings = predict, bias_image, settings
         self.names: list[str] = []
         self.parts: list[PatchInsertionDeletion] = []
 

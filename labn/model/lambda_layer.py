@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from labn.model import compiled_lambda
 from labn.model.position_lambda import position_lambda
 
 
@@ -88,9 +89,9 @@ class LambdaLayer(nn.Module):
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
-        q, v = _with_plain_gradient(self.norm_q(q)), _with_plain_gradient(self.norm_v(v))
+        q, v = _with_fitting_gradient(self.norm_q(q)), _with_fitting_gradient(self.norm_v(v))
         return Projections(
-            q.flatten(2).view(x.shape[0], self.num_heads, self.key_depth, -1),
+            q.reshape(x.shape[0], self.num_heads, self.key_depth, -1),
             k.flatten(2).softmax(dim=-1),
             v.flatten(2),
         )
@@ -98,26 +99,44 @@ class LambdaLayer(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Apply content and position lambdas to the queries (eq. 7)."""
         q, k, v = self.project(x)
-        kernel = self.lambda_conv.weight[:, 0, 0]
         bias: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
         # Sums over hundreds of positions: under autocast they are still taken in float32.
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = _at_least_float32(q), _at_least_float32(k), _at_least_float32(v)
             # The kernel's bias adds the same to every position's lambda: fold it into the content.
-            y_bhvm = torch.einsum("bhkm,bkv->bhvm", q, content_lambda(k, v) + bias[:, None])
-            y_bhvm = y_bhvm + position_lambda(q, v, kernel, (x.shape[2], x.shape[3]))
-        y: Tensor = self.pool(y_bhvm.reshape(x.shape))
+            content_bkv = content_lambda(k, v) + bias[:, None]
+            y_bchw = self._apply_lambdas(q, v, content_bkv, (x.shape[2], x.shape[3]))
+        y: Tensor = self.pool(y_bchw)
         return y
 
+    def _apply_lambdas(
+        self, q_bhkm: Tensor, v_bvm: Tensor, content_bkv: Tensor, map_size: tuple[int, int]
+    ) -> Tensor:
+        kernel_krr = self.lambda_conv.weight[:, 0, 0]
+        if compiled_lambda.is_available(q_bhkm):
+            # In and out with the channels last, as the convolutions around prefer it.
+            y_bmhv = compiled_lambda.apply_lambdas(
+                q_bhkm.permute(0, 3, 1, 2), v_bvm.mT, content_bkv, kernel_krr, map_size
+            )
+            return y_bmhv.reshape(len(y_bmhv), *map_size, -1).permute(0, 3, 1, 2)
+        y_bhvm = torch.einsum("bhkm,bkv->bhvm", q_bhkm, content_bkv)
+        y_bhvm = y_bhvm + position_lambda(q_bhkm, v_bvm, kernel_krr, map_size)
+        return y_bhvm.reshape(len(y_bhvm), -1, *map_size)
 
-def _with_plain_gradient(x: Tensor) -> Tensor:
-    """Have the gradient of x arrive in the layout of a new tensor.
 
-    Torch 2.15's batch norm on the CPU makes wrong gradients, without a word, of a batch of one
-    whose gradient has channels_last strides and a batch stride that fits no such tensor.
+def _with_fitting_gradient(x: Tensor) -> Tensor:
+    """Have the gradient of x arrive in the layout of x, with the strides of a new tensor.
+
+    Torch's batch norm on the CPU (seen in 2.14 and 2.15) makes wrong gradients, without a word, of
+    a batch of one whose gradient has channels_last strides and a batch stride that fits no such
+    tensor.
     """
     if x.requires_grad:
-        x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+        # The second is a no-op for a batch of one, whatever its strides.
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        copy = Tensor.clone if len(x) == 1 else Tensor.contiguous
+        x.register_hook(lambda gradient: copy(gradient, memory_format=layout))  # type: ignore[no-untyped-call]
     return x
 
 

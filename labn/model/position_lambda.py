@@ -11,7 +11,8 @@ positions x values x key depth:
 
 Maps of up to 256 positions are one such product (taps that cannot touch the map never enter it);
 larger maps are cut into tiles with a margin. With few values (V < 16) the contraction first no
-longer pays, and the convolution is done by FFT.
+longer pays, and the convolution is done by FFT. On CPUs with a compiler ``compiled_lambda`` takes
+this module's place.
 
 Axes: b images (or tiles), h heads, m output positions, n input positions, k key depth, v values.
 """

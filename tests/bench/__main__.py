@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import layers, scores, search, trials, workers
+from labn.model import compiled_lambda
+from tests.bench import layers, scores, search, timing, trials, workers
 from tests.bench.timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
@@ -36,8 +37,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="make bench")
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], metavar="SECTION")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=timing.CLOCKS, default="wall")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     chosen = parser.parse_args()
+    timing.chosen_clock = chosen.clock
     rows: list[Row] = []
     for name in chosen.sections or SECTIONS:
         start_s = time.monotonic()
@@ -47,7 +50,10 @@ def main() -> None:
             print(describe(row), flush=True)
         print(f"({name}: {time.monotonic() - start_s:.0f} s)", flush=True)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    content = {
+        "machine": machine() | {"clock": chosen.clock},
+        "rows": [asdict(row) for row in rows],
+    }
     (chosen.out / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
     (chosen.out / "bench.md").write_text(as_markdown(rows))
     print(f"kept in {chosen.out}")
@@ -88,6 +94,7 @@ def machine() -> dict[str, object]:
         "processor": model,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "lambda_layers": "compiled" if compiled_lambda.is_available(torch.zeros(())) else "torch",
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
     }

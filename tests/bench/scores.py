@@ -15,7 +15,8 @@ from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics
 from labn.data.decode import resize
 from labn.explain.rise import draw_masks
-from tests.bench.layers import SIZE, network
+from labn.model.folding import folded
+from tests.bench.layers import SIZE, channels_last, network
 from tests.bench.reference import pid_one_by_one, rise_at_once, with_conv3d_layers
 from tests.bench.timing import Row, compare, interleave, peak_memory_mb
 
@@ -25,7 +26,7 @@ _NUM_MASKS = 1000
 
 def pid_rows(num_rounds: int) -> list[Row]:
     """Time PID of one image over all 197 points, float32 and bf16, against batch 1 by Conv3d."""
-    ours = network().eval().to(memory_format=torch.channels_last)
+    ours = channels_last(folded(network()))
     other = with_conv3d_layers(network()).eval()
     generator = torch.Generator().manual_seed(0)
     image, saliency = (
