@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -31,7 +32,7 @@ BATCHES = (1, 2, 4, 8)
 def main() -> None:
     """Measure, compute, print."""
     given = _options()
-    config = load_config("configs/magnetograms.yaml")
+    config = load_config(Path("configs/magnetograms.yaml"), ["data.root=."])
     model = labn.build_model("lambda_cnn", num_classes=2, in_channels=1, split=0, theta_alpha=0.5)
     fixed_s, image_s = measure_step(model.train(), config.data.image_size, given.rounds)
     start_s = measure_trial_start() if given.trial_start is None else given.trial_start

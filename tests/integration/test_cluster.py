@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 FILE = "cluster/onprem.yaml"
 NUM_TRIALS, NUM_EPOCHS = 3, 6
 SEARCH = ("--config", "labn/configs/search/small.yaml", "--address", "auto")
-PATIENCE_S = 300
+PATIENCE_S = 400
 
 _obstacle = why_not()
 pytestmark = [
