@@ -118,10 +118,11 @@ class LambdaLayer(nn.Module):
             y_bmhv = compiled_lambda.apply_lambdas(
                 q_bhkm.permute(0, 3, 1, 2), v_bvm.mT, content_bkv, kernel_krr, map_size
             )
-            return y_bmhv.reshape(len(y_bmhv), *map_size, -1).permute(0, 3, 1, 2)
+            return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
         y_bhvm = torch.einsum("bhkm,bkv->bhvm", q_bhkm, content_bkv)
         y_bhvm = y_bhvm + position_lambda(q_bhkm, v_bvm, kernel_krr, map_size)
-        return y_bhvm.reshape(len(y_bhvm), -1, *map_size)
+        # Not len(), which would fix the batch size of an exported network.
+        return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
 
 
 def _with_fitting_gradient(x: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def _with_fitting_gradient(x: Tensor) -> Tensor:
     a batch of one whose gradient has channels_last strides and a batch stride that fits no such
     tensor.
     """
-    if x.requires_grad:
+    if x.requires_grad and not torch.compiler.is_exporting():
         # The second is a no-op for a batch of one, whatever its strides.
         last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format

@@ -231,3 +231,16 @@ def test_the_explanation_is_the_attention_interpolated_bilinearly(size):
 def test_arguments_out_of_range_are_refused_by_name(arguments, named):
     with pytest.raises(ValueError, match=named):
         build_model(**arguments)
+
+
+def test_a_network_exports_with_a_free_batch_size():
+    network = build_model("lambda_cnn", split=0, theta_alpha=0.25).eval()
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    program = torch.export.export(
+        network, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+    )
+
+    with torch.no_grad():
+        exported, direct = program.module()(images), network(images)
+    torch.testing.assert_close(exported.logits, direct.logits, rtol=1e-4, atol=1e-5)
