@@ -197,8 +197,9 @@ def test_the_tracker_has_a_parent_and_one_child_a_run(study):
     assert {"report.html", "scores.png", "differences.png", "maps.png"} <= kept
 
 
-# MLflow's own queries.
+# MLflow's own queries, and a type hint of its own.
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_the_best_conditions_network_is_registered_with_its_card(study):
     """The best by validation; once, though the study was started three times."""
     scores = {}

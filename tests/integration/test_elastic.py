@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from command_line import ENVIRONMENT, wait_for, write_config
 
 from labn import checkpoint
+from labn.tracking import browsing
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 60
@@ -62,13 +64,23 @@ def started():
         process.communicate()
 
 
-def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, started):
+@pytest.fixture
+def tracker(tmp_path):
+    """A server, which several nodes need, with its store in a file that the test reads."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with browsing.serving(f"sqlite:///{tmp_path / 'mlflow.db'}", "127.0.0.1", port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, started):
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     store = tmp_path / "mlflow.db"
     config = write_config(
         tmp_path, train__epochs=5000, train__early_stopping_patience=None,
-        train__checkpoint_steps=1, train__batch_size=7, tracking__uri=f"sqlite:///{store}",
+        train__checkpoint_steps=1, train__batch_size=7, tracking__uri=tracker,
         tracking__log_model=False,
     )  # fmt: skip
     process = started(
