@@ -156,11 +156,15 @@ def test_two_runs_show_their_curves_of_val_pid(browser, address, study):
     )
 
     see(browser, "study-full-0 (val_pid)", "study-no-kl-0 (val_pid)")
-    lines = browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")
-    # Two epochs each; every line may be drawn twice.
-    paths = {line.get_attribute("d") for line in lines}
-    assert len(paths) == 2
-    assert all(path.count("L") == 1 for path in paths)
+
+    # Two epochs each; every line may be drawn twice, and after its name.
+    def paths(_):
+        lines = browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")
+        found = {line.get_attribute("d") for line in lines}
+        return found if len(found) == 2 else None
+
+    drawn = WebDriverWait(browser, PATIENCE_S, ignored_exceptions=[Exception]).until(paths)
+    assert all(path.count("L") == 1 for path in drawn)
 
 
 @pytest.mark.parametrize("picture", ["scores.png", "maps.png"])
