@@ -187,7 +187,7 @@ class Stage:
 
     def refuse(self, head, worker):
         """Give data that one node alone has."""
-        wait_for(lambda: "raylet" in names_on(worker), "the worker to join")
+        wait_for(lambda: has_joined(head, worker), "the worker to join")
         (head.folder / "ray/here-only").mkdir()
         self.seen.refused = self.labn(
             "submit", FILE, "tune/search.py", "--", *SEARCH, "data.root=/tmp/ray/here-only"
@@ -244,6 +244,13 @@ class Stage:
         self.seen.summaries[name] = json.loads(summary.read_text())
         self.seen.epochs[name] = epochs_done(self.seen.shared)
         self.mark(f"{name} search done")
+
+
+def has_joined(head, worker):
+    """Tell whether the cluster counts the worker among its nodes, which is after it has started."""
+    logs = (head.folder / "ray").glob("session_2*/logs/gcs_server.out")
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return any("Registering new node" in one and worker.address in one for one in lines)
 
 
 def names_on(machine):
