@@ -40,7 +40,9 @@ def main() -> None:
     run = Run(
         hours=RUN_HOURS,
         steps=steps * given.epochs,
-        fixed_share=fixed_s / (fixed_s + image_s * batch),
+        fixed_share=given.fixed_share
+        if given.fixed_share is not None
+        else fixed_s / (fixed_s + image_s * batch),
         gradient_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         norm_layers=sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in
                         model.modules()),
@@ -52,7 +54,7 @@ def main() -> None:
         trial_start_s=start_s,
     )
     search = Search(trials=given.trials, grace_epochs=2, reduction=3.0, epochs=given.epochs)
-    print_inputs(given, run, cluster, search, fixed_s, image_s)
+    print_inputs(given, run, cluster, search, fixed_s, image_s * batch)
     print_runs(run, cluster, batch)
     print_searches(run, cluster, search, given.price)
 
@@ -65,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gbit", type=float, default=10.0, help="between nodes, a second")
     parser.add_argument("--latency-us", type=float, default=50.0, help="of a message between nodes")
     parser.add_argument("--node-start", type=float, default=600.0, help="seconds")
+    parser.add_argument("--fixed-share", type=float, help="of a step; default: measured here")
     parser.add_argument("--trial-start", type=float, help="seconds; default: measured here")
     parser.add_argument("--price", type=float, help="of a GPU hour; default: hours only")
     return parser.parse_args()
@@ -107,15 +110,16 @@ def print_inputs(
     cluster: Cluster,
     search: Search,
     fixed_s: float,
-    image_s: float,
+    batch_s: float,
 ) -> None:
     """Print what goes in, and where it is from."""
     mega = 1e6
     print(
         f"Given by the paper: {NUM_IMAGES} images, {run.hours:g} h a run on one GPU (RTX 2080).\n"
         f"Measured here, on the CPU: a training step takes {fixed_s * 1e3:.0f} ms"
-        f" + {image_s * 1e3:.0f} ms an image, so {run.fixed_share:.1%} of a whole batch's step"
-        f" is fixed;\n  gradients of {run.gradient_bytes / mega:.2f} MB, {run.norm_layers} batch"
+        f" + {batch_s * 1e3:.0f} ms for a batch, so {fixed_s / (fixed_s + batch_s):.1%} of it is"
+        f" fixed (in the model: {run.fixed_share:.1%});\n"
+        f"  gradients of {run.gradient_bytes / mega:.2f} MB, {run.norm_layers} batch"
         f" norms;"
         f" {'given' if given.trial_start is not None else 'measured'}:"
         f" {cluster.trial_start_s:.0f} s to start a trial.\n"

@@ -77,7 +77,7 @@ class Cost:
     """Of a search."""
 
     hours: float
-    """From the command to the summary."""
+    """From the command to the summary, at most."""
     gpu_hours: float
     """That GPUs are held, whether they work or wait for their node."""
     at_once: int
@@ -87,18 +87,16 @@ class Cost:
 def search_cost(run: Run, cluster: Cluster, search: Search, gpus: int, workers: int) -> Cost:
     """Say what a search costs on so many GPUs, so many of them a trial.
 
-    ASHA stops trials at any time, so what is free is taken up at once; at the end the longest
-    trial, a whole run that starts last, is waited for. Idle nodes are released meanwhile.
+    What is free is taken up at once; at the end the longest trial, a whole run, is waited for. The
+    time is the longest that this can take (Graham 1966). Idle nodes are released meanwhile.
     """
     at_once = min(gpus // workers, search.trials)
     if at_once == 0:
         return Cost(hours=math.inf, gpu_hours=math.inf, at_once=0)
     whole = run_hours(run, cluster, workers)
     start = cluster.trial_start_s / 3600
-    mean = whole * search.mean_share + start
-    busy = search.trials * mean
-    # The last whole run starts, on average, when all but its share of the work is done.
-    hours = max(busy / at_once, (busy - mean) / at_once + whole + start)
+    busy = search.trials * (whole * search.mean_share + start)
+    hours = busy / at_once + (1 - 1 / at_once) * (whole + start)
     nodes = cluster.node_start_s / 3600
     return Cost(
         hours=hours + nodes,

@@ -6,6 +6,7 @@ the addresses given here and nowhere else: the bridge lies in a namespace too.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ import psutil
 
 SUBNET = "10.213.77"
 CLIENT = f"{SUBNET}.1"
+CONNECTIONS = f"/tmp/ray_ssh_{hashlib.sha256(b'root').hexdigest()[:10]}"
+"""Where Ray's launcher keeps open connections: by address, which are alike in every network."""
 WAIT_S = 20
 COMMANDS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
 
@@ -183,7 +186,7 @@ def _machine(name, address, folder, shared, key, client):
 def _furnish(place, key):
     """Lay out a machine's own files: a home with its key and Python, and what sshd wants."""
     home = place / "home"
-    for name in ("home/.ssh", "ray", "run"):
+    for name in ("home/.ssh", "ray", "connections"):
         (place / name).mkdir(parents=True)
     public = key.with_suffix(".pub").read_text()
     (home / ".ssh/authorized_keys").write_text(public)
@@ -217,7 +220,7 @@ def _boot(name, address, place, shared, *, is_client):
     create = "ip link add bridge type bridge" if is_client else ""
     route = "" if is_client else f"ip route add default via {CLIENT}"
     last = (
-        f"touch {place}/ready; exec sleep infinity"
+        f"touch {place}/ready; while true; do sleep 3600; done"
         if is_client
         else f"exec {find('sshd')} -D -e -f {place}/sshd_config"
     )
@@ -232,8 +235,9 @@ def _boot(name, address, place, shared, *, is_client):
         set -e
         mount --make-rprivate /
         hostname {name}
-        mkdir -p /tmp/ray /run/sshd
+        mkdir -p /tmp/ray {CONNECTIONS} /run/sshd
         mount --bind {place}/ray /tmp/ray
+        mount --bind {place}/connections {CONNECTIONS}
         mount --bind {place}/passwd /etc/passwd
         mount --bind {shared} /mnt
         mount -t tmpfs -o size=2g none /dev/shm

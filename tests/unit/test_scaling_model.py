@@ -36,6 +36,9 @@ def test_one_gpu_does_all_trials_in_turn():
     whole = replace(SEARCH, grace_epochs=18)
     assert search_cost(RUN, FREE, whole, 1, 1).hours == pytest.approx(9 * 10)
     assert search_cost(RUN, REAL, whole, 1, 1).hours == pytest.approx(9 * 10.01 + 0.1)
+    # As many hours as are held, also where trials are stopped early.
+    cost = search_cost(RUN, REAL, SEARCH, 1, 1)
+    assert cost.hours == pytest.approx(cost.gpu_hours)
 
 
 def test_a_search_is_never_faster_than_its_longest_trial_nor_cheaper_than_its_work():
