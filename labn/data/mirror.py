@@ -92,6 +92,7 @@ class _Mirror:
             self._index = json.loads(self._index_file.read_text(encoding="utf-8"))
 
     def update(self) -> None:
+        """Fetch what is not here as it is there, and drop what is there no more."""
         files = [file for file in self._remote.files() if not file.name.endswith("/")]
         if not files:
             raise UserError(

@@ -18,7 +18,7 @@ from labn.config import Config, dump_config, flatten, load_config
 from labn.errors import UserError
 
 # Where a run computes and reports does not change what it is.
-_INCIDENTAL_KEYS = (
+INCIDENTAL_KEYS = (
     "output_dir",
     "tracking.",
     "data.root",
@@ -143,7 +143,7 @@ def differences(tree: Mapping[str, Any], config: Config) -> str:
     changed = [
         f"{key} is {old.get(key)} there, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_INCIDENTAL_KEYS)
+        if old.get(key) != new.get(key) and not key.startswith(INCIDENTAL_KEYS)
     ]
     return "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
 

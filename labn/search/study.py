@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from labn.config import flatten
 from labn.errors import UserError
+from labn.runs.folder import INCIDENTAL_KEYS
 from labn.search.sampling import make_sampler, quiet_optuna
 from labn.search.settings import SearchConfig
 from labn.search.space import Point, Space
@@ -33,15 +34,6 @@ _NUM_TRIES = 50
 """Draws of a point that was not tried before."""
 _NUM_TRUSTED = 3
 """How many of them are the sampler's."""
-# Where trials compute and report does not change what they are.
-_INCIDENTAL = (
-    "output_dir",
-    "tracking.",
-    "data.root",
-    "data.cache_dir",
-    "train.device",
-    "train.storage",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +203,7 @@ class Study:
         """Keep what is searched with the study, and refuse to mix two searches in one."""
         search = self._search
         base = flatten(self._space.base.model_dump(mode="json"))
-        new = {key: value for key, value in base.items() if not key.startswith(_INCIDENTAL)}
+        new = {key: value for key, value in base.items() if not key.startswith(INCIDENTAL_KEYS)}
         new = {key: value for key, value in new.items() if key not in search.space}
         new |= {f"space.{key}": d.model_dump(mode="json") for key, d in search.space.items()}
         new |= flatten(search.objective.model_dump(mode="json"), "objective.")
