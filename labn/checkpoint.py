@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
@@ -20,7 +20,8 @@ class TrainingCheckpoint(TypedDict):
     """All that a training run needs to go on as if it had never stopped.
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
-    sampler's position too.
+    sampler's position too. ``lambda_layers`` is what computed them, see
+    ``labn.model.compiled_lambda.form``; the first checkpoints did not say it.
     """
 
     model: dict[str, Any]
@@ -30,6 +31,7 @@ class TrainingCheckpoint(TypedDict):
     progress: dict[str, Any]
     random_states: dict[str, Any]
     config: dict[str, Any]
+    lambda_layers: NotRequired[str]
 
 
 class ModelCheckpoint(TypedDict):

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import sqlite3
@@ -53,6 +54,7 @@ def run_checks(
         _check_torch(),
         _check_accelerator(),
         _check_torchvision(),
+        _check_compiler(),
         _check_memory(),
     ]
     for key, folder in (("output_dir", output_dir), ("data.cache_dir", cache_dir)):
@@ -132,6 +134,24 @@ def _check_torchvision() -> Check:
         mend = "install torch and torchvision together, so that their versions fit"
         return Check("torchvision", "fail", f"cannot be imported: {_one_line(error)}", mend)
     return Check("torchvision", "ok", f"{version}, loads with this torch")
+
+
+def _check_compiler() -> Check:
+    try:
+        from labn.model import compiled_lambda
+    except (ImportError, OSError):
+        return Check(
+            "compiler", "warn", "not looked for: torch cannot be imported", "mend torch first"
+        )
+    if os.environ.get("LABN_COMPILE", "1") == "0":
+        return Check("compiler", "ok", "not used: LABN_COMPILE=0; torch computes lambda layers")
+    found = compiled_lambda.compiler()
+    if found is None:
+        mend = (
+            "install g++ for faster lambda layers on a CPU; the results are the same, to rounding"
+        )
+        return Check("compiler", "warn", "none; torch computes lambda layers", mend)
+    return Check("compiler", "ok", f"{found}, for the lambda layers on a CPU")
 
 
 def _check_memory() -> Check:

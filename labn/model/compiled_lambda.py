@@ -44,6 +44,21 @@ def is_available(like: Tensor) -> bool:
     return _library() is not None
 
 
+def form(device: torch.device) -> str:
+    """Name what computes position lambdas on a device, here: ``compiled`` or ``torch``.
+
+    The two differ by rounding, so that a run which changes from one to the other is not, bit by
+    bit, the run that stays with one.
+    """
+    return "compiled" if is_available(torch.empty(0, device=device)) else "torch"
+
+
+def compiler() -> str | None:
+    """Find the C++ compiler that would be used."""
+    names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
 def apply_lambdas(
     queries: Float[Tensor, "b m h k"],
     values: Float[Tensor, "b m v"],
@@ -119,14 +134,13 @@ def _built(folder: Path | None = None) -> Path:
 
 
 def _compile(target: Path) -> None:
-    names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    if compiler is None:
+    chosen = compiler()
+    if chosen is None:
         raise FileNotFoundError("no C++ compiler (CXX, g++, c++ or clang++) is on the path")
     # In the same folder, so that one rename puts it in place: whole or absent.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch, "kernel.so")
-        command = [compiler, *_FLAGS, *_vector_flags(), str(SOURCE), "-o", str(built)]
+        command = [chosen, *_FLAGS, *_vector_flags(), str(SOURCE), "-o", str(built)]
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
         )

@@ -45,13 +45,13 @@ def write_config(folder, name="config.yaml", **changes):
     return path
 
 
-def run(*arguments, cwd=None):
+def run(*arguments, cwd=None, **environment):
     """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         cwd=cwd,
         timeout=TIMEOUT_S,
     )

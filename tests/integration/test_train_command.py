@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, succeed, write_config
+from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, succeed, write_config
 from PIL import Image
+
+from labn.model import compiled_lambda
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +152,21 @@ def test_a_run_that_was_moved_is_still_the_run_of_its_folder(trained, labn, tmp_
     assert "going on from moved/checkpoints/step-00000008.pt" in done.stderr
     assert (moved / "summary.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained.folder, moved)
+    (moved / "summary.json").unlink()
+    if compiled_lambda.compiler() is None:
+        pytest.skip("without a C++ compiler there is one form of the lambda layers only")
+
+    assert "last digits" not in succeed("train", "--resume", moved).stderr
+    (moved / "summary.json").unlink()
+    changed = run("train", "--resume", moved, LABN_COMPILE="0")
+
+    assert changed.returncode == 0, changed.stderr
+    assert "computed by the compiled form, and are by the torch form" in changed.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):

@@ -20,13 +20,15 @@ import torch
 from labn import doctor
 from labn.doctor import Check, as_json, as_text, run_checks
 
+_COMPILERS = {"g++": "/usr/bin/g++"}
+
 
 @pytest.fixture
 def sound_machine(monkeypatch):
     """Room, memory and no accelerator, whatever the machine that runs the tests has."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16e9))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100e9))
-    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda program: _COMPILERS.get(program))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -101,6 +103,17 @@ def test_a_torchvision_built_for_another_torch_fails(checks, monkeypatch):
 def test_bf16_of_the_cpu_is_told(checks, monkeypatch, capabilities, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert f", {said}" in checks()["torch"].detail
+
+
+def test_what_computes_the_lambda_layers_is_told(checks, monkeypatch):
+    monkeypatch.setenv("LABN_COMPILE", "0")
+    assert checks()["compiler"].detail.startswith("not used: LABN_COMPILE=0")
+    monkeypatch.delenv("LABN_COMPILE")
+    assert checks()["compiler"].detail.startswith("/usr/bin/g++")
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    check = checks()["compiler"]
+    assert check.status == "warn"
+    assert "install g++" in check.mend
 
 
 def test_every_gpu_is_listed_with_its_memory(checks, monkeypatch):
