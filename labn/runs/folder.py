@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from labn import checkpoint
 from labn.checkpoint import ModelCheckpoint
 from labn.config import Config, dump_config, flatten, load_config
 from labn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_QUIET_WAIT_S = 3.0
 
 # Where a run computes and reports does not change what it is.
 INCIDENTAL_KEYS = (
@@ -167,7 +172,16 @@ def locked(
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / name)
-        lock.acquire(timeout=wait_s)
+        try:
+            lock.acquire(timeout=min(wait_s, _QUIET_WAIT_S))
+        except Timeout:
+            if wait_s <= _QUIET_WAIT_S:
+                raise
+            logger.warning(
+                "output_dir = %s: another process %s; waiting up to %.0f s for it to end",
+                *(path, work, wait_s),
+            )
+            lock.acquire(timeout=wait_s - _QUIET_WAIT_S)
     except Timeout:
         raise UserError(
             f"output_dir = {path}: another process {work}; wait for it, or {way_out}"

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from labn.errors import UserError
+from labn.runs import folder as module
+from labn.runs.folder import RunFolder
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """A folder that somebody has, and what lets go of it."""
+    monkeypatch.setattr(module, "_QUIET_WAIT_S", 0.1)
+    held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with RunFolder(tmp_path).claimed():
+            held.set()
+            may_end.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    yield may_end
+    may_end.set()
+    holder.join()
+
+
+def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog):
+    threading.Timer(0.5, held.set).start()
+
+    with caplog.at_level(logging.WARNING), RunFolder(tmp_path).claimed(wait_s=30):
+        assert held.is_set()
+
+    (record,) = caplog.records
+    assert f"output_dir = {tmp_path}: another process is training this run" in record.getMessage()
+    assert "waiting up to 30 s" in record.getMessage()
+
+
+def test_who_waited_in_vain_is_refused(tmp_path, held):
+    start_s = time.monotonic()
+
+    with pytest.raises(UserError, match="another process is training this run; wait for it"):
+        RunFolder(tmp_path).claimed(wait_s=0.5).__enter__()
+
+    assert time.monotonic() - start_s >= 0.4
+
+
+def test_who_need_not_wait_says_nothing(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), RunFolder(tmp_path).claimed(wait_s=30):
+        assert (tmp_path / ".lock").exists()
+
+    assert not caplog.records
