@@ -176,6 +176,30 @@ class _PostingHandler(logging.Handler):
         self._mailbox.post.remote("warn", record.getMessage())
 
 
+class _Warned:
+    """Asks for a checkpoint once, when a node of this run is about to be taken back.
+
+    Ray Train restarts the group when the node is gone, or its time is up.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._is_known = say, False
+
+    def __call__(self) -> bool:
+        """Tell whether a warning has just come; every rank must ask alike, and hears the same."""
+        if self._is_known or (info := ray.train.get_preemption_info()) is None:
+            return False
+        self._is_known = True
+        left = ""
+        if info.deadline_ms is not None:
+            left = f" in {max(0.0, info.deadline_ms / 1000 - time.time()):.0f} s"
+        ranks = ", ".join(map(str, info.preempted_ranks))
+        self._say(
+            f"the node of worker {ranks} is about to be taken back{left}: saving a checkpoint"
+        )
+        return True
+
+
 def _work(given: dict[str, Any]) -> None:
     """Be one of the workers."""
     mailbox = given["mailbox"]
@@ -192,16 +216,18 @@ def _work(given: dict[str, Any]) -> None:
     try:
         if group.is_first:
             logging.getLogger("labn").addHandler(_PostingHandler(mailbox))
+            reporter = _PostingReporter(mailbox)
             summary = train_run(
                 config,
-                _PostingReporter(mailbox),
+                reporter,
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
                 take_over_s=_TAKE_OVER_S,
+                should_save=_Warned(reporter.say),
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))
         else:
-            assist_run(config, group)
+            assist_run(config, group, should_save=_Warned(lambda _: None))
             return
     except Interrupted:
         verdict = ("interrupted", None)

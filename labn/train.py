@@ -67,6 +67,9 @@ class Hooks(Protocol):
     def should_stop(self) -> bool:
         """Say whether someone asked for an end after this step."""
 
+    def should_save(self) -> bool:
+        """Say whether a checkpoint is wanted besides those that are due; all ranks say the same."""
+
 
 @dataclass
 class Progress:
@@ -159,6 +162,7 @@ class Trainer:
             if is_time or must_stop:
                 self._look_at(seen)
                 seen = []
+            is_due = is_due or (is_time and self.hooks.should_save())
             if must_stop or (is_due and not is_last):
                 self._save()
             if must_stop:

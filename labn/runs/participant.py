@@ -71,10 +71,11 @@ class Participant:
         should_stop: Callable[[], bool],
         group: Group,
         copies: Copies | None = None,
+        should_save: Callable[[], bool] = lambda: False,
     ) -> None:
         self.group, self.copies = group, copies
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
-        self.reporter, self.should_stop = reporter, should_stop
+        self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
         self.validation: Split = require_part(dataset, "validation")
         self.objective: Objective = build_objective(config, dataset.statistics, self.device)
         self.trainer = self._build_trainer()

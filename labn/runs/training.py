@@ -24,11 +24,13 @@ def train_run(
     group: Group = SINGLE,
     *,
     take_over_s: float = 0,
+    should_save: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Train a configuration to its end, from its newest checkpoint where it has one.
 
     With a group, this is its rank 0; every other rank calls ``assist_run``. A process that still
     has the run may take ``take_over_s`` to end: the first rank of a group that was broken off.
+    ``should_save`` asks for a checkpoint out of turn, on every rank at once.
 
     Raises:
         UserError: the settings or the data do not hold together, or the folder is another run's.
@@ -48,7 +50,9 @@ def train_run(
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config)
         dataset = load_dataset(config, reporter)
-        run = Participant(config, folder, device, dataset, reporter, should_stop, group, copies)
+        run = Participant(
+            config, folder, device, dataset, reporter, should_stop, group, copies, should_save
+        )
         # Not before: settings that could not be built must not bind the folder to them.
         folder.adopt(config)
         if copies is not None:
@@ -56,8 +60,12 @@ def train_run(
         return run.complete()
 
 
-def assist_run(config: Config, group: Group) -> None:
+def assist_run(
+    config: Config, group: Group, *, should_save: Callable[[], bool] = lambda: False
+) -> None:
     """Do the part of a rank other than 0 in training; only rank 0 writes and speaks."""
     device, reporter = choose_device(config), SilentReporter()
     folder, dataset = RunFolder(config.output_dir), load_dataset(config, reporter)
-    Participant(config, folder, device, dataset, reporter, lambda: False, group).assist()
+    Participant(
+        config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save
+    ).assist()

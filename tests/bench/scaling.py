@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 import labn
 from labn.config import load_config
-from tests.bench.layers import _step
+from tests.bench.network import training_step
 from tests.bench.scaling_model import Cluster, Run, Search, all_reduce_s, run_hours, search_cost
 from tests.bench.timing import interleave
 
@@ -78,7 +78,7 @@ def measure_step(model: torch.nn.Module, size: int, num_rounds: int) -> tuple[fl
     works = {}
     for batch in BATCHES:
         images = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
-        works[str(batch)] = _step(model, images, torch.arange(batch) % 2, None)
+        works[str(batch)] = training_step(model, images, torch.arange(batch) % 2, None)
     medians = [float(np.median(times)) for times in interleave(works, num_rounds).values()]
     image_s, fixed_s = np.polyfit(BATCHES, medians, 1)
     return max(0.0, float(fixed_s)), float(image_s)

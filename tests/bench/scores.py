@@ -16,12 +16,13 @@ from labn.data.dataset import ChannelStatistics
 from labn.data.decode import resize
 from labn.explain.rise import draw_masks
 from labn.model.folding import folded
-from tests.bench.layers import SIZE, channels_last, network
+from tests.bench.network import SIZE, channels_last, network
 from tests.bench.reference import pid_one_by_one, rise_at_once, with_conv3d_layers
-from tests.bench.timing import Row, compare, interleave, peak_memory_mb
+from tests.bench.timing import Row, compare, interleave, peak_memory_mb, row_of
 
 _SIDE = 16
 _NUM_MASKS = 1000
+_LEAST_PID = {"float32": 1.6, "bf16": 3.3}
 
 
 def pid_rows(num_rounds: int) -> list[Row]:
@@ -69,6 +70,7 @@ def pid_rows(num_rounds: int) -> list[Row]:
             times["Conv3d"],
             abs(results[key] - results["Conv3d"]),
             "difference of PID, untrained network",
+            at_least=_LEAST_PID[key],
         )
         for key in ("float32", "bf16")
     ]
@@ -91,6 +93,7 @@ def rise_rows(num_rounds: int) -> list[Row]:
         times["other"],
         error,
         "largest difference of the map",
+        at_least=6.0,
     )
     return [row, _rise_memory_row()]
 
@@ -127,6 +130,7 @@ def reading_row(num_rounds: int) -> Row:
         f"an image from the cache in a batch, against decoding 4288x2848 JPEG to {SIZE}",
         [t / 64 for t in times["cache"]],
         times["decode"],
+        at_least=150.0,
     )
 
 
@@ -151,14 +155,6 @@ with torch.inference_mode():
     drawn = f"draw_masks({_NUM_MASKS}, ({SIZE}, {SIZE}), 7, 0.5, 0)"
     ours = peak_memory_mb(f"{head}    rise(idle, image[None], num_masks={_NUM_MASKS})")
     other = peak_memory_mb(f"{head}    rise_at_once(idle, image, {drawn}, 64)")
-    extra = [peak - at_mark for at_mark, peak in (ours, other)]
-    return Row(
-        name=f"RISE's extra memory, {_NUM_MASKS} masks at {SIZE}, batches of 64",
-        ours=extra[0],
-        other=extra[1],
-        unit="MB",
-        ratio=extra[1] / extra[0],
-        low=extra[1] / extra[0],
-        high=extra[1] / extra[0],
-        num_rounds=1,
-    )
+    extra = [[peak - at_mark] for at_mark, peak in (ours, other)]
+    label = f"RISE's extra memory, {_NUM_MASKS} masks at {SIZE}, batches of 64"
+    return row_of(label, *extra, "MB", at_least=15.0)

@@ -7,8 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 chosen_clock = "wall"
 
@@ -31,7 +31,13 @@ class Row:
     num_rounds: int
     error: float | None = None
     error_kind: str = ""
-    notes: dict[str, float] = field(default_factory=dict)
+    at_least: float | None = None
+    """What the ratio is asked to be."""
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the ratio is not what is asked."""
+        return self.at_least is not None and self.ratio < self.at_least
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -62,27 +68,52 @@ def interleave(
 
 def compare(
     name: str,
-    ours_s: list[float],
-    other_s: list[float],
+    ours_s: Sequence[float],
+    other_s: Sequence[float],
     error: float | None = None,
     error_kind: str = "",
-    **notes: float,
+    *,
+    at_least: float | None = None,
 ) -> Row:
     """Make a row of two works' times."""
-    ratios = [other / ours for ours, other in zip(ours_s, other_s, strict=True)]
+    return row_of(name, ours_s, other_s, "s", error, error_kind, at_least=at_least)
+
+
+def compare_rates(
+    name: str, num_images: int, ours_s: Sequence[float], other_s: Sequence[float]
+) -> Row:
+    """Make a row of the images a second of two works that take as many."""
+    ours, other = ([num_images / t for t in times] for times in (ours_s, other_s))
+    return row_of(name, ours, other, "images/s", is_rate=True)
+
+
+def row_of(
+    name: str,
+    ours: Sequence[float],
+    other: Sequence[float],
+    unit: str,
+    error: float | None = None,
+    error_kind: str = "",
+    *,
+    is_rate: bool = False,
+    at_least: float | None = None,
+) -> Row:
+    """Make a row of pairs measured in turn; of a rate more is better, of all else less."""
+    pairs = zip(ours, other, strict=True)
+    ratios = [own / theirs if is_rate else theirs / own for own, theirs in pairs]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return Row(
         name=name,
-        ours=statistics.median(ours_s),
-        other=statistics.median(other_s),
-        unit="s",
+        ours=statistics.median(ours),
+        other=statistics.median(other),
+        unit=unit,
         ratio=statistics.median(ratios),
         low=quartiles[0],
         high=quartiles[2],
         num_rounds=len(ratios),
         error=error,
         error_kind=error_kind,
-        notes=notes,
+        at_least=at_least,
     )
 
 

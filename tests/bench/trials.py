@@ -18,7 +18,7 @@ from labn.runs.training import train_run
 from labn.search.board import Board
 from labn.search.driver import run_search
 from labn.search.settings import read_search
-from tests.bench.timing import Row, time_s
+from tests.bench.timing import Row, row_of, time_s
 
 NUM_TRIALS = 6
 _BASE: dict[str, Any] = {
@@ -77,19 +77,14 @@ def overhead_rows(num_rounds: int) -> list[Row]:
         f" (quartiles {quartiles[0]:.2f} to {quartiles[2]:.2f}, n = {len(beyond)})",
         flush=True,
     )
-    ratios = sorted(b / a for a, b in zip(with_search, alone, strict=True))
-    low, _, high = statistics.quantiles(ratios, n=4)
     return [
-        Row(
-            name="search: a trial of 3 epochs, its run alone against as a trial",
-            ours=statistics.median(with_search),
-            other=statistics.median(alone),
-            unit="s",
-            ratio=statistics.median(ratios),
-            low=low,
-            high=high,
-            num_rounds=len(ratios),
-            notes={"beyond_training_s": statistics.median(beyond)},
+        row_of(
+            "search: a trial of 3 epochs, its run alone against as a trial",
+            with_search,
+            alone,
+            "s",
+            statistics.median(beyond),
+            "seconds of a trial beyond its training",
         )
     ]
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from labn.tracking import browsing
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 60
+RAY = Path(sys.executable).with_name("ray")
 # As `labn train`, but room is looked for more often.
 COMMAND = (
     "import labn.distributed as distributed; distributed._RESIZE_S = 3.0;"
@@ -72,6 +74,52 @@ def tracker(tmp_path):
         port = probe.getsockname()[1]
     with browsing.serving(f"sqlite:///{tmp_path / 'mlflow.db'}", "127.0.0.1", port):
         yield f"http://127.0.0.1:{port}"
+
+
+def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
+    tmp_path, cluster, started
+):
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    config = write_config(
+        tmp_path, data__synthetic__num_images=400, train__epochs=5000,
+        train__early_stopping_patience=None, train__log_steps=1, train__keep_checkpoints=1000,
+    )  # fmt: skip
+    process = started(
+        [sys.executable, "-c", COMMAND, "train", str(config), "--workers", "1:2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT | {
+            "RAY_ADDRESS": cluster.address,
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+        },
+    )  # fmt: skip
+    folder = tmp_path / "run/checkpoints"
+    wait_for(lambda: checkpoint.newest_path(folder) is not None, process)
+    steps_per_epoch = checkpoint.step_of(checkpoint.newest_path(folder))
+
+    def out_of_turn():
+        """Give the steps of checkpoints in the middle of an epoch."""
+        steps = [checkpoint.step_of(path) for path in folder.glob("step-*.pt")]
+        return [step for step in steps if step % steps_per_epoch]
+
+    # As an agent of a cloud does when it hears that a spot machine is taken back.
+    subprocess.run(
+        [RAY, "drain-node", "--address", cluster.address, "--node-id", node.node_id,
+         "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back",
+         "--deadline-remaining-seconds", "30"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    wait_for(out_of_turn, process)
+    cluster.remove_node(node, allow_graceful=False)
+    num_saved = len(list(folder.iterdir()))
+    wait_for(lambda: len(list(folder.iterdir())) > num_saved + 2, process)
+
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert "the node of worker 1 is about to be taken back in " in errors
+    assert "workers were lost; going on with 1" in errors
+    assert len(out_of_turn()) <= 2, "the warning's, and the stop's"
 
 
 def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, started):

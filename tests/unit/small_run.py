@@ -88,8 +88,11 @@ class Hooks:
     scored. Checkpoints go to ``folder`` if there is one.
     """
 
-    def __init__(self, objective, *, losses=None, stop_after=None, folder=None, num_kept=2):
+    def __init__(
+        self, objective, *, losses=None, stop_after=None, save_after=None, folder=None, num_kept=2
+    ):
         self.objective, self.losses, self.stop_after = objective, losses, stop_after
+        self.save_after = save_after
         self.folder: Path | None = folder
         self.num_kept = num_kept
         self.num_steps = 0
@@ -129,6 +132,9 @@ class Hooks:
     def should_stop(self):
         self.num_steps += 1
         return self.num_steps == self.stop_after
+
+    def should_save(self):
+        return self.num_steps == self.save_after
 
 
 def make_trainer(*, model=None, batches=None, objective=None, hooks=None, group=SINGLE, **changes):

@@ -274,6 +274,16 @@ def test_checkpoints_are_due_every_so_many_steps_and_at_the_end_of_an_epoch(
     assert [step for step, _ in trainer.hooks.saves] == saved
 
 
+@pytest.mark.parametrize(
+    ("log_steps", "saved"),
+    [(1, [2, 4, 8]), (10, [4, 8])],
+)
+def test_a_checkpoint_that_is_asked_for_is_made_when_results_are_looked_at(log_steps, saved):
+    trainer = run(hooks=Hooks(make_objective(), save_after=2), log_steps=log_steps)
+
+    assert [step for step, _ in trainer.hooks.saves] == saved
+
+
 # Going on.
 
 EVERYTHING = {

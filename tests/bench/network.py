@@ -1,0 +1,172 @@
+"""The whole network, 22 million parameters at 224: a step's time, memory and use of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from labn import build_model
+from labn.losses import Objective
+from labn.model.folding import folded
+from labn.model.network import LABN
+from tests.bench.reference import with_conv3d_layers
+from tests.bench.timing import Row, compare, compare_rates, interleave, peak_memory_mb, row_of
+
+SIZE = 224
+BATCH = 8
+_GEMM_SIDE = 2048
+_PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+_LEAST_STEP = {"float32": 2.3, "bf16": 4.7}
+
+
+def network() -> LABN:
+    """Build the paper's network, B = 7, always the same."""
+    torch.manual_seed(0)
+    return build_model()
+
+
+def channels_last(model: LABN) -> LABN:
+    """Lay out the 2-d convolutions' weights as `labn.runs` does; others have other ranks."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def training_step_rows(num_rounds: int) -> list[Row]:
+    """Time a training step of the whole network, in float32 and with bf16 convolutions."""
+    images, labels = _batch()
+    last = images.contiguous(memory_format=torch.channels_last)
+    ours, other = channels_last(network().train()), with_conv3d_layers(network()).train()
+    works = {name: training_step(ours, last, labels, kind) for name, kind in _PRECISIONS.items()}
+    works["Conv3d"] = training_step(other, images, labels, None)
+    times = interleave(works, num_rounds)
+    label = f"training step with L_KL, batch {BATCH} at {SIZE}, B = 7, against Conv3d contiguous, "
+    rows = [
+        compare(label + name, times[name], times["Conv3d"], at_least=_LEAST_STEP[name])
+        for name in _PRECISIONS
+    ]
+    label = f"training at {SIZE}, batch {BATCH}, against Conv3d contiguous, "
+    rows += [
+        compare_rates(label + name, BATCH, times[name], times["Conv3d"]) for name in _PRECISIONS
+    ]
+    return rows
+
+
+def evaluation_rows(num_rounds: int) -> list[Row]:
+    """Time the forward pass that scores images, batch norm folded."""
+    images, _ = _batch()
+    last = images.contiguous(memory_format=torch.channels_last)
+    ours, other = channels_last(folded(network())), with_conv3d_layers(network()).eval()
+    works = {name: _forward(ours, last, kind) for name, kind in _PRECISIONS.items()}
+    works["Conv3d"] = _forward(other, images, None)
+    times = interleave(works, num_rounds)
+    label = f"evaluation at {SIZE}, batch {BATCH}, against Conv3d contiguous, "
+    return [
+        compare_rates(label + name, BATCH, times[name], times["Conv3d"]) for name in _PRECISIONS
+    ]
+
+
+def roofline_rows(num_rounds: int) -> list[Row]:
+    """Compare a step's arithmetic with what this machine's own matrix product does.
+
+    Convolutions and matrix products are counted, the compiled lambda layers are not, though their
+    time is: the machine is used better than these rows say.
+    """
+    images, labels = _batch()
+    last = images.contiguous(memory_format=torch.channels_last)
+    train, evaluate = channels_last(network().train()), channels_last(folded(network()))
+    works: dict[str, Callable[[], object]] = {}
+    for name, kind in _PRECISIONS.items():
+        works[f"training step, {name}"] = training_step(train, last, labels, kind)
+        works[f"evaluation, {name}"] = _forward(evaluate, last, kind)
+    flops = {name: _count_flops(work) for name, work in works.items()}
+    for name, kind in _PRECISIONS.items():
+        works[name] = _gemm(kind or torch.float32)
+    times = interleave(works, num_rounds)
+    rows = []
+    for name, count in flops.items():
+        gemm = times[name.rsplit(", ", maxsplit=1)[1]]
+        speeds = [count / 1e9 / t for t in times[name]]
+        best = [2 * _GEMM_SIDE**3 / 1e9 / t for t in gemm]
+        label = f"{name}: arithmetic but for the lambda layers, against a {_GEMM_SIDE}^3 product"
+        rows.append(row_of(label, speeds, best, "GFLOP/s", is_rate=True))
+    return rows
+
+
+def training_memory_row() -> Row:
+    """Compare the peak memory of a float32 training step, beyond what the network takes."""
+    code = """
+import torch
+from tests.bench.network import channels_last, network, training_step, BATCH, SIZE
+from tests.bench.reference import with_conv3d_layers
+net = {make}.train()
+images = torch.randn(BATCH, 3, SIZE, SIZE){layout}
+step = training_step(net, images, torch.arange(BATCH) % 2, None)
+mark()
+step()
+step()
+"""
+    last = "memory_format=torch.channels_last"
+    ours = peak_memory_mb(
+        code.format(make="channels_last(network())", layout=f".contiguous({last})")
+    )
+    other = peak_memory_mb(code.format(make="with_conv3d_layers(network())", layout=""))
+    return row_of(
+        f"peak memory of a float32 training step, batch {BATCH}, against Conv3d",
+        [ours[1]],
+        [other[1]],
+        "MB",
+        at_least=1 / 0.75,
+    )
+
+
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: torch.dtype | None
+) -> Callable[[], None]:
+    """Make what takes one training step, with L_KL."""
+    objective = Objective(
+        bias_image=torch.zeros_like(images[0]), theta_b=0.2, lambda_lab=1.0, lambda_kl=1.0
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    num_images = torch.tensor(float(len(images)))
+
+    def work() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            _, sums = objective.sums(model, images, labels)
+        loss = objective.combine(sums, num_images, num_images).total
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return work
+
+
+def _batch() -> tuple[Tensor, Tensor]:
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return images, torch.arange(BATCH) % 2
+
+
+def _forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Callable[[], None]:
+    def work() -> None:
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", precision, enabled=precision is not None),
+        ):
+            model(images)
+
+    return work
+
+
+def _gemm(dtype: torch.dtype) -> Callable[[], object]:
+    a, b = (torch.randn(_GEMM_SIDE, _GEMM_SIDE).to(dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+def _count_flops(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())

@@ -1,0 +1,63 @@
+"""The measurements as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from labn.report.style import BLUE, COLOURS, GREY, VERMILION, new_figure, polish
+from tests.bench.growth import Growth
+from tests.bench.timing import Row
+
+_ROW_IN = 0.62
+_NAME_LETTERS = 58
+
+
+def ratios_figure(rows: Sequence[Row]) -> Figure:
+    """Draw each ratio with its quartiles, beside what is asked of it where something is."""
+    figure = new_figure(10.0, 1.2 + _ROW_IN * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        colour = VERMILION if row.falls_short else BLUE
+        axes.barh(place, row.ratio, color=colour, height=0.6)
+        axes.plot([row.low, row.high], [place, place], color="black", linewidth=1.2)
+        if row.at_least is not None:
+            axes.plot([row.at_least] * 2, [place - 0.4, place + 0.4], color=GREY, linestyle=":")
+        axes.annotate(
+            f"{row.ratio:.3g}x", (max(row.high, row.ratio), place), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [fill(row.name, _NAME_LETTERS) for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times better (line: quartiles; dotted: asked for; orange: falls short)")
+    polish(axes)
+    return figure
+
+
+def growth_figure(panels: Sequence[Growth]) -> Figure:
+    """Draw a panel for each cost, on logarithmic axes."""
+    figure = new_figure(4.0 * len(panels), 3.6)
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=True):
+        _draw(axes, panel)
+    return figure
+
+
+def _draw(axes: Axes, panel: Growth) -> None:
+    for (name, values), colour in zip(panel.lines.items(), cycle(COLOURS), strict=False):
+        axes.plot(panel.sizes, values, marker="o", label=name, color=colour)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(panel.sizes, [str(size) for size in panel.sizes])
+    axes.minorticks_off()
+    axes.set_xlabel(panel.size)
+    axes.set_ylabel(panel.unit)
+    axes.set_title(panel.name, fontsize=10)
+    axes.legend(fontsize=8)
+    polish(axes)

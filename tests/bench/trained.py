@@ -1,0 +1,81 @@
+"""bf16 on trained networks: how far PID's curves are from float32's, and what it saves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labn import patch_insertion_deletion
+from labn.data.batches import standardise
+from labn.metrics.faithfulness import PatchInsertionDeletion
+from labn.model.folding import folded
+from labn.model.network import upsample_attention
+from labn.runs.build import load_dataset, place_network, require_part, restore_network
+from labn.runs.folder import RunFolder
+from labn.runs.reporting import SilentReporter
+from tests.bench.timing import Row, compare, interleave
+
+_NUM_IMAGES = 8
+_PATCH_SIZES = {"synthetic": 8}
+
+
+def trained_rows(num_rounds: int, runs: list[Path], out: Path) -> list[Row]:
+    """Compare on given runs; on the demonstration's, which is trained first, where none is."""
+    if not runs:
+        runs = [out / "trained"]
+        command = ("train", "configs/demo.yaml", f"output_dir={runs[0]}", "tracking.uri=none")
+        subprocess.run([sys.executable, "-m", "labn", *command], check=True, capture_output=True)
+    return [_row(num_rounds, RunFolder(run)) for run in runs]
+
+
+def _row(num_rounds: int, folder: RunFolder) -> Row:
+    config = folder.load_config()
+    best = folder.load_best()
+    dataset = load_dataset(config, SilentReporter())
+    cpu = torch.device("cpu")
+    model = place_network(folded(restore_network(best, config)), config, cpu).eval()
+    part = require_part(dataset, "validation")
+    positives = part.select((part.labels > 0).nonzero()[0][:_NUM_IMAGES])
+    images = standardise(positives.pixels(np.arange(len(positives))), dataset.statistics, cpu)
+    labels = torch.as_tensor(positives.labels)
+    with torch.inference_mode():
+        size = (config.data.image_size, config.data.image_size)
+        saliency = upsample_attention(model(images).attention, size)
+    results: dict[str, PatchInsertionDeletion] = {}
+
+    def predict(x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return model(x).logits.float().softmax(-1)
+
+    def score(name: str, precision: torch.dtype | None) -> None:
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            results[name] = patch_insertion_deletion(
+                predict, images, saliency, labels,
+                patch_size=_PATCH_SIZES.get(config.data.name, 16),
+                baseline=dataset.statistics.bias_image, num_points=33, batch_size=16,
+            )  # fmt: skip
+
+    works = {
+        "bf16": lambda: score("bf16", torch.bfloat16),
+        "float32": lambda: score("float32", None),
+    }
+    times = interleave(works, num_rounds)
+    exact, half = results["float32"], results["bf16"]
+    error = max(
+        (half.insertion_curve - exact.insertion_curve).abs().max().item(),
+        (half.deletion_curve - exact.deletion_curve).abs().max().item(),
+    )
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return compare(
+        f"PID in bf16 against float32, {config.model.backbone} of {num_parameters:,} parameters"
+        f" trained on {config.data.name}, {len(positives)} images of {config.data.image_size}",
+        times["bf16"],
+        times["float32"],
+        error,
+        "largest difference of a curve",
+    )
