@@ -41,7 +41,7 @@ def standardise(
         values.to(device, torch.float32).view(-1, 1, 1)
         for values in (statistics.mean, statistics.std)
     )
-    return (images / 255 - mean) / std
+    return images.div_(255).sub_(mean).div_(std)
 
 
 class TrainingBatches:

@@ -49,9 +49,11 @@ def rise(
         num_masks, (images.shape[2], images.shape[3]), grid_size, keep_probability, seed
     )
     sums: list[Tensor] = [images.new_zeros(())] * len(images)
+    # One room for every batch: freed and made anew, it would leave holes that do not fit the next.
+    room_nij = images.new_empty(min(batch_size, num_masks), *masks.image_size)
     with torch.no_grad():
         for start in range(0, num_masks, batch_size):
-            masks_nij = masks.expand(slice(start, start + batch_size), images)
+            masks_nij = masks.expand(slice(start, start + batch_size), images, room_nij)
             for index, image in enumerate(images):
                 scores_nc = predict(masks_nij.unsqueeze(1) * image)
                 sums[index] = sums[index] + _weigh(scores_nc, masks_nij)
@@ -98,9 +100,12 @@ class GridMasks:
     offsets: Int64[Tensor, "n 2"]
     image_size: tuple[int, int]
 
-    def expand(self, part: slice, like: Tensor) -> Float[Tensor, "n h w"]:
+    def expand(
+        self, part: slice, like: Tensor, room: Tensor | None = None
+    ) -> Float[Tensor, "n h w"]:
         """Make some of the masks, in [0, 1], with the type and device of a tensor.
 
+        ``room`` for as many or more of them is written to, where it is given.
         Bilinear upsampling is separable, so that a mask is R_y G R_x^T with few columns in R.
         """
         grids_ngk = self.grids_ngk[part].to(like)
@@ -110,7 +115,8 @@ class GridMasks:
             for axis, length in enumerate(self.image_size)
         )
         with torch.autocast(like.device.type, enabled=False):
-            return rows_ngi.mT @ grids_ngk @ columns_nkj
+            out = None if room is None else room[: len(grids_ngk)]
+            return torch.matmul(rows_ngi.mT @ grids_ngk, columns_nkj, out=out)
 
 
 def draw_masks(
