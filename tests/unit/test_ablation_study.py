@@ -63,6 +63,21 @@ def test_every_condition_is_crossed_with_every_seed(read, tmp_path):
     assert run.config.tracking.parent_run_id == "parent"
 
 
+@pytest.mark.parametrize(
+    ("storage", "place"),
+    [
+        ("s3://bucket/study", "s3://bucket/study/no-kl/seed-5"),
+        ("copies", "{here}/copies/no-kl/seed-5"),
+    ],
+)
+def test_every_run_has_its_own_place_in_storage(read, tmp_path, storage, place):
+    runs = read(base=STUDY["base"] | {"train": {"storage": storage}}).runs()
+
+    places = [str(run.config.train.storage) for run in runs]
+    assert len(set(places)) == 4
+    assert places[3] == place.format(here=tmp_path)
+
+
 def test_only_what_differs_between_conditions_is_shown(read):
     study = read(fixed={"train.epochs": 7})
 

@@ -12,6 +12,7 @@ from test_search_space import SEARCH
 
 from labn.errors import UserError
 from labn.search.pruning import Rungs
+from labn.search.records import Records
 from labn.search.settings import PruningConfig, SearchConfig, read_search
 from labn.search.space import Space
 from labn.search.study import Outcome, Study, epochs_of, is_feasible, metrics_of, reason_of
@@ -279,3 +280,29 @@ def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
     assert search.storage_url == f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setenv("LABN_SHARED", "/mnt/labn")
     assert search.storage_url == f"journal:{tmp_path}/study.journal"
+
+
+class Silent:
+    def say(self, text):
+        pass
+
+    def show(self, board):
+        pass
+
+
+def test_every_trial_has_its_own_place_in_storage(tmp_path):
+    tree = copy.deepcopy(SEARCH)
+    tree["base"]["train"] = {"storage": "s3://bucket/search"}
+    tree |= {"space": SPACE, "output_dir": str(tmp_path / "search")}
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    search = read_search(path)
+    space = Space(search, path)
+    records = Records(search, space, Study(search, space), Silent())
+    point = {"model.theta_alpha": 0.5, "loss.theta_b": 0.2}
+
+    configs = [records.trial_config(point, number, tmp_path / str(number)) for number in (0, 1)]
+
+    assert [config.train.storage for config in configs] == [
+        "s3://bucket/search/trials/0", "s3://bucket/search/trials/1"
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A number of workers that may change: real nodes of a real Ray cluster leave and join."""
+"""Workers on several nodes of a real Ray cluster; nodes leave, join and are taken back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import ENVIRONMENT, wait_for, write_config
+from command_line import ENVIRONMENT, assert_mistake, wait_for, write_config
+from ray.util.state import list_placement_groups
 
 from labn import checkpoint
 from labn.tracking import browsing
@@ -29,12 +30,13 @@ COMMAND = (
 
 @pytest.fixture
 def cluster():
-    """Two nodes of one CPU each."""
+    """A head of one CPU, to which tests add nodes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        head = {"num_cpus": 1, "resources": {"fast": 1}}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         yield cluster
         cluster.shutdown()
 
@@ -74,6 +76,38 @@ def tracker(tmp_path):
         port = probe.getsockname()[1]
     with browsing.serving(f"sqlite:///{tmp_path / 'mlflow.db'}", "127.0.0.1", port):
         yield f"http://127.0.0.1:{port}"
+
+
+def test_workers_lie_where_they_are_asked_to(tmp_path, cluster, started):
+    cluster.add_node(num_cpus=1, resources={"fast": 1})
+    cluster.wait_for_nodes()
+    config = write_config(tmp_path, train__epochs=5000, train__early_stopping_patience=None)
+    command = [
+        sys.executable, "-m", "labn", "train", str(config), "--workers", "2",
+        "--placement", "STRICT_SPREAD", "--resource",
+    ]  # fmt: skip
+    environment = ENVIRONMENT | {"RAY_ADDRESS": cluster.address}
+
+    refused = subprocess.run(
+        [*command, "fast=2"], capture_output=True, text=True, env=environment, timeout=PATIENCE_S
+    )
+    assert_mistake(refused, "--workers 2: need 4 fasts, but this machine has 2", "--resource fast=")
+    process = started(
+        [*command, "fast=1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    wait_for(lambda: checkpoint.newest_path(tmp_path / "run/checkpoints") is not None, process)
+    process.send_signal(signal.SIGTERM)
+
+    groups = [group for group in list_placement_groups(cluster.address, detail=True)
+              if len(group.bundles) == 2]  # fmt: skip
+    assert process.communicate(timeout=PATIENCE_S)[1]
+    (group,) = groups
+    assert all(
+        {key: bundle["unit_resources"][key] for key in ("CPU", "fast")} == {"CPU": 1, "fast": 1}
+        for bundle in group.bundles
+    )
+    assert len({bundle["node_id"] for bundle in group.bundles}) == 2
 
 
 def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
