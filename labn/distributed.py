@@ -93,8 +93,8 @@ def _check_room(workers: Workers) -> None:
     ):
         if least * wanted > has.get(name, 0):
             raise UserError(
-                f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
-                f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
+                f"--workers {least}: need {least * wanted:g} {name}s, but there"
+                f" are {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
             )
 
 
