@@ -8,10 +8,11 @@ whoever starts again, Ray a worker or a person the command, goes on from the new
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.parallel import Group, Workers, fault_of_sharing
 from labn.preflight import Needs, check_nodes
+from labn.room import demand, supply
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -38,6 +40,8 @@ _TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s a
 _RESIZE_S = 60.0
 """How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
+_ROOM_S = 30.0
+"""How long workers may take to start before it is said what they wait for."""
 
 
 def train_distributed(
@@ -93,8 +97,8 @@ def _check_room(workers: Workers) -> None:
     ):
         if least * wanted > has.get(name, 0):
             raise UserError(
-                f"--workers {least}: need {least * wanted:g} {name}s, but there"
-                f" are {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
+                f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
+                f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
             )
 
 
@@ -247,7 +251,7 @@ class _Driver:
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
-        self._reporter, self._should_stop = reporter, should_stop
+        self._workers, self._reporter, self._should_stop = workers, reporter, should_stop
         self._mailbox = _place_mailbox()
         self._num_starts = 0
         self._failure: ray.train.TrainingFailedError | None = None
@@ -281,9 +285,13 @@ class _Driver:
         """Train; see ``train_distributed``."""
         fitting = threading.Thread(target=self._fit, daemon=True)
         fitting.start()
+        patience_s = time.monotonic() + _ROOM_S
         while fitting.is_alive():
             fitting.join(_POLL_S)
             self._pass_on()
+            if not self._num_starts and time.monotonic() > patience_s:
+                self._say_what_is_missing()
+                patience_s = math.inf
         verdict: tuple[str, Any] | None = ray.get(self._mailbox.verdict.remote())
         kind, content = verdict or ("lost", None)
         if kind == "finished" and content is not None:
@@ -293,6 +301,13 @@ class _Driver:
         if kind == "UserError":
             raise UserError(content)
         raise RunFailed(content or f"the workers failed: {_reason(self._failure)}")
+
+    def _say_what_is_missing(self) -> None:
+        workers = replace(self._workers, num=self._workers.least or self._workers.num)
+        self._reporter.say(
+            f"waiting for room: the run {demand(workers)}; the cluster has {supply(workers)},"
+            " some of it in use"
+        )
 
     def _fit(self) -> None:
         try:

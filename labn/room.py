@@ -57,19 +57,21 @@ def check_room(workers: Workers, section: str) -> None:
     """
     if num_slots(workers) < workers.num:
         raise UserError(
-            f"{section}: {demand(workers)}, but this machine has {supply()};"
+            f"{section}: {demand(workers)}, but this machine has {supply(workers)};"
             f" give smaller {section}.cpus, {section}.gpus or {section}.workers"
         )
 
 
 def demand(workers: Workers) -> str:
     """Say what a run needs."""
-    gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
-    each = f"{workers.cpus:g} CPUs{gpus}"
+    gpus = {"GPUs": workers.gpus} if workers.gpus else {}
+    wanted = {"CPUs": workers.cpus, **gpus, **workers.resources}
+    each = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
     return f"needs {each}" if workers.num == 1 else f"needs {workers.num} x {each}"
 
 
-def supply() -> str:
-    """Say what the cluster has."""
+def supply(workers: Workers) -> str:
+    """Say what the cluster has of what a run may need."""
     has: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+    names = {"CPU": "CPUs", "GPU": "GPUs"} | {name: name for name in workers.resources}
+    return " and ".join(f"{has.get(key, 0):g} {name}" for key, name in names.items())

@@ -115,7 +115,7 @@ class Events(Unpickled, Callback):
             self._last_run_s = now_s
             self._say(
                 f"waiting for room: a trial {demand(self._search.trial.processes)}; the cluster has"
-                f" {supply()}, some of it in use"
+                f" {supply(self._search.trial.processes)}, some of it in use"
             )
         self._watcher.show(self._board)
 

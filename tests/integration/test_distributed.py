@@ -206,7 +206,7 @@ def test_workers_that_this_machine_cannot_hold_are_refused(tmp_path):
     done = run("train", config_in(tmp_path), "--workers", "2", "--cpus-per-worker", "1000")
 
     assert done.returncode == 2
-    assert "--workers 2: need 2000 CPUs, but there are" in done.stderr
+    assert "--workers 2: need 2000 CPUs, but this machine has" in done.stderr
 
 
 def test_workers_that_cannot_share_a_batch_are_refused_at_once(tmp_path):
