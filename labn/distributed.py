@@ -253,7 +253,7 @@ class _Driver:
     ) -> None:
         self._workers, self._reporter, self._should_stop = workers, reporter, should_stop
         self._mailbox = _place_mailbox()
-        self._num_starts = 0
+        self._num_starts, self._is_given_up = 0, False
         self._failure: ray.train.TrainingFailedError | None = None
         gpus = {"GPU": workers.gpus} if workers.gpus else {}
         resources = {"CPU": workers.cpus} | gpus | dict(workers.resources)
@@ -289,6 +289,10 @@ class _Driver:
         while fitting.is_alive():
             fitting.join(_POLL_S)
             self._pass_on()
+            if not self._num_starts and self._should_stop():
+                # Nobody is there to be told, and nothing to be saved.
+                self._is_given_up = True
+                raise Interrupted
             if not self._num_starts and time.monotonic() > patience_s:
                 self._say_what_is_missing()
                 patience_s = math.inf
@@ -314,6 +318,10 @@ class _Driver:
             self._trainer.fit()
         except ray.train.TrainingFailedError as error:
             self._failure = error
+        except Exception:
+            # Ray ends while this thread still waits for it.
+            if not self._is_given_up:
+                raise
 
     def _pass_on(self) -> None:
         messages, sizes = ray.get(self._mailbox.take.remote(self._should_stop()))
