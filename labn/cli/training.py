@@ -113,6 +113,7 @@ def train(
 
 
 def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
+    from labn.runs.folder import RunFolder
     from labn.runs.training import train_run
     from labn.train import Interrupted
 
@@ -126,6 +127,8 @@ def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
 
                 summary = train_distributed(config, workers, reporter, stop.is_requested)
         except Interrupted:
+            if not RunFolder(config.output_dir).config_file.is_file():
+                raise RunFailed("stopped as asked, before anything was trained") from None
             raise RunFailed(
                 f"stopped as asked; everything is saved: `labn train --resume {config.output_dir}`"
                 " goes on from here"
