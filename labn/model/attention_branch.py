@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model.backbone import Bottleneck, convolution_spatial
+from labn.model.half import at_least_float32
 
 _EXPANSION = 4
 _NUM_FEATURES = 10
@@ -52,6 +54,10 @@ class AttentionBranch(nn.Module):
 
     def forward(self, h_lfe: Float[Tensor, "b c h w"]) -> BranchOutput:
         """Compute alpha~ and the branch's logits."""
-        f = self.relu(self.conv1(self.bn1(self.layer1(h_lfe))))
-        attention = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(f))))).sigmoid()
-        return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))
+        wide = self.layer1(h_lfe)
+        # Thresholds make of a small error of alpha~ another map, and the heads cost next to
+        # nothing: under autocast too they compute in float32.
+        with torch.autocast(wide.device.type, enabled=False):
+            f = self.relu(self.conv1(self.bn1(at_least_float32(wide))))
+            attention = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(f))))).sigmoid()
+            return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model import compiled_lambda
+from labn.model.half import at_least_float32
 from labn.model.position_lambda import position_lambda
 
 
@@ -102,7 +103,7 @@ class LambdaLayer(nn.Module):
         bias: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
         # Sums over hundreds of positions: under autocast they are still taken in float32.
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = _at_least_float32(q), _at_least_float32(k), _at_least_float32(v)
+            q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
             # The kernel's bias adds the same to every position's lambda: fold it into the content.
             content_bkv = content_lambda(k, v) + bias[:, None]
             y_bchw = self._apply_lambdas(q, v, content_bkv, (x.shape[2], x.shape[3]))
@@ -139,7 +140,3 @@ def _with_fitting_gradient(x: Tensor) -> Tensor:
         copy = Tensor.clone if len(x) == 1 else Tensor.contiguous
         x.register_hook(lambda gradient: copy(gradient, memory_format=layout))  # type: ignore[no-untyped-call]
     return x
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

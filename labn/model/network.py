@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labn.model.attention_branch import AttentionBranch
 from labn.model.backbone import Stem, build_bottlenecks, init_convolutions
+from labn.model.half import at_least_float32
 from labn.model.plans import PLANS
 
 
@@ -68,10 +69,13 @@ class LABN(nn.Module):
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)
         attention, branch_logits = self.attention_branch(h_lfe)
-        h = threshold_attention(attention, self.theta_alpha) * h_lfe
+        # In the features' own precision, which may be half of the map's.
+        h = threshold_attention(attention, self.theta_alpha).to(h_lfe) * h_lfe
         for bottleneck in self.bottlenecks[self.split :]:
             h = bottleneck(h)
-        return LABNOutput(self.fc(h.mean(dim=(2, 3))), branch_logits, attention)
+        with torch.autocast(h.device.type, enabled=False):
+            logits = self.fc(at_least_float32(h).mean(dim=(2, 3)))
+        return LABNOutput(logits, branch_logits, attention)
 
 
 def threshold_attention(

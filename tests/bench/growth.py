@@ -44,12 +44,12 @@ def measure_growth(num_rounds: int) -> list[Growth]:
 
 
 def _of_map(num_rounds: int) -> Growth:
-    """Forward and backward of one lambda layer, 256 channels, batch 2."""
+    """Forward and backward of one lambda layer, 64 channels, batch 2."""
     torch.manual_seed(0)
-    layers = {"labn": LambdaLayer(256), "Conv3d": with_conv3d_layers(LambdaLayer(256))}
+    layers = {"labn": LambdaLayer(64), "Conv3d": with_conv3d_layers(LambdaLayer(64))}
 
     def work(layer: nn.Module, side: int) -> Callable[[], None]:
-        x = torch.randn(2, 256, side, side).requires_grad_()
+        x = torch.randn(2, 64, side, side).requires_grad_()
         return lambda: layer(x).square().mean().backward()  # type: ignore[no-any-return]
 
     lines = _lines(layers, _SIDES, work, num_rounds)

@@ -16,7 +16,7 @@ from labn.data.dataset import ChannelStatistics
 from labn.data.decode import resize
 from labn.explain.rise import draw_masks
 from labn.model.folding import folded
-from tests.bench.network import SIZE, channels_last, network
+from tests.bench.network import SIZE, channels_last, network, settled
 from tests.bench.reference import pid_one_by_one, rise_at_once, with_conv3d_layers
 from tests.bench.timing import Row, compare, interleave, peak_memory_mb, row_of
 
@@ -27,8 +27,8 @@ _LEAST_PID = {"float32": 1.6, "bf16": 3.3}
 
 def pid_rows(num_rounds: int) -> list[Row]:
     """Time PID of one image over all 197 points, float32 and bf16, against batch 1 by Conv3d."""
-    ours = channels_last(folded(network()))
-    other = with_conv3d_layers(network()).eval()
+    model = settled(network())
+    ours, other = channels_last(folded(model)), with_conv3d_layers(model)
     generator = torch.Generator().manual_seed(0)
     image, saliency = (
         torch.randn(3, SIZE, SIZE, generator=generator),

@@ -1,0 +1,11 @@
+"""Where a network that computes in half precision does not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Give bfloat16 and float16 as float32; other types as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
