@@ -37,9 +37,10 @@ def rise(
     probabilities, and comparable only within one map.
 
     Only the masks of one batch exist at a time. ``predict`` is given ``batch_size`` masked copies
-    of one image at a time, on the device of ``images``, without gradients; ``on_batch`` is called
-    after each. Departure from the authors' release of LABN: a cell is kept with
-    ``keep_probability`` itself; there a normal deviate is compared with it.
+    of one image at a time, on the device of ``images``, without gradients; the next copies are
+    written over them. ``on_batch`` is called after each. Departure from the authors' release of
+    LABN: a cell is kept with ``keep_probability`` itself; there a normal deviate is compared with
+    it.
 
     Raises:
         ValueError: an argument, or what ``predict`` returns, breaks its rule.
@@ -50,12 +51,16 @@ def rise(
     )
     sums: list[Tensor] = [images.new_zeros(())] * len(images)
     # One room for every batch: freed and made anew, it would leave holes that do not fit the next.
-    room_nij = images.new_empty(min(batch_size, num_masks), *masks.image_size)
+    num_rows = min(batch_size, num_masks)
+    room_nij = images.new_empty(num_rows, *masks.image_size)
+    room_ncij = images.new_empty(num_rows, *images.shape[1:])
     with torch.no_grad():
         for start in range(0, num_masks, batch_size):
             masks_nij = masks.expand(slice(start, start + batch_size), images, room_nij)
             for index, image in enumerate(images):
-                scores_nc = predict(masks_nij.unsqueeze(1) * image)
+                masked_ncij = room_ncij[: len(masks_nij)]
+                torch.mul(masks_nij.unsqueeze(1), image, out=masked_ncij)
+                scores_nc = predict(masked_ncij)
                 sums[index] = sums[index] + _weigh(scores_nc, masks_nij)
                 on_batch()
     return torch.stack(sums) / (num_masks * keep_probability)

@@ -38,7 +38,7 @@ def settled(model: LABN) -> LABN:
     """
     for module in model.modules():
         if isinstance(module, Bottleneck):
-            nn.init.constant_(module.bn3.weight, 0.5)
+            nn.init.constant_(module.bn3.weight, 0.1)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():

@@ -15,6 +15,7 @@ from tests.bench.timing import Row
 
 _ROW_IN = 0.62
 _NAME_LETTERS = 58
+_COLUMNS = 3
 
 
 def ratios_figure(rows: Sequence[Row]) -> Figure:
@@ -42,10 +43,13 @@ def ratios_figure(rows: Sequence[Row]) -> Figure:
 
 def growth_figure(panels: Sequence[Growth]) -> Figure:
     """Draw a panel for each cost, on logarithmic axes."""
-    figure = new_figure(4.0 * len(panels), 3.6)
-    grid = figure.subplots(1, len(panels), squeeze=False)
-    for axes, panel in zip(grid.flat, panels, strict=True):
+    num_rows = -(-len(panels) // _COLUMNS)
+    figure = new_figure(4.0 * _COLUMNS, 3.4 * num_rows)
+    grid = figure.subplots(num_rows, _COLUMNS, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
         _draw(axes, panel)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
     return figure
 
 
