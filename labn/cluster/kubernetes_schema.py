@@ -111,6 +111,7 @@ _CLUSTER = _object(
         version=TEXT,
     ),
     headGroupSpec=_object(
+        "rayStartParams",
         "template",
         serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
         enableIngress=FLAG,
@@ -120,6 +121,7 @@ _CLUSTER = _object(
     workerGroupSpecs=_list(
         _object(
             "groupName",
+            "rayStartParams",
             "template",
             groupName=TEXT,
             replicas=COUNT,

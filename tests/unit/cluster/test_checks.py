@@ -89,6 +89,8 @@ MISTAKES = [
      ("idle_timeout_minutes: 5", "idle_timeout_minutes: 0")),
     ("kuberay.yaml", "schema", "spec.headGroupSpec: unknown key serviceTyp. Did you mean",
       ("serviceType: ClusterIP", "serviceTyp: ClusterIP")),
+    ("kuberay.yaml", "schema", "rayStartParams",
+     ("      rayStartParams:\n        object-store-memory: \"500000000\"\n", "")),
     ("kuberay.yaml", "schema", "RayJob: spec: unknown key backofLimit. Did you mean",
      ("backoffLimit: 0", "backofLimit: 0")),
     ("kuberay.yaml", "schema", "kind = RayClusters: none that is looked at",
