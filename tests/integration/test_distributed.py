@@ -24,11 +24,16 @@ PATIENCE_S = 90
 
 
 def config_in(folder, **changes):
-    """Write a run of 40 steps with a checkpoint after each; a third of a second a step."""
+    """Write a run of 160 steps with a checkpoint after each.
+
+    Workers go on for some seconds after their driver was killed; that must not take them to the
+    end.
+    """
     folder.mkdir(exist_ok=True)
     settings = {
-        "train__epochs": 10, "train__checkpoint_steps": 1, "train__log_steps": 1,
-        "train__keep_checkpoints": 3, "tracking__uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "train__epochs": 40, "train__early_stopping_patience": None,
+        "train__checkpoint_steps": 1, "train__log_steps": 1, "train__keep_checkpoints": 3,
+        "tracking__uri": f"sqlite:///{folder / 'mlflow.db'}",
         "tracking__log_model": False,
     }  # fmt: skip
     return write_config(folder, **(settings | changes))
