@@ -20,8 +20,8 @@ class TrainingCheckpoint(TypedDict):
     """All that a training run needs to go on as if it had never stopped.
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
-    sampler's position too. ``lambda_layers`` is what computed them, see
-    ``labn.model.compiled_lambda.form``; the first checkpoints did not say it.
+    sampler's position too. ``kernels`` is what computed them, see
+    ``labn.model.compiled.form``; the first checkpoints did not say it.
     """
 
     model: dict[str, Any]
@@ -31,7 +31,7 @@ class TrainingCheckpoint(TypedDict):
     progress: dict[str, Any]
     random_states: dict[str, Any]
     config: dict[str, Any]
-    lambda_layers: NotRequired[str]
+    kernels: NotRequired[str]
 
 
 class ModelCheckpoint(TypedDict):

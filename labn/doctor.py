@@ -138,20 +138,18 @@ def _check_torchvision() -> Check:
 
 def _check_compiler() -> Check:
     try:
-        from labn.model import compiled_lambda
+        from labn.model import compiled
     except (ImportError, OSError):
         return Check(
             "compiler", "warn", "not looked for: torch cannot be imported", "mend torch first"
         )
     if os.environ.get("LABN_COMPILE", "1") == "0":
-        return Check("compiler", "ok", "not used: LABN_COMPILE=0; torch computes lambda layers")
-    found = compiled_lambda.compiler()
+        return Check("compiler", "ok", "not used: LABN_COMPILE=0; torch computes all")
+    found = compiled.compiler()
     if found is None:
-        mend = (
-            "install g++ for faster lambda layers on a CPU; the results are the same, to rounding"
-        )
-        return Check("compiler", "warn", "none; torch computes lambda layers", mend)
-    return Check("compiler", "ok", f"{found}, for the lambda layers on a CPU")
+        mend = "install g++ for a faster network on a CPU; the results are the same, to rounding"
+        return Check("compiler", "warn", "none; torch computes all", mend)
+    return Check("compiler", "ok", f"{found}, for lambda layers and batch norm on a CPU")
 
 
 def _check_memory() -> Check:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from labn.model.backbone import Bottleneck, convolution_spatial
 from labn.model.half import at_least_float32
+from labn.model.norm import normalise, recomputed
 
 _EXPANSION = 4
 _NUM_FEATURES = 10
@@ -58,6 +59,9 @@ class AttentionBranch(nn.Module):
         # Thresholds make of a small error of alpha~ another map, and the heads cost next to
         # nothing: under autocast too they compute in float32.
         with torch.autocast(wide.device.type, enabled=False):
-            f = self.relu(self.conv1(self.bn1(at_least_float32(wide))))
-            attention = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(f))))).sigmoid()
+            y = normalise(self.bn1, wide, dtype=at_least_float32(wide).dtype)
+            with recomputed(y):
+                f = self.relu(self.conv1(y))
+            y = normalise(self.bn2, self.conv2(f), relu=True)
+            attention = normalise(self.bn3, self.conv3(y)).sigmoid()
             return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))

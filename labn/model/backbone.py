@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model.lambda_layer import LambdaLayer
+from labn.model.norm import normalise, recomputed
 from labn.model.plans import BackbonePlan
 
 Spatial = Callable[[int, int], nn.Module]
@@ -31,12 +32,13 @@ class Stem(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Turn images into the first feature map."""
-        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        y = normalise(self.bn1, self.conv1(images), relu=True)
+        with recomputed(y):
+            features: Tensor = self.maxpool(y)
         return features
 
 
@@ -56,8 +58,7 @@ class Bottleneck(nn.Module):
         # Start as the identity: lambda layers multiply their inputs, so that without it the
         # activations of an untrained stack in evaluation mode grow beyond any float.
         nn.init.zeros_(self.bn3.weight)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
@@ -66,13 +67,17 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Add the transformed input to the input."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += shortcut
-        out: Tensor = self.relu(y)
-        return out
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = normalise(norm, convolution(x))
+        y = normalise(self.bn1, self.conv1(x), relu=True)
+        with recomputed(y):
+            y = self.conv2(y)
+        y = normalise(self.bn2, y, relu=True)
+        with recomputed(y):
+            y = self.conv3(y)
+        return normalise(self.bn3, y, relu=True, shortcut=shortcut)
 
 
 def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:

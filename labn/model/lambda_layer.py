@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from labn.model import compiled_lambda
 from labn.model.half import at_least_float32
+from labn.model.norm import normalise, recomputed
 from labn.model.position_lambda import position_lambda
 
 
@@ -87,23 +88,29 @@ class LambdaLayer(nn.Module):
 
     def project(self, x: Float[Tensor, "b c h w"]) -> Projections:
         """Compute Q, K and V (eq. 3 and 4)."""
+        return self._arrange(*self._normalised_maps(x))
+
+    def _normalised_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
-        q, v = _with_fitting_gradient(self.norm_q(q)), _with_fitting_gradient(self.norm_v(v))
+        # Sums over hundreds of positions follow: under autocast they are still taken in float32.
+        dtype = at_least_float32(x).dtype
+        return normalise(self.norm_q, q, dtype=dtype), k, normalise(self.norm_v, v, dtype=dtype)
+
+    def _arrange(self, q: Tensor, k: Tensor, v: Tensor) -> Projections:
         return Projections(
-            q.reshape(x.shape[0], self.num_heads, self.key_depth, -1),
-            k.flatten(2).softmax(dim=-1),
+            q.reshape(q.shape[0], self.num_heads, self.key_depth, -1),
+            at_least_float32(k.flatten(2).softmax(dim=-1)),
             v.flatten(2),
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Apply content and position lambdas to the queries (eq. 7)."""
-        q, k, v = self.project(x)
+        q_map, k_map, v_map = self._normalised_maps(x)
+        q, k, v = self._arrange(q_map, k_map, v_map)
         bias: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
-        # Sums over hundreds of positions: under autocast they are still taken in float32.
-        with torch.autocast(x.device.type, enabled=False):
-            q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
+        with torch.autocast(x.device.type, enabled=False), recomputed(q_map, v_map):
             # The kernel's bias adds the same to every position's lambda: fold it into the content.
             content_bkv = content_lambda(k, v) + bias[:, None]
             y_bchw = self._apply_lambdas(q, v, content_bkv, (x.shape[2], x.shape[3]))
@@ -124,19 +131,3 @@ class LambdaLayer(nn.Module):
         y_bhvm = y_bhvm + position_lambda(q_bhkm, v_bvm, kernel_krr, map_size)
         # Not len(), which would fix the batch size of an exported network.
         return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
-
-
-def _with_fitting_gradient(x: Tensor) -> Tensor:
-    """Have the gradient of x arrive in the layout of x, with the strides of a new tensor.
-
-    Torch's batch norm on the CPU (seen in 2.14 and 2.15) makes wrong gradients, without a word, of
-    a batch of one whose gradient has channels_last strides and a batch stride that fits no such
-    tensor.
-    """
-    if x.requires_grad and not torch.compiler.is_exporting():
-        # The second is a no-op for a batch of one, whatever its strides.
-        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        copy = Tensor.clone if len(x) == 1 else Tensor.contiguous
-        x.register_hook(lambda gradient: copy(gradient, memory_format=layout))  # type: ignore[no-untyped-call]
-    return x

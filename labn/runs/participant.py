@@ -19,7 +19,7 @@ from labn.config import Config, flatten
 from labn.data.dataset import Dataset, Split
 from labn.evaluate import evaluate
 from labn.losses import Objective
-from labn.model import compiled_lambda
+from labn.model import compiled
 from labn.model.network import LABN
 from labn.optim import autocast, build_average, build_optimizer, build_schedule
 from labn.parallel import Group
@@ -141,7 +141,7 @@ class Participant:
             "data_digest": self.dataset.digest,
             "world_size": str(self.group.size),
             "restarts": str(self._num_restarts),
-            "lambda_layers": compiled_lambda.form(self.device),
+            "kernels": compiled.form(self.device),
         }
         self.tracker.set_tags(environment_tags() | tags)
         self.dataset.manifest.to_csv(self.folder.manifest_file, index=False)
@@ -169,12 +169,12 @@ class Participant:
             f"going on from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
             f" {self.trainer.batches.steps_per_epoch}"
         )
-        before, now = content.get("lambda_layers"), compiled_lambda.form(self.device)
+        before, now = content.get("kernels"), compiled.form(self.device)
         if before not in (None, now):
             logger.warning(
-                "%s: its lambda layers were computed by the %s form, and are by the %s form from"
-                " here on; the last digits of what follows are not those of a run that stays"
-                " with one (`labn doctor` says why there is no compiled form)",
+                "%s: was computed by %s kernels, and what follows is by %s ones; its last digits"
+                " are not those of a run that stays with one kind (`labn doctor` says why there are"
+                " no compiled ones)",
                 *(path, before, now),
             )
 
@@ -277,7 +277,7 @@ class Participant:
         if not self.group.is_first:
             return
         content["config"] = self._config_tree()
-        content["lambda_layers"] = compiled_lambda.form(self.device)
+        content["kernels"] = compiled.form(self.device)
         path = checkpoint.step_path(self.folder.checkpoints, global_step)
         checkpoint.save_atomically(content, path)
         checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)

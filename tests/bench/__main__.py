@@ -17,7 +17,7 @@ from pathlib import Path
 import mlflow
 import torch
 
-from labn.model import compiled_lambda
+from labn.model import compiled
 from labn.report.style import save_figure
 from tests.bench import layers, network, pictures, scores, search, timing, trained, trials, workers
 from tests.bench.growth import Growth, measure_growth
@@ -87,7 +87,7 @@ def _sections(
         "layers": layers.lambda_layer_rows,
         "step": network.training_step_rows,
         "evaluation": network.evaluation_rows,
-        "memory": lambda _: [network.training_memory_row()],
+        "memory": lambda _: network.training_memory_rows(),
         "roofline": network.roofline_rows,
         "pid": scores.pid_rows,
         "trained": lambda num_rounds: trained.trained_rows(num_rounds, given.run, given.out),
@@ -139,7 +139,7 @@ def machine() -> dict[str, object]:
         "processor": model,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "lambda_layers": compiled_lambda.form(torch.device("cpu")),
+        "kernels": compiled.form(torch.device("cpu")),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
     }

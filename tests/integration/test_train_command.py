@@ -13,7 +13,7 @@ import yaml
 from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, succeed, write_config
 from PIL import Image
 
-from labn.model import compiled_lambda
+from labn.model import compiled
 
 pytestmark = pytest.mark.slow
 
@@ -158,15 +158,15 @@ def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained.folder, moved)
     (moved / "summary.json").unlink()
-    if compiled_lambda.compiler() is None:
-        pytest.skip("without a C++ compiler there is one form of the lambda layers only")
+    if compiled.compiler() is None:
+        pytest.skip("without a C++ compiler there are torch's kernels only")
 
     assert "last digits" not in succeed("train", "--resume", moved).stderr
     (moved / "summary.json").unlink()
     changed = run("train", "--resume", moved, LABN_COMPILE="0")
 
     assert changed.returncode == 0, changed.stderr
-    assert "computed by the compiled form, and are by the torch form" in changed.stderr
+    assert "computed by compiled kernels, and what follows is by torch ones" in changed.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):

@@ -105,7 +105,7 @@ def test_bf16_of_the_cpu_is_told(checks, monkeypatch, capabilities, said):
     assert f", {said}" in checks()["torch"].detail
 
 
-def test_what_computes_the_lambda_layers_is_told(checks, monkeypatch):
+def test_what_computes_the_network_is_told(checks, monkeypatch):
     monkeypatch.setenv("LABN_COMPILE", "0")
     assert checks()["compiler"].detail.startswith("not used: LABN_COMPILE=0")
     monkeypatch.delenv("LABN_COMPILE")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from labn.model import compiled_lambda
+from labn.model import compiled, compiled_lambda
 from labn.model.compiled_lambda import apply_lambdas
 from labn.model.lambda_layer import LambdaLayer
 from labn.model.position_lambda import _by_fft, _dense
@@ -31,7 +31,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def fresh_library():
     yield
-    compiled_lambda._library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def make_case(seed, shape):
@@ -126,8 +126,8 @@ def test_without_the_kernel_the_layer_says_the_same_by_torch(why, monkeypatch, t
     else:
         (tmp_path / "broken.cpp").write_text("this is not C++")
         monkeypatch.setattr(compiled_lambda, "SOURCE", tmp_path / "broken.cpp")
-    compiled_lambda._library.cache_clear()
-    with caplog.at_level(logging.DEBUG, logger=compiled_lambda.__name__):
+    compiled.library.cache_clear()
+    with caplog.at_level(logging.DEBUG, logger=compiled.__name__):
         assert not compiled_lambda.is_available(x)
     assert "computed by torch" in caplog.text
     # Sums of a few hundred float64 products of order 1, in another order.
@@ -138,8 +138,8 @@ def test_without_the_kernel_the_layer_says_the_same_by_torch(why, monkeypatch, t
 @pytest.mark.slow
 def test_processes_that_start_together_compile_once_and_leave_nothing_else(tmp_path):
     code = (
-        "from pathlib import Path; from labn.model import compiled_lambda as module;"
-        f"print(module._built(Path({str(tmp_path)!r})).stat().st_ino)"
+        "from pathlib import Path; from labn.model import compiled, compiled_lambda as module;"
+        f"print(compiled.built(module.SOURCE, Path({str(tmp_path)!r})).stat().st_ino)"
     )
     together = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -44,7 +44,7 @@ def released_like(model, cut):
         stages.append(stage[0] if len(model.bottlenecks) == 1 else nn.Sequential(*stage))
         first += depth
     stem = model.stem
-    children = [stem.conv1, stem.bn1, stem.relu, stem.maxpool, *stages]
+    children = [stem.conv1, stem.bn1, nn.ReLU(), stem.maxpool, *stages]
     children += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc]
     released = nn.Module()
     released.feature_extractor = nn.Sequential(*children[:cut])

@@ -1,0 +1,111 @@
+"""Kernels in C++ for the CPU: each source of this package is compiled once for each CPU.
+
+That happens at first use, in seconds, and the result is kept; processes that ask together wait for
+one of them. Where there is no compiler, or nowhere to keep the result, or ``LABN_COMPILE=0`` is
+set, a kernel is not to be had, and the callers' own form in torch gives the same, to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# No -ffast-math: it reorders sums, and linked in it has all of the process flush denormals.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+_COMPILE_TIMEOUT_S = 300
+
+
+def form(device: torch.device) -> str:
+    """Name what kernels compute on a device, here: ``compiled`` ones, or only those of ``torch``.
+
+    The two differ by rounding, so that a run which changes from one to the other is not, bit by
+    bit, the run that stays with one.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.cpp"))
+    is_compiled = device.type == "cpu" and all(library(source) for source in sources)
+    return "compiled" if is_compiled else "torch"
+
+
+def compiler() -> str | None:
+    """Find the C++ compiler that would be used."""
+    names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@functools.cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """Load a compiled source; None, for the rest of the process, where that cannot be."""
+    if os.environ.get("LABN_COMPILE", "1") == "0":
+        logger.debug("LABN_COMPILE=0: what %s is for is computed by torch", source.name)
+        return None
+    try:
+        return ctypes.CDLL(str(built(source)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or ""
+        logger.debug("what %s is for is computed by torch: %s %s", source.name, error, output)
+        return None
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> list[ctypes.c_void_p]:
+    """Give the tensors' data as a kernel's arguments."""
+    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+
+
+def built(source: Path, folder: Path | None = None) -> Path:
+    """Find a source's library for this CPU in the user's cache, or compile it there.
+
+    Raises:
+        OSError, RuntimeError, subprocess.SubprocessError: there is none, and it cannot be made.
+    """
+    folder = folder or Path("~/.cache/labn/kernels").expanduser()
+    target = folder / f"{source.stem}-{_digest(source)}.so"
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_file():
+            _compile(source, target)
+    return target
+
+
+def _compile(source: Path, target: Path) -> None:
+    chosen = compiler()
+    if chosen is None:
+        raise FileNotFoundError("no C++ compiler (CXX, g++, c++ or clang++) is on the path")
+    # In the same folder, so that one rename puts it in place: whole or absent.
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch, "kernel.so")
+        command = [chosen, *_FLAGS, *_vector_flags(), str(source), "-o", str(built)]
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
+        )
+        built.rename(target)
+
+
+def _vector_flags() -> list[str]:
+    return ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+
+
+def _digest(source: Path) -> str:
+    """Name what the result depends on: source, flags, and the CPU that -march=native finds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    cpu = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    digest = hashlib.sha256(source.read_bytes())
+    digest.update(repr((_FLAGS, _vector_flags(), platform.machine(), cpu)).encode())
+    return digest.hexdigest()[:16]
