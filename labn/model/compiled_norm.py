@@ -18,7 +18,8 @@ from labn.model.compiled import addresses, library
 
 SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_MIN_CHANNELS = 8  # with fewer a vector stays empty, and torch is as fast
+# With fewer a vector stays empty, and torch is as fast.
+_MIN_CHANNELS = {torch.float32: 8, torch.bfloat16: 16}
 
 
 def is_available(norm: nn.Module, x: Tensor) -> bool:
@@ -30,7 +31,7 @@ def is_available(norm: nn.Module, x: Tensor) -> bool:
         return False
     if norm.momentum is None or norm.running_mean is None or norm.weight.dtype != torch.float32:
         return False
-    if x.dtype not in _SUFFIXES or x.shape[1] < _MIN_CHANNELS or x[:, 0].numel() < 2:
+    if x.dtype not in _SUFFIXES or x.shape[1] < _MIN_CHANNELS[x.dtype] or x[:, 0].numel() < 2:
         return False
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
