@@ -36,7 +36,7 @@ from labn.runs.build import (
 )
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder, write_json
-from labn.runs.reporting import Reporter
+from labn.runs.reporting import Reporter, StoppingReporter
 from labn.runs.scoring import log_scores, open_run_tracker, score_part
 from labn.storage import is_remote, without_secrets
 from labn.tracking import Status, Tracker, environment_tags, redact
@@ -183,8 +183,10 @@ class Participant:
         folder, config = self.folder, self.config
         best = folder.load_best()
         model = place_network(restore_network(best, config), config, self.device)
+        # Each scored image is kept: a stop costs one of them at most.
+        reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
-            scores = score_part(config, self.dataset, model, "validation", place, self.reporter)
+            scores = score_part(config, self.dataset, model, "validation", place, reporter)
         save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}

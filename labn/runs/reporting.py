@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
+
+from labn.train import Interrupted
 
 
 @runtime_checkable  # for the type checks under pytest
@@ -34,3 +36,27 @@ class SilentReporter:
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
         """Ignore the epoch."""
+
+
+class StoppingReporter:
+    """Passes all on, and ends work that can be gone on with where someone asked for an end.
+
+    ``advance`` raises ``Interrupted`` then: between two parts of a task.
+    """
+
+    def __init__(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
+        self._reporter, self._should_stop = reporter, should_stop
+
+    def say(self, text: str) -> None:
+        """Pass on one line for a person."""
+        self._reporter.say(text)
+
+    def advance(self, task: str, done: int, total: int) -> None:
+        """Pass on progress; raise ``Interrupted`` if nothing more shall be done."""
+        self._reporter.advance(task, done, total)
+        if self._should_stop():
+            raise Interrupted
+
+    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
+        """Pass on a finished epoch."""
+        self._reporter.epoch(metrics, num_epochs, time_s)

@@ -145,6 +145,27 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(tmp_path
     assert_same_run(folder, undisturbed)
 
 
+def test_a_run_that_is_stopped_while_it_is_scored_keeps_the_scored_images(tmp_path):
+    config = write_config(
+        tmp_path, data__synthetic={"num_images": 100}, train__epochs=1,
+        validation__pid_patch_size=2, validation__pid_num_points=257,
+    )  # fmt: skip
+    place = tmp_path / "run/evaluation/validation"
+    with start("train", config) as process:
+        wait_for(lambda: list(place.glob("parts-*/image-*.json")), process)
+        process.send_signal(signal.SIGTERM)
+        lines = process.stderr.read().splitlines()
+    assert process.returncode == 1
+    assert lines[-1].startswith("error: stopped as asked; everything is saved: ")
+    assert not (place / "metrics.json").exists()
+    num_kept = len(list(place.glob("parts-*/image-*.json")))
+    assert num_kept >= 1
+
+    done = succeed("train", config)
+
+    assert f"going on: {num_kept} of 8 images are scored already" in done.stderr
+
+
 def test_a_second_signal_stops_at_once_and_a_kill_leaves_no_half_cache(tmp_path, labn):
     config = write_config(
         tmp_path, data__image_size=128, data__synthetic={"num_images": 150}, train__epochs=1
