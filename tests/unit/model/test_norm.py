@@ -21,11 +21,16 @@ pytestmark = pytest.mark.skipif(
 SHAPES = {
     "one image": (1, 16, 5, 7),
     "one column": (3, 24, 9, 1),
-    "one position": (40, 8, 1, 1),
+    "one position": (40, 16, 1, 1),
     "no multiple of a vector": (2, 37, 6, 5),
     "many blocks": (4, 64, 23, 31),
     "wide": (2, 300, 4, 4),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_map_is_too_small(monkeypatch):
+    monkeypatch.setattr(compiled_norm, "_MIN_VALUES", 2)
 
 
 def make_norm(channels, generator):
@@ -173,9 +178,18 @@ def test_a_recomputed_map_is_not_held_and_gives_the_same_gradients():
 
 
 @pytest.mark.parametrize(
-    "why", ["evaluation", "float64", "channels first", "no statistics", "few channels", "another"]
+    "why",
+    [
+        "evaluation",
+        "float64",
+        "channels first",
+        "no statistics",
+        "few channels",
+        "few values",
+        "another",
+    ],
 )
-def test_what_the_kernel_is_not_for_torch_does(why):
+def test_what_the_kernel_is_not_for_torch_does(why, monkeypatch):
     norm, x, shortcut, _ = make_case((2, 16, 4, 5), has_shortcut=True)
     if why == "evaluation":
         norm.eval()
@@ -187,6 +201,8 @@ def test_what_the_kernel_is_not_for_torch_does(why):
         norm = nn.BatchNorm2d(16, track_running_stats=False)
     elif why == "few channels":
         norm, x, shortcut = nn.BatchNorm2d(2), x[:, :2], shortcut[:, :2]
+    elif why == "few values":
+        monkeypatch.setattr(compiled_norm, "_MIN_VALUES", x.numel() + 1)
     else:
         norm = nn.Identity()
     assert not compiled_norm.is_available(norm, x)
