@@ -90,10 +90,6 @@ def _space(pid):
     return Path(f"/proc/{pid}/ns/pid").readlink()
 
 
-def _space(pid):
-    return Path(f"/proc/{pid}/ns/pid").readlink()
-
-
 def _is_ssh(process):
     try:
         return process.name().startswith("sshd")
@@ -263,8 +259,13 @@ def _first_child(process):
 
 
 def _plug_in(name, init, client):
-    """Lay a cable between the client's bridge and a machine."""
+    """Lay a cable between the client's bridge and a machine.
+
+    That of the machine's last life may be there still: the kernel takes away the network of killed
+    processes in its own time.
+    """
     enter = ["nsenter", "--target", str(client.init), "--net"]
+    subprocess.run([*enter, "ip", "link", "delete", name], capture_output=True)
     for command in (
         f"ip link add {name} type veth peer name eth0 netns {init}",
         f"ip link set {name} master bridge",

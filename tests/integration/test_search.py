@@ -386,22 +386,25 @@ def test_the_best_is_trained_again_and_tested_against_the_base(tmp_path, labn):
 def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
     """Five workers fit, three trials want six; each is stopped, and leaves its room to the next.
 
-    What stops them is a trial of an earlier process that scored better than any can.
+    What stops them is a trial of an earlier process that scored better than any can. Workers train
+    on while that is decided, so there are many more epochs than fit in between.
     """
+    num_epochs = 60
+    longer = f"train.epochs={num_epochs}"
     path = write_search(
         tmp_path, trials=4, trial={"cpus": os.cpu_count() / 5, "workers": 2},
         pruning={"grace_epochs": 1, "reduction": 2},
     )  # fmt: skip
-    search = read_search(path)
+    search = read_search(path, [longer])
     study = Study(search, Space(search, path))
     number, _ = study.next()
-    for epoch in range(1, NUM_EPOCHS + 1):
+    for epoch in range(1, num_epochs + 1):
         study.record_epoch(number, {"epoch": epoch, "val_pid": 0.99})
     study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.99}))
 
-    _, said = end(start_search(path))
+    _, said = end(start_search(path, longer))
 
     trials = trials_of(tmp_path)
     assert [t.state for t in trials] == [TrialState.COMPLETE, *[TrialState.PRUNED] * 3], said
-    assert all(max(t.intermediate_values) < NUM_EPOCHS for t in trials[1:])
+    assert all(max(t.intermediate_values) < num_epochs for t in trials[1:])
     assert "lost" not in said
