@@ -8,7 +8,6 @@ whoever starts again, Ray a worker or a person the command, goes on from the new
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.parallel import Group, Workers, fault_of_sharing
 from labn.preflight import Needs, check_nodes
-from labn.room import demand, supply
+from labn.room import demand, num_slots, supply
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
@@ -41,7 +40,7 @@ _RESIZE_S = 60.0
 """How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
 _ROOM_S = 30.0
-"""How long workers may take to start before it is said what they wait for."""
+"""How often it is looked whether workers wait for room, which is then said."""
 
 
 def train_distributed(
@@ -253,7 +252,7 @@ class _Driver:
     ) -> None:
         self._workers, self._reporter, self._should_stop = workers, reporter, should_stop
         self._mailbox = _place_mailbox()
-        self._num_starts, self._is_given_up = 0, False
+        self._num_starts, self._is_given_up, self._lack = 0, False, ""
         self._failure: ray.train.TrainingFailedError | None = None
         gpus = {"GPU": workers.gpus} if workers.gpus else {}
         resources = {"CPU": workers.cpus} | gpus | dict(workers.resources)
@@ -293,9 +292,9 @@ class _Driver:
                 # Nobody is there to be told, and nothing to be saved.
                 self._is_given_up = True
                 raise Interrupted
-            if not self._num_starts and time.monotonic() > patience_s:
-                self._say_what_is_missing()
-                patience_s = math.inf
+            if time.monotonic() > patience_s:
+                self._look_for_room()
+                patience_s = time.monotonic() + _ROOM_S
         verdict: tuple[str, Any] | None = ray.get(self._mailbox.verdict.remote())
         kind, content = verdict or ("lost", None)
         if kind == "finished" and content is not None:
@@ -306,12 +305,17 @@ class _Driver:
             raise UserError(content)
         raise RunFailed(content or f"the workers failed: {_reason(self._failure)}")
 
-    def _say_what_is_missing(self) -> None:
+    def _look_for_room(self) -> None:
+        """Say once what workers wait for that have not started, or whose node was lost."""
         workers = replace(self._workers, num=self._workers.least or self._workers.num)
-        self._reporter.say(
-            f"waiting for room: the run {demand(workers)}; the cluster has {supply(workers)},"
-            " some of it in use"
-        )
+        has_room = num_slots(workers) >= workers.num
+        lack = ""
+        if not has_room or not self._num_starts:
+            lack = f"the run {demand(workers)}; the cluster has {supply(workers)}"
+            lack += ", some of it in use" if has_room else ""
+        if lack and lack != self._lack:
+            self._reporter.say(f"waiting for room: {lack}")
+        self._lack = lack
 
     def _fit(self) -> None:
         try:

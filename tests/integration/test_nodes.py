@@ -29,7 +29,7 @@ PLACEMENTS = (
 RAY = Path(sys.executable).with_name("ray")
 # As `labn train`, but room is looked for more often.
 COMMAND = (
-    "import labn.distributed as distributed; distributed._RESIZE_S = 3.0;"
+    "import labn.distributed as distributed; distributed._RESIZE_S = distributed._ROOM_S = 3.0;"
     "from labn.cli import main; main()"
 )
 
@@ -162,6 +162,34 @@ def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
     assert re.search(r"the node of worker [01] is about to be taken back in \d+ s", errors), errors
     assert "workers were lost; going on with 1" in errors
     assert len(out_of_turn()) <= 2, "the warning's, and the stop's"
+
+
+def test_a_run_whose_node_is_lost_says_what_it_waits_for_and_goes_on_when_that_comes(
+    tmp_path, cluster, started
+):
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    config = write_config(tmp_path, train__epochs=5000, train__early_stopping_patience=None)
+    folder = tmp_path / "run/checkpoints"
+    process = started(
+        [sys.executable, "-c", COMMAND, "train", str(config), "--workers", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT | {"RAY_ADDRESS": cluster.address},
+    )  # fmt: skip
+    wait_for(lambda: checkpoint.newest_path(folder) is not None, process)
+
+    cluster.remove_node(node, allow_graceful=False)
+
+    lack = "waiting for room: the run needs 2 x 1 CPUs; the cluster has 1 CPUs and 0 GPUs\n"
+    assert any(line == lack for line in process.stderr), "it ended without a word"
+    saved = checkpoint.newest_path(folder)
+
+    cluster.add_node(num_cpus=1)
+
+    wait_for(lambda: checkpoint.newest_path(folder) != saved, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert "workers were lost; started them again (restart 1)" in errors
 
 
 def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, started):
