@@ -19,6 +19,7 @@ from labn.data.records import Partition, Reader
 from labn.errors import UserError
 from labn.evaluate import Faithfulness
 from labn.losses import Objective
+from labn.memory import keep_freed_memory
 from labn.model.network import LABN, build_model
 from labn.model.release import load_pretrained
 from labn.parallel import SINGLE, Group
@@ -138,19 +139,28 @@ def place_network(model: LABN, config: Config, device: torch.device) -> LABN:
 def choose_device(config: Config) -> torch.device:
     """Take the device that the configuration names, or the best there is.
 
+    On a CPU the process keeps the memory that it frees, from now on.
+
     Raises:
         UserError: no such device.
     """
     if config.train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = _named_device(config.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _named_device(name: str) -> torch.device:
     try:
-        device = torch.device(config.train.device)
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"train.device = {config.train.device}: not usable here ({reason});"
-            " give auto, cpu or cuda"
+            f"train.device = {name}: not usable here ({reason}); give auto, cpu or cuda"
         ) from None
     return device
 

@@ -19,6 +19,7 @@ from labn.config import Config, flatten
 from labn.data.dataset import Dataset, Split
 from labn.evaluate import evaluate
 from labn.losses import Objective
+from labn.memory import give_back_freed_memory
 from labn.model import compiled
 from labn.model.network import LABN
 from labn.optim import autocast, build_average, build_optimizer, build_schedule
@@ -225,6 +226,7 @@ class Participant:
             num_done += 1
             self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
 
+        give_back_freed_memory()
         with autocast(self.config.train, self.device):
             evaluation = evaluate(
                 model,
@@ -234,6 +236,7 @@ class Participant:
                 on_batch=advance,
                 group=self.group,
             )
+        give_back_freed_memory()
         return evaluation.as_metrics("val")
 
     def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:

@@ -1,0 +1,55 @@
+"""What a process frees stays with it, where it is asked to keep it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="another C library, whose memory is its own affair"
+)
+# Page faults of blocks, after some of the same size were freed. Large blocks and
+# small ones: the ones are given back one by one, the others from the end of the heap.
+FAULTS = """
+import resource, torch
+from labn.memory import keep_freed_memory
+print({call})
+def work():
+    blocks = [torch.ones({size} // 4) for _ in range(8)]
+for _ in range(4):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(call, size, **environment):
+    code = FAULTS.format(call=call, size=size)
+    kept = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+        env=kept | environment,
+    )  # fmt: skip
+    said, count = done.stdout.split()
+    return said, int(count)
+
+
+@pytest.mark.parametrize("size", [25_000_000, 50_000_000])
+def test_freed_memory_is_used_again_without_asking_the_system(size):
+    said, kept = faults("keep_freed_memory()", size)
+    _, given_back = faults("None", size)
+
+    assert said == "True"
+    assert kept < 0.5 * given_back
+
+
+def test_thresholds_that_a_user_chose_stay():
+    said, count = faults("keep_freed_memory()", 50_000_000, MALLOC_MMAP_THRESHOLD_="1000000")
+
+    assert said == "False"
+    assert count > 10_000
