@@ -23,7 +23,7 @@ from labn.config import Config
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.parallel import Group, Workers, fault_of_sharing
-from labn.preflight import Needs, check_nodes
+from labn.preflight import Requirements, check_nodes
 from labn.room import demand, num_slots, supply
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
@@ -73,17 +73,8 @@ def train_distributed(
     is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
     with connected(reporter.say, lambda: _check_room(workers)):
         if not is_nested:
-            check_nodes(_needs(config, workers), reporter.say)
+            check_nodes(Requirements.of(config, workers), reporter.say)
         return _Driver(config, workers, reporter, should_stop).run()
-
-
-def _needs(config: Config, workers: Workers) -> Needs:
-    return Needs(
-        output_dir=config.output_dir,
-        data_root=config.data.root,
-        tracking_uri=config.tracking.uri,
-        workers=workers,
-    )
 
 
 def _check_room(workers: Workers) -> None:

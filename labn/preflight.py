@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from labn.config import Config
 from labn.doctor import check_tracker
 from labn.errors import UserError
 from labn.parallel import Workers
@@ -23,7 +24,7 @@ _PACKAGES = ("ray", "torch", "labn")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class Requirements:
     """What the nodes of a cluster must have for a run, a search or a study."""
 
     output_dir: Path
@@ -31,6 +32,16 @@ class Needs:
     """Object storage, whose address is a string, is fetched from by each node for itself."""
     tracking_uri: str
     workers: Workers
+
+    @classmethod
+    def of(cls, config: Config, workers: Workers) -> Requirements:
+        """Return what a run of this configuration, or many that share its places, requires."""
+        return cls(
+            output_dir=config.output_dir.expanduser().absolute(),
+            data_root=config.data.root,
+            tracking_uri=config.tracking.uri,
+            workers=workers,
+        )
 
 
 @dataclass
@@ -47,7 +58,7 @@ class Report:
     failure: str | None = None
 
 
-def check_nodes(needs: Needs, say: Callable[[str], None]) -> None:
+def check_nodes(required: Requirements, say: Callable[[str], None]) -> None:
     """Look at every node of the cluster that this process is connected to.
 
     With one node there is nothing that could differ, and nothing is done, but that the output must
@@ -58,30 +69,31 @@ def check_nodes(needs: Needs, say: Callable[[str], None]) -> None:
         UserError: a node lacks something; if several do, each was said before.
     """
     shared = os.environ.get("LABN_SHARED")
-    if shared and not needs.output_dir.is_relative_to(shared):
+    if shared and not required.output_dir.is_relative_to(shared):
         raise UserError(
-            f"output_dir = {needs.output_dir}: other nodes do not see it;"
-            f" give a folder in {shared}, such as output_dir={shared}/runs/{needs.output_dir.name}"
+            f"output_dir = {required.output_dir}: other nodes do not see it;"
+            f" give a folder in {shared}, such as"
+            f" output_dir={shared}/runs/{required.output_dir.name}"
         )
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) < 2:
         return
     say(f"looking at {len(nodes)} nodes")
     token = secrets.token_hex(8)
-    place = needs.output_dir / f".preflight-{token}"
+    place = required.output_dir / f".preflight-{token}"
     try:
-        needs.output_dir.mkdir(parents=True, exist_ok=True)
+        required.output_dir.mkdir(parents=True, exist_ok=True)
         place.write_text(token)
     except OSError as error:
         raise UserError(
-            f"output_dir = {needs.output_dir}: cannot be written ({error.strerror});"
+            f"output_dir = {required.output_dir}: cannot be written ({error.strerror});"
             " give another folder"
         ) from None
     try:
-        reports = _ask(nodes, needs, place)
+        reports = _ask(nodes, required, place)
     finally:
         place.unlink(missing_ok=True)
-    faults = find_faults(reports, needs, token, own_versions())
+    faults = find_faults(reports, required, token, own_versions())
     for fault in faults[1:]:
         say(fault)
     if faults:
@@ -94,18 +106,18 @@ def own_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, place: Path) -> list[Report]:
+def _ask(nodes: Sequence[dict[str, Any]], required: Requirements, place: Path) -> list[Report]:
     look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
     pending = {}
     for node in nodes:
-        trains = node["Resources"].get("CPU", 0) >= needs.workers.cpus
-        has_gpus = needs.workers.gpus > 0 and node["Resources"].get("GPU", 0) > 0
-        if needs.workers.gpus > 0:
+        trains = node["Resources"].get("CPU", 0) >= required.workers.cpus
+        has_gpus = required.workers.gpus > 0 and node["Resources"].get("GPU", 0) > 0
+        if required.workers.gpus > 0:
             trains = trains and has_gpus
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         pending[node["NodeManagerAddress"], node["NodeID"]] = look.options(
             scheduling_strategy=strategy
-        ).remote(node["NodeManagerAddress"], needs, place, trains, has_gpus)
+        ).remote(node["NodeManagerAddress"], required, place, trains, has_gpus)
     reports = []
     for (address, _), reference in pending.items():
         try:
@@ -117,7 +129,9 @@ def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, place: Path) -> list[Rep
     return reports
 
 
-def _look(address: str, needs: Needs, place: Path, trains: bool, has_gpus: bool) -> Report:
+def _look(
+    address: str, required: Requirements, place: Path, trains: bool, has_gpus: bool
+) -> Report:
     """Be the task that looks at one node."""
     report = Report(address, versions=own_versions())
     try:
@@ -127,10 +141,10 @@ def _look(address: str, needs: Needs, place: Path, trains: bool, has_gpus: bool)
         mine.unlink()
     except OSError as error:
         report.output_fault = error.strerror or type(error).__name__
-    if trains and isinstance(needs.data_root, Path):
-        report.sees_data = needs.data_root.is_dir()
-    if trains and needs.tracking_uri.startswith(("http://", "https://")):
-        check = check_tracker(needs.tracking_uri)
+    if trains and isinstance(required.data_root, Path):
+        report.sees_data = required.data_root.is_dir()
+    if trains and required.tracking_uri.startswith(("http://", "https://")):
+        check = check_tracker(required.tracking_uri)
         report.tracker = check.detail if check.status == "fail" else None
     if has_gpus:
         report.gpu = _why_no_gpu()
@@ -150,7 +164,7 @@ def _why_no_gpu() -> str | None:
 
 
 def find_faults(
-    reports: Sequence[Report], needs: Needs, token: str, versions: dict[str, str]
+    reports: Sequence[Report], required: Requirements, token: str, versions: dict[str, str]
 ) -> list[str]:
     """Say what is wrong with which node, and how to mend it, a line each."""
     faults = []
@@ -171,27 +185,27 @@ def find_faults(
         if report.output_fault is not None or report.token != token:
             reason = report.output_fault or "another folder of that name"
             faults.append(
-                f"output_dir = {needs.output_dir}: {node} cannot use it ({reason}); give a folder"
-                " on storage that all nodes share and may write"
+                f"output_dir = {required.output_dir}: {node} cannot use it ({reason}); give a"
+                " folder on storage that all nodes share and may write"
             )
         if not report.sees_data:
             faults.append(
-                f"data.root = {needs.data_root}: {node} does not see it; put the data on storage"
+                f"data.root = {required.data_root}: {node} does not see it; put the data on storage"
                 " that all nodes share"
             )
         if report.tracker is not None:
             faults.append(
-                f"tracking.uri = {needs.tracking_uri}: {node}: {report.tracker}; start the tracker"
-                " on the head, by an address that nodes reach"
+                f"tracking.uri = {required.tracking_uri}: {node}: {report.tracker}; start the"
+                " tracker on the head, by an address that nodes reach"
             )
         if report.gpu is not None:
             faults.append(
                 f"{node}: its GPUs cannot be used ({report.gpu}); see `nvidia-smi` there, and"
                 " whether torch is a build for its driver"
             )
-    if needs.tracking_uri.startswith("sqlite:") and len(reports) > 1:
+    if required.tracking_uri.startswith("sqlite:") and len(reports) > 1:
         faults.append(
-            f"tracking.uri = {needs.tracking_uri}: a file that several nodes would write; give a"
+            f"tracking.uri = {required.tracking_uri}: a file that several nodes would write; give a"
             " server's address, or none"
         )
     return faults

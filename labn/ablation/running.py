@@ -25,7 +25,7 @@ from labn.ablation.work import (
 )
 from labn.connection import connected
 from labn.errors import RunFailed
-from labn.preflight import Needs, check_nodes
+from labn.preflight import Requirements, check_nodes
 from labn.room import check_room, max_concurrent, resources
 from labn.runs.folder import RunFolder, locked
 from labn.runs.reporting import Reporter
@@ -96,7 +96,7 @@ def _run_all(
     elif left:
         processes = study.settings.each_run.processes
         with connected(reporter.say, lambda: check_room(processes, "each_run")):
-            check_nodes(_needs(study), reporter.say)
+            check_nodes(Requirements.of(study.base, processes), reporter.say)
             session.run_on_ray(left)
     task.stop_file.unlink(missing_ok=True)
     if session.is_stopping:
@@ -177,15 +177,6 @@ class _Session:
             self._reporter.say(f"{run.name}: {_shown(outcome)} ({outcome.time_s:.0f} s)")
         done = self.num_finished + len(self.failures)
         self._reporter.advance("runs", done, self._num_runs)
-
-
-def _needs(study: Study) -> Needs:
-    return Needs(
-        output_dir=study.settings.output_dir.absolute(),
-        data_root=study.base.data.root,
-        tracking_uri=study.base.tracking.uri,
-        workers=study.settings.each_run.processes,
-    )
 
 
 def _task(study: Study) -> Task:

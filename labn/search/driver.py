@@ -20,7 +20,7 @@ from ray.tune.error import TuneError
 
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.preflight import Needs, check_nodes
+from labn.preflight import Requirements, check_nodes
 from labn.room import check_room, max_concurrent, resources
 from labn.runs.folder import locked
 from labn.search.board import Board, Watcher
@@ -97,7 +97,7 @@ def _search(
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with connected(watcher.say, lambda: check_room(search.trial.processes, "trial")):
-        check_nodes(_needs(search, space), watcher.say)
+        check_nodes(Requirements.of(space.base, search.trial.processes), watcher.say)
         board = Board(search.trials)
         events = Events(search, space, study, records, board, watcher, should_stop)
         try:
@@ -161,15 +161,6 @@ def _scheduler(search: SearchConfig, space: Space, study: Study, events: Events)
         # What earlier processes measured counts as if it had been measured now.
         rungs.remember(trial.number, epochs_of(trial), is_over=trial.state != TrialState.RUNNING)
     return rungs
-
-
-def _needs(search: SearchConfig, space: Space) -> Needs:
-    return Needs(
-        output_dir=search.output_dir,
-        data_root=space.base.data.root,
-        tracking_uri=space.base.tracking.uri,
-        workers=search.trial.processes,
-    )
 
 
 def _wanted(search: SearchConfig) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from labn.errors import UserError
 from labn.parallel import Workers
-from labn.preflight import Needs, check_nodes
+from labn.preflight import Requirements, check_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +26,15 @@ def cluster():
     nodes.shutdown()
 
 
-def needs(folder, **changes):
+def requirements(folder, **changes):
     given = {"data_root": None, "tracking_uri": "none", "workers": Workers(num=2)}
-    return Needs(output_dir=folder / "out", **given | changes)
+    return Requirements(output_dir=folder / "out", **given | changes)
 
 
 def test_a_sound_cluster_is_passed_and_left_clean(cluster, tmp_path):
     said = []
 
-    check_nodes(needs(tmp_path, data_root=tmp_path), said.append)
+    check_nodes(requirements(tmp_path, data_root=tmp_path), said.append)
 
     assert said == ["looking at 2 nodes"]
     assert list((tmp_path / "out").iterdir()) == []
@@ -42,7 +42,7 @@ def test_a_sound_cluster_is_passed_and_left_clean(cluster, tmp_path):
 
 def test_every_lack_of_every_node_is_said(cluster, tmp_path):
     said = []
-    wanted = needs(
+    wanted = requirements(
         tmp_path, data_root=Path("/nowhere"), tracking_uri="http://127.0.0.1:9",
         workers=Workers(num=1, gpus=1),
     )  # fmt: skip

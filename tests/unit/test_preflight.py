@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from labn.config import Config
 from labn.errors import UserError
 from labn.parallel import Workers
-from labn.preflight import Needs, Report, check_nodes, find_faults
+from labn.preflight import Report, Requirements, check_nodes, find_faults
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1", "labn": "0.1.0"}
-NEEDS = Needs(
+REQUIREMENTS = Requirements(
     output_dir=Path("/mnt/labn/runs/x"),
     data_root=Path("/mnt/labn/idrid"),
     tracking_uri="http://10.0.0.10:5000",
@@ -21,8 +22,21 @@ NEEDS = Needs(
 GOOD = Report("10.0.0.11", versions=VERSIONS, token="secret")
 
 
+def test_a_run_requires_its_places_by_paths_that_mean_the_same_in_every_process(monkeypatch):
+    monkeypatch.chdir("/")
+    config = Config.model_validate(
+        {
+            "data": {"name": "idrid", "root": "/mnt/labn/idrid"},
+            "tracking": {"uri": "http://10.0.0.10:5000"},
+            "output_dir": "mnt/labn/runs/x",
+        }
+    )
+
+    assert Requirements.of(config, Workers(num=2, gpus=1)) == REQUIREMENTS
+
+
 def test_a_node_that_has_all_has_no_fault():
-    assert find_faults([GOOD, GOOD], NEEDS, "secret", VERSIONS) == []
+    assert find_faults([GOOD, GOOD], REQUIREMENTS, "secret", VERSIONS) == []
 
 
 @pytest.mark.parametrize(
@@ -42,7 +56,7 @@ def test_a_node_that_has_all_has_no_fault():
     ],
 )  # fmt: skip
 def test_each_lack_is_one_line_with_its_mend(change, said):
-    (fault,) = find_faults([GOOD, replace(GOOD, **change)], NEEDS, "secret", VERSIONS)
+    (fault,) = find_faults([GOOD, replace(GOOD, **change)], REQUIREMENTS, "secret", VERSIONS)
 
     assert said in fault
     assert ";" in fault
@@ -50,14 +64,14 @@ def test_each_lack_is_one_line_with_its_mend(change, said):
 
 
 def test_a_tracker_in_a_file_is_refused_on_several_nodes():
-    needs = replace(NEEDS, tracking_uri="sqlite:///mlflow.db")
-    (fault,) = find_faults([GOOD, GOOD], needs, "secret", VERSIONS)
+    required = replace(REQUIREMENTS, tracking_uri="sqlite:///mlflow.db")
+    (fault,) = find_faults([GOOD, GOOD], required, "secret", VERSIONS)
     assert "give a server's address, or none" in fault
 
 
 def test_output_outside_of_shared_storage_is_refused_on_a_head(monkeypatch):
     """Before Ray is asked for anything."""
     monkeypatch.setenv("LABN_SHARED", "/mnt/labn")
-    needs = replace(NEEDS, output_dir=Path("/home/me/runs/x"))
+    required = replace(REQUIREMENTS, output_dir=Path("/home/me/runs/x"))
     with pytest.raises(UserError, match="such as output_dir=/mnt/labn/runs/x"):
-        check_nodes(needs, print)
+        check_nodes(required, print)
