@@ -20,9 +20,10 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labn.config import Config
+from labn.config.workers import Workers, fault_of_sharing
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.parallel import Group, Workers, fault_of_sharing
+from labn.parallel import Group
 from labn.preflight import Requirements, check_nodes
 from labn.room import demand, num_slots, supply
 from labn.runs.folder import RunFolder

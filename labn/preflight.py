@@ -15,9 +15,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labn.config import Config
+from labn.config.workers import Workers
 from labn.doctor import check_tracker
 from labn.errors import UserError
-from labn.parallel import Workers
 
 _PATIENCE_S = 120
 _PACKAGES = ("ray", "torch", "labn")

@@ -6,8 +6,8 @@ from typing import Any
 
 import ray
 
+from labn.config.workers import Workers
 from labn.errors import UserError
-from labn.parallel import Workers
 
 _DRIVER = {"CPU": 0, "memory": 1_000_000}
 """Of a run whose workers compute: no CPU, which one of them would lack; Ray refuses nothing."""

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from labn.ablation.settings import StudyConfig, read_settings
-from labn.config import Config, known_keys
+from labn.config import Config, known_keys, load_study
+from labn.config.ablation import StudyConfig
 from labn.config.based import resolve_base
 from labn.config.messages import describe, describe_unknown, shown
 from labn.config.reading import check_paths, set_key
@@ -102,7 +102,7 @@ def read_study(path: Path, overrides: Sequence[str] = (), *, needs_data: bool = 
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
     """
-    return resolve_study(read_settings(path, overrides), path, needs_data=needs_data)
+    return resolve_study(load_study(path, overrides), path, needs_data=needs_data)
 
 
 def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> Study:

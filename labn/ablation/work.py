@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from labn.ablation.settings import EvaluateConfig
 from labn.ablation.study import StudyRun
+from labn.config.ablation import EvaluateConfig
+from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.parallel import Workers
 from labn.runs.folder import RunFolder, locked, write_json
 from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run

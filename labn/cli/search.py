@@ -69,10 +69,10 @@ def run(
     """
     # Only here, for they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
+    from labn.config import load_search
     from labn.search.driver import run_search
-    from labn.search.settings import read_search
 
-    search = read_search(config, overrides or [])
+    search = load_search(config, overrides or [])
     with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
         summary = run_search(search, config, display, stop.is_requested)
     if not retrain_best:

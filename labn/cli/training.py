@@ -24,7 +24,7 @@ from labn.config import Config
 from labn.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from labn.parallel import Workers
+    from labn.config.workers import Workers
 
 
 class Placement(StrEnum):
@@ -98,7 +98,7 @@ def train(
         return
     given = None
     if workers is not None:
-        from labn.parallel import Workers
+        from labn.config.workers import Workers
 
         least, most = _parse_workers(workers)
         given = Workers(

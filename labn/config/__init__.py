@@ -1,7 +1,8 @@
-"""The configuration of a run: one frozen, validated tree, read from YAML and ``key=value``."""
+"""Every key of a run, a search and an ablation study: frozen, validated, read from YAML."""
 
+from labn.config.ablation import load_study
 from labn.config.reading import dump_config, load_config
-from labn.config.schema import (
+from labn.config.run import (
     AugmentConfig,
     Config,
     ConfigProblem,
@@ -15,6 +16,7 @@ from labn.config.schema import (
     flatten,
     known_keys,
 )
+from labn.config.search import load_search
 
 __all__ = [
     "AugmentConfig",
@@ -31,4 +33,6 @@ __all__ = [
     "flatten",
     "known_keys",
     "load_config",
+    "load_search",
+    "load_study",
 ]

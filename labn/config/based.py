@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from labn.config.messages import describe, describe_unknown, shown
 from labn.config.reading import check_paths, read_yaml, set_key
-from labn.config.schema import Config, known_keys
+from labn.config.run import Config, known_keys
 from labn.errors import UserError, did_you_mean
 
 

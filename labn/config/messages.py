@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from labn.config.schema import Config, ConfigProblem, flatten, known_keys
+from labn.config.run import Config, ConfigProblem, flatten, known_keys
 from labn.errors import did_you_mean
 
 

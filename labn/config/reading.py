@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from labn.config.messages import describe, describe_unknown, shown
-from labn.config.schema import Config, known_keys
+from labn.config.run import Config, known_keys
 from labn.errors import UserError
 from labn.storage import is_remote
 

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
 
+from labn.config.search import SearchConfig
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
 from labn.preflight import Requirements, check_nodes
@@ -27,7 +28,6 @@ from labn.search.board import Board, Watcher
 from labn.search.events import Events
 from labn.search.pruning import Rungs
 from labn.search.records import Records
-from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Study, epochs_of
 from labn.search.suggestions import Suggestions

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
+from labn.config.search import SearchConfig
 from labn.room import demand, supply
 from labn.search.board import (
     Board,
@@ -19,7 +20,6 @@ from labn.search.board import (
     scores_as_text,
 )
 from labn.search.records import Records
-from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Outcome, Study, metrics_of
 from labn.search.trial import OUTCOME

@@ -13,8 +13,17 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from labn.search.settings import PruningConfig
+from labn.config.search import PruningConfig
 from labn.search.unpickled import Unpickled
+
+
+def list_rungs(settings: PruningConfig, num_epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which trials are compared."""
+    epochs, rung = [], float(settings.grace_epochs)
+    while rung < num_epochs:
+        epochs.append(math.ceil(rung))
+        rung *= settings.reduction
+    return tuple(epochs)
 
 
 @dataclass(frozen=True)

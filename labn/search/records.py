@@ -9,13 +9,14 @@ from typing import Any
 from optuna.trial import TrialState
 
 from labn.config import Config, dump_config
+from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import RunFolder, write_atomically, write_json
 from labn.search.board import Watcher
 from labn.search.figures import draw_figures
-from labn.search.settings import SearchConfig
+from labn.search.pruning import list_rungs
 from labn.search.space import Point, Space
-from labn.search.study import Outcome, Study, metrics_of
+from labn.search.study import Outcome, Study, metrics_of, storage_url
 from labn.search.summary import Summary, as_markdown, summarise
 from labn.search.trial import run_folders, trial_folder
 from labn.storage import absolute, below
@@ -64,7 +65,7 @@ class Records:
                 "sampler": search.sampler.name,
                 "trials": search.trials,
                 "maximise": ",".join(search.objective.maximise),
-                "storage": redact(search.storage_url),
+                "storage": redact(storage_url(search)),
             }
             | {f"space.{key}": domain.model_dump_json() for key, domain in search.space.items()}
         )
@@ -106,7 +107,7 @@ class Records:
         if self._search.pruning is None:
             return {}
         # From the epoch after a rung on: at each rung, trials are measured alike.
-        epochs = tuple(rung + 1 for rung in self._search.pruning.rungs(config.train.epochs))
+        epochs = tuple(rung + 1 for rung in list_rungs(self._search.pruning, config.train.epochs))
         return {"validation": config.validation.model_copy(update={"pid_growth_epochs": epochs})}
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:

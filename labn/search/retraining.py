@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from labn.ablation.running import run_study
-from labn.ablation.settings import EachRunConfig, EvaluateConfig, StudyConfig
 from labn.ablation.study import resolve_study
 from labn.ablation.summary import StudySummary
+from labn.config.ablation import EachRunConfig, EvaluateConfig, StudyConfig
+from labn.config.search import SearchConfig
 from labn.errors import RunFailed
 from labn.runs.reporting import Reporter
-from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Study
 

@@ -16,8 +16,8 @@ from optuna.samplers import (
     TPESampler,
 )
 
+from labn.config.search import SamplerConfig
 from labn.errors import UserError
-from labn.search.settings import SamplerConfig
 
 
 def make_sampler(

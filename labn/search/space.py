@@ -24,9 +24,9 @@ from labn.config import Config, flatten, known_keys
 from labn.config.based import resolve_base
 from labn.config.messages import describe, describe_unknown, shown
 from labn.config.reading import set_key
+from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
 from labn.errors import UserError
 from labn.model.plans import PLANS
-from labn.search.settings import Choices, Domain, FloatRange, IntRange, SearchConfig
 
 Point = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution

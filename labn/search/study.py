@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from labn.config import flatten
+from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import INCIDENTAL_KEYS
 from labn.search.sampling import make_sampler, quiet_optuna
-from labn.search.settings import SearchConfig
 from labn.search.space import Point, Space
 from labn.tracking import redact
 
@@ -50,6 +51,14 @@ class Outcome:
     kind: str = ""
     time_s: float | None = None
     """How long it ran, since its last start."""
+
+
+def storage_url(search: SearchConfig) -> str:
+    """Return where a search's study is kept."""
+    if search.storage is None and os.environ.get("LABN_SHARED"):
+        # On a cluster's node the folder is NFS as a rule, where SQLite's locks do not hold.
+        return f"{_JOURNAL}{search.output_dir}/study.journal"
+    return search.storage or f"sqlite:///{search.output_dir}/study.db"
 
 
 class Study:
@@ -188,7 +197,7 @@ class Study:
 
     def _open(self) -> optuna.Study:
         search = self._search
-        url = search.storage_url
+        url = storage_url(search)
         try:
             return optuna.create_study(
                 storage=open_storage(url),

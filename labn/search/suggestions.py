@@ -7,9 +7,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from labn.config.search import SearchConfig
 from labn.search.events import Events
 from labn.search.records import Records
-from labn.search.settings import SearchConfig
 from labn.search.space import Space
 from labn.search.study import Study
 from labn.search.trial import trial_folder

@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 
 from optuna.trial import FrozenTrial, TrialState
 
+from labn.config.search import SearchConfig
 from labn.search.board import point_as_text
-from labn.search.settings import SearchConfig
 from labn.search.space import Point
 from labn.search.study import (
     Study,
@@ -18,6 +18,7 @@ from labn.search.study import (
     metrics_of,
     reason_of,
     spread_of,
+    storage_url,
     time_of,
 )
 from labn.search.trial import trial_folder
@@ -70,7 +71,7 @@ def summarise(search: SearchConfig, study: Study, figures: list[Path]) -> Summar
     constraint = search.objective.constraint
     return Summary(
         output_dir=str(search.output_dir),
-        storage=redact(search.storage_url),
+        storage=redact(storage_url(search)),
         study=study.optuna.study_name,
         sampler=search.sampler.name,
         maximise=list(study.objectives),

@@ -14,8 +14,8 @@ import ray
 from ray import tune
 
 from labn.config import Config
+from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.parallel import Workers
 from labn.runs.folder import RunFolder, write_json
 from labn.search.study import Outcome
 from labn.storage import below

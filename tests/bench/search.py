@@ -9,10 +9,10 @@ from typing import Any
 import ray
 import yaml
 
+from labn.config import load_search
 from labn.errors import RunFailed
 from labn.search.board import Board
 from labn.search.driver import run_search
-from labn.search.settings import read_search
 from tests.bench.timing import Row, row_of
 
 NUM_TRIALS, NUM_EPOCHS = 24, 9
@@ -103,7 +103,7 @@ def _search(
     tree["base"] = tree["base"] | {"data": tree["base"]["data"] | {"cache_dir": str(folder)}}
     path = folder / f"{sampler}.yaml"
     path.write_text(yaml.safe_dump(tree))
-    search = read_search(path)
+    search = load_search(path)
     watcher = _Watcher()
 
     def is_enough() -> bool:

@@ -12,12 +12,11 @@ import ray
 import torch
 import yaml
 
-from labn.config import load_config
+from labn.config import load_config, load_search
 from labn.runs.reporting import SilentReporter
 from labn.runs.training import train_run
 from labn.search.board import Board
 from labn.search.driver import run_search
-from labn.search.settings import read_search
 from tests.bench.timing import Row, row_of, time_s
 
 NUM_TRIALS = 6
@@ -106,7 +105,7 @@ def _search(folder: Path, cache: Path, seed: int) -> list[float]:
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(tree))
     clock = _Clock()
-    run_search(read_search(path), path, clock)
+    run_search(load_search(path), path, clock)
     return clock.ends_s
 
 

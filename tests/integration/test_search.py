@@ -19,10 +19,9 @@ import yaml
 from command_line import ENVIRONMENT, SMALL, wait_for
 from optuna.trial import TrialState
 
-from labn.config import load_config
+from labn.config import load_config, load_search
 from labn.errors import UserError
 from labn.search.driver import run_search
-from labn.search.settings import read_search
 from labn.search.space import Space
 from labn.search.study import Outcome, Study
 
@@ -220,7 +219,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
         process,
     )
     with pytest.raises(UserError, match="another process runs this search"):
-        run_search(read_search(path), path, Silent())
+        run_search(load_search(path), path, Silent())
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     before = trials_of(tmp_path)
@@ -353,7 +352,7 @@ def test_a_trial_may_be_several_seeds_patch_sizes_and_objectives(tmp_path):
 def test_the_best_is_trained_again_and_tested_against_the_base(tmp_path, labn):
     """The search itself is over: its one trial is written by hand."""
     path = write_search(tmp_path, trials=1, first=[{"model.theta_alpha": 0.6}], trial__cpus=0.5)
-    search = read_search(path)
+    search = load_search(path)
     study = Study(search, Space(search, path))
     number, _ = study.next()
     study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.99}))
@@ -395,7 +394,7 @@ def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
         tmp_path, trials=4, trial={"cpus": os.cpu_count() / 5, "workers": 2},
         pruning={"grace_epochs": 1, "reduction": 2},
     )  # fmt: skip
-    search = read_search(path, [longer])
+    search = load_search(path, [longer])
     study = Study(search, Space(search, path))
     number, _ = study.next()
     for epoch in range(1, num_epochs + 1):

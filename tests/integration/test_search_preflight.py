@@ -8,8 +8,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from labn.config.workers import Workers
 from labn.errors import UserError
-from labn.parallel import Workers
 from labn.preflight import Requirements, check_nodes
 
 pytestmark = pytest.mark.slow

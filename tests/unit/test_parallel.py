@@ -25,12 +25,13 @@ from small_run import (
 )
 from torch import nn
 
+from labn.config.workers import Workers, check_divides, fault_of_sharing
 from labn.data.augment import Augmentation
 from labn.data.batches import TrainingBatches
 from labn.errors import RunFailed
 from labn.evaluate import Faithfulness, evaluate
 from labn.model.network import LABN
-from labn.parallel import SINGLE, Group, Workers, check_divides, fault_of_sharing
+from labn.parallel import SINGLE, Group
 from labn.train import Interrupted
 
 

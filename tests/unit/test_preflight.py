@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from labn.config import Config
+from labn.config.workers import Workers
 from labn.errors import UserError
-from labn.parallel import Workers
 from labn.preflight import Report, Requirements, check_nodes, find_faults
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1", "labn": "0.1.0"}

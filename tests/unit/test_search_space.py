@@ -8,11 +8,12 @@ import optuna
 import pytest
 import yaml
 
-from labn.config import Config, load_config
+from labn.config import Config, load_config, load_search
+from labn.config.search import PruningConfig, SamplerConfig
 from labn.errors import UserError
 from labn.runs.build import faithfulness
+from labn.search.pruning import list_rungs
 from labn.search.sampling import make_sampler
-from labn.search.settings import PruningConfig, SamplerConfig, read_search
 from labn.search.space import Space
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def write(folder, **changes):
 
 def space_of(folder, *overrides, **changes):
     path = write(folder, **changes)
-    return Space(read_search(path, overrides), path)
+    return Space(load_search(path, overrides), path)
 
 
 def number(low, high, kind="float", **more):
@@ -156,12 +157,12 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, changes, parts):
 
 def test_overrides_set_the_search_or_fix_its_runs(tmp_path):
     path = write(tmp_path)
-    search = read_search(path, ["trials=5", "sampler.name=random", "train.epochs=3"])
+    search = load_search(path, ["trials=5", "sampler.name=random", "train.epochs=3"])
 
     assert (search.trials, search.sampler.name) == (5, "random")
     assert Space(search, path).base.train.epochs == 3
     with pytest.raises(UserError, match=r'neither a search nor a run.* mean "trials"'):
-        read_search(path, ["trails=5"])
+        load_search(path, ["trails=5"])
     with pytest.raises(UserError, match="is also searched"):
         space_of(tmp_path, "loss.theta_b=0.4")
 
@@ -172,13 +173,13 @@ def test_a_base_is_named_as_seen_from_the_searchs_file(tmp_path, monkeypatch):
     path = write(tmp_path / "search", base="../run.yaml")
     monkeypatch.chdir("/")
 
-    assert Space(read_search(path), path).base.model.split == 7
+    assert Space(load_search(path), path).base.model.split == 7
 
 
 @pytest.mark.parametrize("name", ["demo", "idrid"])
 def test_the_searches_in_configs_are_sound(name, tmp_path):
     path = ROOT / "configs" / "search" / f"{name}.yaml"
-    space = Space(read_search(path, [f"data.root={tmp_path}"] if name == "idrid" else []), path)
+    space = Space(load_search(path, [f"data.root={tmp_path}"] if name == "idrid" else []), path)
 
     assert space.first_points()
     if name == "idrid":
@@ -196,4 +197,4 @@ def test_early_epochs_are_measured_on_fewer_points():
     assert faithfulness(Config.model_validate(few), 1).num_points == 3
     assert points == [5, 5, 9, 9, 9, 9, 17, 17]
     assert faithfulness(Config.model_validate(tree), 1).num_points == 17
-    assert PruningConfig(grace_epochs=2, reduction=3).rungs(18) == (2, 6)
+    assert list_rungs(PruningConfig(grace_epochs=2, reduction=3), 18) == (2, 6)

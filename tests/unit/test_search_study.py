@@ -10,12 +10,21 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from test_search_space import SEARCH
 
+from labn.config import load_search
+from labn.config.search import PruningConfig, SearchConfig
 from labn.errors import UserError
 from labn.search.pruning import Rungs
 from labn.search.records import Records
-from labn.search.settings import PruningConfig, SearchConfig, read_search
 from labn.search.space import Space
-from labn.search.study import Outcome, Study, epochs_of, is_feasible, metrics_of, reason_of
+from labn.search.study import (
+    Outcome,
+    Study,
+    epochs_of,
+    is_feasible,
+    metrics_of,
+    reason_of,
+    storage_url,
+)
 
 SPACE = {
     "model.theta_alpha": {"type": "float", "low": 0.1, "high": 0.9},
@@ -27,7 +36,7 @@ def open_study(folder, **changes):
     tree = copy.deepcopy(SEARCH) | {"space": SPACE, "output_dir": str(folder / "search")}
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(tree | changes))
-    search = read_search(path)
+    search = load_search(path)
     return Study(search, Space(search, path))
 
 
@@ -277,9 +286,9 @@ def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
         }
     )
     monkeypatch.delenv("LABN_SHARED", raising=False)
-    assert search.storage_url == f"sqlite:///{tmp_path}/study.db"
+    assert storage_url(search) == f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setenv("LABN_SHARED", "/mnt/labn")
-    assert search.storage_url == f"journal:{tmp_path}/study.journal"
+    assert storage_url(search) == f"journal:{tmp_path}/study.journal"
 
 
 class Silent:
@@ -296,7 +305,7 @@ def test_every_trial_has_its_own_place_in_storage(tmp_path):
     tree |= {"space": SPACE, "output_dir": str(tmp_path / "search")}
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(tree))
-    search = read_search(path)
+    search = load_search(path)
     space = Space(search, path)
     records = Records(search, space, Study(search, space), Silent())
     point = {"model.theta_alpha": 0.5, "loss.theta_b": 0.2}

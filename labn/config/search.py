@@ -1,9 +1,7 @@
-"""Every setting of a search: its type, range and default, and how it is read."""
+"""Every key of a search: its type, range and default."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from labn.config.based import absolute_places, apply_overrides
 from labn.config.messages import shown
 from labn.config.reading import read_yaml
+from labn.config.workers import Placement, Workers
 from labn.errors import UserError, did_you_mean
-from labn.parallel import Placement, Workers
 
 Scalar = bool | int | float | str | None
 Count = Annotated[int, Field(ge=1)]
@@ -91,14 +89,6 @@ class PruningConfig(_Section):
     grace_epochs: Count = 2
     reduction: Annotated[float, Field(gt=1)] = 3.0
 
-    def rungs(self, num_epochs: int) -> tuple[int, ...]:
-        """List the epochs after which trials are compared."""
-        epochs, rung = [], float(self.grace_epochs)
-        while rung < num_epochs:
-            epochs.append(math.ceil(rung))
-            rung *= self.reduction
-        return tuple(epochs)
-
 
 class TrialConfig(_Section):
     """What each trial is given."""
@@ -147,16 +137,8 @@ class SearchConfig(_Section):
     """
     output_dir: Path
 
-    @property
-    def storage_url(self) -> str:
-        """Where the study is kept."""
-        if self.storage is None and os.environ.get("LABN_SHARED"):
-            # On a cluster's node the folder is NFS as a rule, where SQLite's locks do not hold.
-            return f"journal:{self.output_dir}/study.journal"
-        return self.storage or f"sqlite:///{self.output_dir}/study.db"
 
-
-def read_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read a search's YAML file; ``key=value`` replaces its settings, or fixes the runs'.
 
     Paths in the result are absolute, so that they mean the same in every process.

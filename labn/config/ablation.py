@@ -1,4 +1,4 @@
-"""The file of a study: its keys, types, ranges and defaults, and how it is read."""
+"""Every key of an ablation study: its type, range and default."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from labn.config.based import absolute_places, apply_overrides
 from labn.config.messages import shown
 from labn.config.reading import read_yaml
+from labn.config.workers import Workers
 from labn.errors import UserError, did_you_mean
-from labn.parallel import Workers
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -109,7 +109,7 @@ class StudyConfig(_Section):
         return self.name or self.output_dir.name
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study's YAML file; ``key=value`` replaces its keys, or fixes settings of its runs.
 
     Paths in the result are absolute, so that they mean the same in every process.

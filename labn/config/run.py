@@ -1,4 +1,4 @@
-"""Every setting of a run: its type, range and default. Frozen; unknown keys are refused."""
+"""Every key of a run: its type, range and default."""
 
 from __future__ import annotations
 

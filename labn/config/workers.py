@@ -1,0 +1,58 @@
+"""The processes of one run: how many train together, and what each is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+"""Whether workers are put on few nodes or on many; STRICT: on one, or each on its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many processes train, and what each is given; ``gpus`` may be a fraction.
+
+    With ``least``, there are as many as find room, from that on up to ``num``, and they change
+    while the run goes on.
+    """
+
+    num: int
+    least: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    placement: Placement = "PACK"
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """What else each takes of what its node offers, by Ray's names."""
+
+
+def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
+    """Say what is wrong with sharing batches among workers; None if nothing is.
+
+    A number that is fixed must divide the batch, for all to have the same to do. One that changes
+    need not: shares that differ by an image give the same gradients.
+    """
+    if workers.least is None:
+        return check_divides(batch_size, workers.num)
+    if workers.num <= batch_size:
+        return None
+    return (
+        f"leaves some of {workers.num} workers without an image; give at most {batch_size} workers,"
+        " or a larger train.batch_size"
+    )
+
+
+def check_divides(batch_size: int, num_workers: int) -> str | None:
+    """Say why a batch cannot be cut into so many equal parts; None if it can."""
+    if batch_size % num_workers == 0:
+        return None
+    below = [n for n in range(1, num_workers) if batch_size % n == 0][-1:]
+    above = [n for n in range(num_workers + 1, batch_size + 1) if batch_size % n == 0][:1]
+    lower = batch_size // num_workers * num_workers
+    sizes = " or ".join(str(size) for size in (lower, lower + num_workers) if size)
+    workers = " or ".join(map(str, below + above))
+    return (
+        f"does not divide among {num_workers} workers; give train.batch_size={sizes}, or {workers}"
+        " workers"
+    )
