@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
     from labn.model.lambda_layer import LambdaLayer
     from labn.model.network import build_model
-    from labn.model.release import load_release_state
+    from labn.model.pretrained import load_release_state
 
 _HOMES = {
     "LambdaLayer": "labn.model.lambda_layer",
     "build_model": "labn.model.network",
     "insertion_deletion": "labn.metrics.faithfulness",
-    "load_release_state": "labn.model.release",
+    "load_release_state": "labn.model.pretrained",
     "patch_insertion_deletion": "labn.metrics.faithfulness",
     "rise": "labn.explain.rise",
 }

@@ -23,13 +23,13 @@ from labn.config import Config
 from labn.config.workers import Workers, fault_of_sharing
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
-from labn.parallel import Group
 from labn.preflight import Requirements, check_nodes
 from labn.room import demand, num_slots, supply
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
-from labn.train import Interrupted
+from labn.training.loop import Interrupted
+from labn.training.process_group import Group
 from labn.worker_group import ReleasingTorchConfig
 
 logger = logging.getLogger(__name__)

@@ -138,7 +138,7 @@ def _check_torchvision() -> Check:
 
 def _check_compiler() -> Check:
     try:
-        from labn.model import compiled
+        from labn.model.kernels import compiled
     except (ImportError, OSError):
         return Check(
             "compiler", "warn", "not looked for: torch cannot be imported", "mend torch first"

@@ -16,7 +16,6 @@ from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics, Split
 from labn.errors import UserError
 from labn.model.network import upsample_attention
-from labn.optim import autocast
 from labn.report import examples_figure, save_figure
 from labn.report.conditions import (
     ConditionCurves,
@@ -26,12 +25,14 @@ from labn.report.conditions import (
     scores_figure,
     training_figure,
 )
-from labn.runs.build import choose_device, load_dataset, place_network, restore_network
+from labn.runs.build import load_dataset, place_network, restore_network
 from labn.runs.findings import CLASSIFICATION, Findings
 from labn.runs.folder import RunFolder
 from labn.runs.pictures import lesion_masks
 from labn.runs.reporting import Reporter, SilentReporter
 from labn.runs.scored import ScoredRun
+from labn.training.device import choose_device
+from labn.training.optim import autocast
 
 _NUM_IMAGES = 4
 _TRAINING = ("val_loss", "val_pid")
@@ -208,7 +209,7 @@ def _attention(
     """Give a trained network's attention for images, at a size of pixels."""
     folder = RunFolder(run.path)
     config, best = folder.load_config(), folder.load_best()
-    device = choose_device(config)
+    device = choose_device(config.train.device)
     model = place_network(restore_network(best, config), config, device).eval()
     statistics = ChannelStatistics(
         mean=best["mean"], std=best["std"], bias_image=best["bias_image"]

@@ -21,7 +21,7 @@ from labn.runs.folder import RunFolder, locked, write_json
 from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
 from labn.tracking import MlflowTracker, ResilientTracker, Status
-from labn.train import Interrupted
+from labn.training.loop import Interrupted
 
 logger = logging.getLogger(__name__)
 

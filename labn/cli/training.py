@@ -115,7 +115,7 @@ def train(
 def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
     from labn.runs.folder import RunFolder
     from labn.runs.training import train_run
-    from labn.train import Interrupted
+    from labn.training.loop import Interrupted
 
     with ConsoleReporter() as reporter, StopRequest() as stop:
         try:

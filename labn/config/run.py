@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from labn.errors import did_you_mean
-from labn.model.plans import PLANS
+from labn.model.architectures import PLANS
 from labn.storage import fault_of, is_remote, without_secrets
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor
 from labn.data.augment import Augmentation, change_batch, draw_changes
 from labn.data.dataset import ChannelStatistics, Split
 from labn.errors import UserError
-from labn.parallel import SINGLE, Group
 
 BIAS_NAME = "bias image"
 BIAS_POSITION = -1
+
+Shard = Callable[[int], slice]
+"""Which of so many images one of several processes takes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,7 +55,7 @@ class TrainingBatches:
     with replacement. The last batch is smaller, or larger by one where only one image remains,
     of which batch normalisation could not take the deviation.
 
-    A rank of a larger ``group`` gets its share of every batch, which may be empty in the last one;
+    One of several processes gets its ``shard`` of every batch, which may be empty in the last one;
     which images there are, and how each is changed, does not depend on how many share them.
     """
 
@@ -68,9 +70,9 @@ class TrainingBatches:
         balanced: bool,
         augment: Augmentation,
         device: torch.device,
-        group: Group = SINGLE,
+        shard: Shard = slice,
     ) -> None:
-        self._group = group
+        self._shard = shard
         self._split, self._statistics = split, statistics
         self._batch_size, self._seed = batch_size, seed
         self._bias_copies, self._balanced = bias_copies, balanced
@@ -94,7 +96,7 @@ class TrainingBatches:
             words = np.random.SeedSequence([self._seed, epoch, step]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0]))
             draws = draw_changes(end - start, generator)
-            rows = self._group.share(end - start)
+            rows = self._shard(end - start)
             yield self._load(order[start:end][rows], draws[:, rows])
 
     def _order(self, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:

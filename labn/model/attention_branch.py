@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model.backbone import Bottleneck, convolution_spatial
-from labn.model.half import at_least_float32
+from labn.model.kernels.half import at_least_float32
 from labn.model.norm import normalise, recomputed
 
 _EXPANSION = 4

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from labn.model.architectures import BackbonePlan
 from labn.model.lambda_layer import LambdaLayer
 from labn.model.norm import normalise, recomputed
-from labn.model.plans import BackbonePlan
 
 Spatial = Callable[[int, int], nn.Module]
 """Makes the middle of a bottleneck from its width and stride."""

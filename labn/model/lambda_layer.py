@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labn.model import compiled_lambda
-from labn.model.half import at_least_float32
+from labn.model.kernels import compiled_lambda
+from labn.model.kernels.half import at_least_float32
+from labn.model.kernels.position_lambda import position_lambda
 from labn.model.norm import normalise, recomputed
-from labn.model.position_lambda import position_lambda
 
 
 class Projections(NamedTuple):

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from labn.model.architectures import PLANS
 from labn.model.attention_branch import AttentionBranch
 from labn.model.backbone import Stem, build_bottlenecks, init_convolutions
-from labn.model.half import at_least_float32
-from labn.model.plans import PLANS
+from labn.model.kernels.half import at_least_float32
 
 
 class LABNOutput(NamedTuple):
@@ -103,7 +103,7 @@ def build_model(
     """Build an untrained LABN; weights are drawn from torch's global generator.
 
     Args:
-        backbone: a name in ``labn.model.plans.PLANS``.
+        backbone: a name in ``labn.model.architectures.PLANS``.
         num_classes: of both heads.
         in_channels: of the images.
         split: B, the number of bottlenecks before the attention branch, 0 to N_B.

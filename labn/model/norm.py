@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu as cut_off
 
-from labn.model import compiled_norm
+from labn.model.kernels import compiled_norm
 
 
 def normalise(

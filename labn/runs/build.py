@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from labn.checkpoint import ModelCheckpoint
 from labn.config import Config
 from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
@@ -17,14 +16,14 @@ from labn.data.mirror import mirror
 from labn.data.open import open_reader
 from labn.data.records import Partition, Reader
 from labn.errors import UserError
-from labn.evaluate import Faithfulness
-from labn.losses import Objective
-from labn.memory import keep_freed_memory
 from labn.model.network import LABN, build_model
-from labn.model.release import load_pretrained
-from labn.parallel import SINGLE, Group
+from labn.model.pretrained import load_pretrained
 from labn.runs.reporting import Reporter
 from labn.storage import is_remote
+from labn.training.checkpoint import ModelCheckpoint
+from labn.training.evaluate import Faithfulness
+from labn.training.losses import Objective
+from labn.training.process_group import SINGLE, Group
 
 _LEAST_INTERVALS = 4
 """Of a curve; with less it hardly says more than its ends."""
@@ -136,35 +135,6 @@ def place_network(model: LABN, config: Config, device: torch.device) -> LABN:
     return model
 
 
-def choose_device(config: Config) -> torch.device:
-    """Take the device that the configuration names, or the best there is.
-
-    On a CPU the process keeps the memory that it frees, from now on.
-
-    Raises:
-        UserError: no such device.
-    """
-    if config.train.device == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        device = _named_device(config.train.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
-
-
-def _named_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"train.device = {name}: not usable here ({reason}); give auto, cpu or cuda"
-        ) from None
-    return device
-
-
 def build_objective(
     config: Config, statistics: ChannelStatistics, device: torch.device
 ) -> Objective:
@@ -192,7 +162,7 @@ def training_batches(
         balanced=config.train.balanced_sampling,
         augment=Augmentation(**config.data.augment.model_dump()),
         device=device,
-        group=group,
+        shard=group.share,
     )
 
 

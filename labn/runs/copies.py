@@ -19,11 +19,11 @@ from typing import Annotated
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from labn import checkpoint
 from labn.config import Config, dump_config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder, differences
 from labn.storage import Folder, StorageError, digest_of, without_secrets
+from labn.training import checkpoint
 
 logger = logging.getLogger(__name__)
 

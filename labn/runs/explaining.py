@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from labn.checkpoint import ModelCheckpoint
 from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics
@@ -22,8 +21,7 @@ from labn.data.listing import list_files
 from labn.data.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
 from labn.errors import UserError
 from labn.model.network import upsample_attention
-from labn.optim import autocast
-from labn.runs.build import choose_device, place_network, restore_network
+from labn.runs.build import place_network, restore_network
 from labn.runs.explanation_files import (
     FILE_ENDINGS,
     TABLE_NAME,
@@ -34,6 +32,9 @@ from labn.runs.explanation_files import (
 )
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
+from labn.training.checkpoint import ModelCheckpoint
+from labn.training.device import choose_device
+from labn.training.optim import autocast
 
 _ABSENT = ("data.root=.", "model.pretrained=null")
 """Neither the data set nor the pretrained weights need still be where training found them."""
@@ -147,7 +148,7 @@ class _Explainer:
 
     def __init__(self, config: Config, best: ModelCheckpoint) -> None:
         self.config, self.class_names = config, best["class_names"]
-        self._device = choose_device(config)
+        self._device = choose_device(config.train.device)
         self._model = place_network(restore_network(best, config), config, self._device).eval()
         self._num_channels = best["num_channels"]
         self._statistics = ChannelStatistics(

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from labn import checkpoint
-from labn.checkpoint import ModelCheckpoint
 from labn.config import Config, dump_config, flatten, load_config
 from labn.errors import UserError
+from labn.training import checkpoint
+from labn.training.checkpoint import ModelCheckpoint
 
 logger = logging.getLogger(__name__)
 

@@ -13,17 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from labn import checkpoint
-from labn.checkpoint import ModelCheckpoint, TrainingCheckpoint
 from labn.config import Config, flatten
 from labn.data.dataset import Dataset, Split
-from labn.evaluate import evaluate
-from labn.losses import Objective
-from labn.memory import give_back_freed_memory
-from labn.model import compiled
+from labn.model.kernels import compiled
 from labn.model.network import LABN
-from labn.optim import autocast, build_average, build_optimizer, build_schedule
-from labn.parallel import Group
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
     build_objective,
@@ -42,7 +35,14 @@ from labn.runs.scoring import log_scores, open_run_tracker, score_part
 from labn.storage import is_remote, without_secrets
 from labn.tracking import Status, Tracker, environment_tags, redact
 from labn.tracking.null import NullTracker
-from labn.train import Interrupted, Metrics, Trainer
+from labn.training import checkpoint
+from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
+from labn.training.device import give_back_freed_memory
+from labn.training.evaluate import evaluate
+from labn.training.loop import Interrupted, Metrics, Trainer
+from labn.training.losses import Objective
+from labn.training.optim import autocast, build_average, build_optimizer, build_schedule
+from labn.training.process_group import Group
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from labn.data.dataset import Dataset, Split
-from labn.evaluate import Evaluation
 from labn.metrics.failures import FAILURES
 from labn.report import (
     MethodCurves,
@@ -21,6 +20,7 @@ from labn.report import (
 )
 from labn.runs.positives import PositiveScores
 from labn.runs.results import Failures
+from labn.training.evaluate import Evaluation
 
 _NUM_EXAMPLES = 4
 _NUM_FAILURES_SHOWN = 9

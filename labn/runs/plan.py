@@ -12,9 +12,9 @@ from torch import nn
 from labn.config import Config
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
-from labn.optim import build_optimizer, build_schedule
 from labn.runs.build import load_dataset, start_network, training_batches
 from labn.runs.reporting import Reporter
+from labn.training.optim import build_optimizer, build_schedule
 
 
 @dataclass(frozen=True)

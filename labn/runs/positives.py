@@ -18,14 +18,12 @@ from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.dataset import Dataset, Split
 from labn.errors import UserError
-from labn.evaluate import predictor
 from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
 from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.methods import Method
 from labn.explain.rise import Rise
 from labn.model.network import LABN
-from labn.optim import autocast
 from labn.runs.assessment import LAMBDA_ATTENTION, Assessment
 from labn.runs.folder import write_atomically
 from labn.runs.reporting import Reporter
@@ -38,6 +36,8 @@ from labn.scoring import (
     pid_name,
     score_image,
 )
+from labn.training.evaluate import predictor
+from labn.training.optim import autocast
 
 _NUM_IMAGES_TO_CHOOSE_BY = 16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
-from labn.train import Interrupted
+from labn.training.loop import Interrupted
 
 
 @runtime_checkable  # for the type checks under pytest

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from labn.evaluate import Evaluation
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
 from labn.runs.assessment import Assessment
 from labn.runs.folder import write_atomically
 from labn.runs.positives import PositiveScores
 from labn.scoring import ID, Measure, measures, pid_name
 from labn.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
+from labn.training.evaluate import Evaluation
 
 _FAILURE_PATCH_SIZE = 16
 _LOCALISATION = ("pointing_hit", "energy_inside", "auroc")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn.checkpoint import ModelCheckpoint
 from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.records import Partition
@@ -25,7 +24,6 @@ from labn.report import save_figure
 from labn.report.sanity import sanity_figure
 from labn.runs.build import (
     build_network,
-    choose_device,
     load_dataset,
     place_network,
     require_part,
@@ -33,6 +31,8 @@ from labn.runs.build import (
 )
 from labn.runs.folder import RunFolder, write_json
 from labn.runs.reporting import Reporter
+from labn.training.checkpoint import ModelCheckpoint
+from labn.training.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def check_run(
     folder = RunFolder(run)
     config = folder.load_config(list(overrides))
     best = folder.load_best()
-    device = choose_device(config)
+    device = choose_device(config.train.device)
     dataset = load_dataset(config, reporter)
     split = require_part(dataset, part)
     positives = np.flatnonzero(split.labels > 0)[:num_images]

@@ -10,11 +10,11 @@ import pandas as pd
 
 from labn.data.dataset import Dataset
 from labn.data.records import Partition
-from labn.evaluate import Evaluation
 from labn.runs.assessment import Assessment
 from labn.runs.folder import write_atomically
 from labn.runs.positives import PositiveScores
 from labn.runs.results import Failures, confusion_table, failure_table, score_table, write_table
+from labn.training.evaluate import Evaluation
 
 _CURVES = ["fractions", "insertion_curve", "deletion_curve"]
 

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from labn.checkpoint import ModelCheckpoint
 from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics, Dataset, Split
 from labn.data.records import Partition
 from labn.errors import UserError
-from labn.evaluate import Evaluation, evaluate
 from labn.model.network import LABN, upsample_attention
-from labn.optim import autocast
 from labn.runs.assessment import (
     Assessment,
     assessment_basis,
@@ -28,7 +25,6 @@ from labn.runs.assessment import (
 )
 from labn.runs.build import (
     build_objective,
-    choose_device,
     evaluation_batches,
     load_dataset,
     place_network,
@@ -63,6 +59,10 @@ from labn.runs.score_files import (
 )
 from labn.scoring import pid_name
 from labn.tracking import Tracker, open_tracker
+from labn.training.checkpoint import ModelCheckpoint
+from labn.training.device import choose_device
+from labn.training.evaluate import Evaluation, evaluate
+from labn.training.optim import autocast
 
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
@@ -109,7 +109,7 @@ def evaluate_run(
     sizes = {"patch_sizes": default_patch_sizes(config)}
     assessment = Assessment(**(assessment_basis(config) | sizes | dict(choices or {})))
     best = folder.load_best()
-    device = choose_device(config)
+    device = choose_device(config.train.device)
     dataset = _as_trained(load_dataset(config, reporter), best, config)
     if not (require_part(dataset, part).labels > 0).any():
         raise UserError(

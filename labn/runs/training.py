@@ -7,12 +7,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from labn.config import Config
-from labn.parallel import SINGLE, Group
-from labn.runs.build import choose_device, load_dataset
+from labn.runs.build import load_dataset
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
 from labn.runs.participant import Participant, Summary
 from labn.runs.reporting import Reporter, SilentReporter
+from labn.training.device import choose_device
+from labn.training.process_group import SINGLE, Group
 
 __all__ = ["Summary", "assist_run", "train_run"]
 
@@ -48,7 +49,7 @@ def train_run(
         if folder.summary_file.is_file():
             reporter.say(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
-        device = choose_device(config)
+        device = choose_device(config.train.device)
         dataset = load_dataset(config, reporter)
         run = Participant(
             config, folder, device, dataset, reporter, should_stop, group, copies, should_save
@@ -64,7 +65,7 @@ def assist_run(
     config: Config, group: Group, *, should_save: Callable[[], bool] = lambda: False
 ) -> None:
     """Do the part of a rank other than 0 in training; only rank 0 writes and speaks."""
-    device, reporter = choose_device(config), SilentReporter()
+    device, reporter = choose_device(config.train.device), SilentReporter()
     folder, dataset = RunFolder(config.output_dir), load_dataset(config, reporter)
     Participant(
         config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save

@@ -26,7 +26,7 @@ from labn.config.messages import describe, describe_unknown, shown
 from labn.config.reading import set_key
 from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
 from labn.errors import UserError
-from labn.model.plans import PLANS
+from labn.model.architectures import PLANS
 
 Point = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution

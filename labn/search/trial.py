@@ -19,7 +19,7 @@ from labn.errors import RunFailed, UserError
 from labn.runs.folder import RunFolder, write_json
 from labn.search.study import Outcome
 from labn.storage import below
-from labn.train import Interrupted
+from labn.training.loop import Interrupted
 
 OUTCOME = "outcome"
 """Key of a trial's last report: an ``Outcome``."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlflow
 import torch
 
-from labn.model import compiled
+from labn.model.kernels import compiled
 from labn.report.style import save_figure
 from tests.bench import layers, network, pictures, scores, search, timing, trained, trials, workers
 from tests.bench.growth import Growth, measure_growth

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from labn import build_model
-from labn.losses import Objective
 from labn.model.backbone import Bottleneck
-from labn.model.folding import folded
+from labn.model.fusion import folded
 from labn.model.network import LABN
+from labn.training.losses import Objective
 from tests.bench.reference import with_conv3d_layers
 from tests.bench.timing import Row, compare, compare_rates, interleave, peak_memory_mb, row_of
 

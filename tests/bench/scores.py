@@ -15,7 +15,7 @@ from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics
 from labn.data.decode import resize
 from labn.explain.rise import draw_masks
-from labn.model.folding import folded
+from labn.model.fusion import folded
 from tests.bench.network import SIZE, channels_last, network, settled
 from tests.bench.reference import pid_one_by_one, rise_at_once, with_conv3d_layers
 from tests.bench.timing import Row, compare, interleave, peak_memory_mb, row_of

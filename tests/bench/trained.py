@@ -13,7 +13,7 @@ from torch import Tensor
 from labn import patch_insertion_deletion
 from labn.data.batches import standardise
 from labn.metrics.faithfulness import PatchInsertionDeletion
-from labn.model.folding import folded
+from labn.model.fusion import folded
 from labn.model.network import upsample_attention
 from labn.runs.build import load_dataset, place_network, require_part, restore_network
 from labn.runs.folder import RunFolder

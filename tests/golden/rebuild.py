@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from labn.model.network import LABN, build_model
-from labn.model.release import load_release_state
+from labn.model.pretrained import load_release_state
 
 FOLDER = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from golden.rebuild import IDRID, MAGNETOGRAM, golden, rebuilt_input, released_network
 
-from labn.model.release import _release_names
+from labn.model.pretrained import _release_names
 
 INPUT_SHAPES = {IDRID: (2, 3, 224, 224), MAGNETOGRAM: (2, 1, 512, 512)}
 

@@ -15,7 +15,7 @@ import pytest
 from bitwise import assert_same
 from command_line import run, start, write_config
 
-from labn import checkpoint
+from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
 # Of half a CPU each, so that two fit wherever the tests run.

@@ -13,7 +13,6 @@ from astropy.io import fits
 from command_line import assert_mistake, write_config
 from PIL import Image
 
-from labn import checkpoint
 from labn.config import load_config
 from labn.data import idrid
 from labn.data.synthetic import write_synthetic
@@ -22,6 +21,7 @@ from labn.report import overlay
 from labn.runs import explaining
 from labn.runs.reporting import SilentReporter
 from labn.runs.training import train_run
+from labn.training import checkpoint
 
 CAMERA_SIZE, FUNDUS_BOX = (60, 40), (6, 0, 50, 40)
 """Width and height; left, top, right, bottom. A hundredth of the real ones' pixels."""

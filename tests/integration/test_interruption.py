@@ -55,9 +55,9 @@ KILL_POINTS = [
     ("labn.runs.folder:RunFolder.adopt", "after", 1),  # no checkpoint yet
     ("torch:save", "within", 1),
     ("torch:save", "within", 4),
-    ("labn.checkpoint:keep_newest", "before", 3),  # a checkpoint too many
-    ("labn.train:Trainer._validate", "before", 1),  # the epoch's last step is nowhere
-    ("labn.evaluate:_PositiveScorer.score", "after", 1),  # within the validation
+    ("labn.training.checkpoint:keep_newest", "before", 3),  # a checkpoint too many
+    ("labn.training.loop:Trainer._validate", "before", 1),  # the epoch's last step is nowhere
+    ("labn.training.evaluate:_PositiveScorer.score", "after", 1),  # within the validation
     ("torch:save", "within", 1),  # the best network, half written
     (
         "labn.runs.participant:Participant.on_best",

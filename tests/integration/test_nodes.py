@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from command_line import ENVIRONMENT, wait_for, write_config
 
-from labn import checkpoint
 from labn.tracking import browsing
+from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 60

@@ -24,10 +24,10 @@ from command_line import (
 )
 from object_storage import BUCKET, SECRET, S3Server, put
 
-from labn import checkpoint
 from labn.data.mirror import mirror
 from labn.data.synthetic import write_synthetic
 from labn.storage import Folder
+from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 60

@@ -12,11 +12,11 @@ import pytest
 import torch
 from command_line import start, succeed, write_config
 
-from labn import checkpoint
 from labn.config import load_config
 from labn.runs.build import restore_network
 from labn.tracking import environment_tags
 from labn.tracking.quiet import quiet
+from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
 

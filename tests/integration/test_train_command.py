@@ -13,7 +13,7 @@ import yaml
 from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, succeed, write_config
 from PIL import Image
 
-from labn.model import compiled
+from labn.model.kernels import compiled
 
 pytestmark = pytest.mark.slow
 

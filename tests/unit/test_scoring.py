@@ -10,7 +10,6 @@ import torch
 from small_run import STATISTICS, make_model, make_split
 
 from labn.data.batches import standardise
-from labn.evaluate import predictor
 from labn.explain.attention import LabnAttention
 from labn.explain.controls import EdgeEnergy, RandomMap
 from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
@@ -23,6 +22,7 @@ from labn.scoring import (
     measures,
     score_image,
 )
+from labn.training.evaluate import predictor
 
 PART = make_split(4, seed=3, labels=[1, 1, 0, 1])
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from labn import checkpoint
 from labn.config import Config
 from labn.errors import UserError
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
 from labn.storage import Folder, StorageError, absolute, below, fault_of, without_secrets
+from labn.training import checkpoint
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torchvision
 from torch import nn
 
 from labn.model import backbone
+from labn.model.architectures import PLANS
 from labn.model.attention_branch import BranchOutput
 from labn.model.backbone import Bottleneck, convolution_spatial, lambda_spatial
 from labn.model.lambda_layer import LambdaLayer
 from labn.model.network import build_model
-from labn.model.plans import PLANS
 
 # The same float64 operations in the same order, by other modules.
 ROUNDING = 1e-12

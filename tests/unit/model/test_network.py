@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from labn.model.architectures import PLANS
 from labn.model.attention_branch import BranchOutput
 from labn.model.network import build_model, threshold_attention, upsample_attention
-from labn.model.plans import PLANS
 
 
 class FixedAttention(nn.Module):

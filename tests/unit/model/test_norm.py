@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labn.model import compiled, compiled_norm
+from labn.model.kernels import compiled, compiled_norm
 from labn.model.norm import normalise, recomputed
 
 pytestmark = pytest.mark.skipif(

@@ -4,16 +4,16 @@ import itertools
 
 import pytest
 
-import labn.pace
-from labn.pace import Pace
-from labn.parallel import SINGLE, Group
+import labn.training.throughput
+from labn.training.process_group import SINGLE, Group
+from labn.training.throughput import Pace
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that goes one second further at each look."""
     ticks = itertools.count()
-    monkeypatch.setattr(labn.pace.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(labn.training.throughput.time, "perf_counter", lambda: float(next(ticks)))
 
 
 class Three(Group):

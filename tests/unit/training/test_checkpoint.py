@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labn.checkpoint import (
+from labn.errors import UserError
+from labn.training.checkpoint import (
     keep_newest,
     load,
     load_newest,
@@ -21,7 +22,6 @@ from labn.checkpoint import (
     save_atomically,
     step_path,
 )
-from labn.errors import UserError
 
 
 def content_of(number, num_values=4):
@@ -128,7 +128,7 @@ KILLED_WRITER = """
 import os, sys
 from pathlib import Path
 import torch
-from labn.checkpoint import save_atomically, step_path
+from labn.training.checkpoint import save_atomically, step_path
 
 os.fsync = lambda handle: os._exit(9)  # the process dies with the data on its way to the disk
 save_atomically({"model": {"w": torch.ones(3)}}, step_path(Path(sys.argv[1]), 2))

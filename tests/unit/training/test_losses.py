@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from labn.config import Config
-from labn.losses import LossSums, Objective, mask_with_bias, prediction_divergence
 from labn.model.network import LABNOutput, build_model
+from labn.training.losses import LossSums, Objective, mask_with_bias, prediction_divergence
 
 # A few dozen float64 operations on numbers of order 1.
 ROUNDING = 1e-12

@@ -12,7 +12,7 @@ from torch import nn
 
 from labn.errors import UserError
 from labn.model.network import build_model
-from labn.model.release import load_pretrained, load_release_state
+from labn.model.pretrained import load_pretrained, load_release_state
 
 
 def small_model(**settings):

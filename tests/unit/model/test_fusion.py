@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from labn.model.backbone import Bottleneck
-from labn.model.folding import folded
+from labn.model.fusion import folded
 from labn.model.network import build_model
 
 

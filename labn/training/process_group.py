@@ -1,4 +1,4 @@
-"""Processes that train one network together: who takes which part, and how parts are joined."""
+"""The processes that train one network together: which shares they take, how results are joined."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from labn.config import TrainConfig
 from labn.model.network import build_model
-from labn.optim import build_average, build_optimizer, build_schedule
+from labn.training.optim import build_average, build_optimizer, build_schedule
 
 
 def rates_by_step(settings, steps_per_epoch):

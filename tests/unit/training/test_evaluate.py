@@ -14,10 +14,10 @@ from small_run import (
 )
 
 from labn.errors import RunFailed
-from labn.evaluate import Faithfulness, evaluate, predictor
-from labn.losses import mask_with_bias
 from labn.metrics.faithfulness import patch_insertion_deletion
 from labn.model.network import build_model, upsample_attention
+from labn.training.evaluate import Faithfulness, evaluate, predictor
+from labn.training.losses import mask_with_bias
 
 PART = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
 POSITIVES = [1, 2, 4, 7, 8]

@@ -1,15 +1,48 @@
-"""Freed memory, kept by the process for its next step rather than given back to the system."""
+"""The device that computes, and what its process does with freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
+import torch
+
+from labn.errors import UserError
+
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 _LARGEST_B = 1 << 30
 _CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; for ``auto``, the best there is.
+
+    On a CPU the process keeps the memory that it frees, from now on.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = _named_device(name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.device = {name}: not usable here ({reason}); give auto, cpu or cuda"
+        ) from None
+    return device
 
 
 def keep_freed_memory() -> bool:

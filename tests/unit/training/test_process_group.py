@@ -29,10 +29,10 @@ from labn.config.workers import Workers, check_divides, fault_of_sharing
 from labn.data.augment import Augmentation
 from labn.data.batches import TrainingBatches
 from labn.errors import RunFailed
-from labn.evaluate import Faithfulness, evaluate
 from labn.model.network import LABN
-from labn.parallel import SINGLE, Group
-from labn.train import Interrupted
+from labn.training.evaluate import Faithfulness, evaluate
+from labn.training.loop import Interrupted
+from labn.training.process_group import SINGLE, Group
 
 
 class FrozenNormLABN(LABN):
@@ -73,7 +73,7 @@ def train(group, *, network="frozen", batch_size=5, accumulation_steps=1, start=
     objective = make_objective(class_weights=torch.tensor([2.0, 1.0]))
     batches = TrainingBatches(
         TRAIN, STATISTICS, batch_size=batch_size, seed=0, bias_copies=1, balanced=False,
-        augment=Augmentation(horizontal_flip=True, rotation_deg=10), device=CPU, group=group,
+        augment=Augmentation(horizontal_flip=True, rotation_deg=10), device=CPU, shard=group.share,
     )  # fmt: skip
     spy = SharedHooks(objective, group, **hooks)
     trainer = make_trainer(
@@ -149,7 +149,7 @@ def test_each_image_is_given_out_once_an_epoch():
     for rank in range(3):
         batches = TrainingBatches(
             TRAIN, STATISTICS, batch_size=4, seed=0, bias_copies=1, balanced=False,
-            augment=Augmentation(), device=CPU, group=Group(rank, 3),
+            augment=Augmentation(), device=CPU, shard=Group(rank, 3).share,
         )  # fmt: skip
         names += [name for batch in batches.epoch(1) for name in batch.names]
     assert sorted(names) == sorted([*TRAIN.names, "bias image"])

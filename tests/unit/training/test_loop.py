@@ -1,7 +1,7 @@
 """The training loop on a network that trains in a second.
 
-`PYTHONPATH=tests python tests/unit/test_train.py` prints the golden loss curve anew; after a change
-that is meant to move the losses, write it to tests/golden/loss_curve.json.
+`PYTHONPATH=tests python tests/unit/training/test_loop.py` prints the golden loss curve anew; after
+a change that is meant to move the losses, write it to tests/golden/loss_curve.json.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from small_run import (
 )
 from torch import nn
 
-from labn import checkpoint
 from labn.errors import RunFailed
-from labn.losses import mask_with_bias
 from labn.model.network import LABNOutput
-from labn.train import Interrupted
+from labn.training import checkpoint
+from labn.training.loop import Interrupted
+from labn.training.losses import mask_with_bias
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "loss_curve.json"
 NUM_STEPS = 2 * STEPS_PER_EPOCH
 
 

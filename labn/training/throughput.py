@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from labn.parallel import Group
+from labn.training.process_group import Group
 
 T = TypeVar("T")
 

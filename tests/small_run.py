@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn import checkpoint
 from labn.config import TrainConfig
 from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import Split, measure_statistics
-from labn.evaluate import Faithfulness, evaluate
-from labn.losses import Objective
 from labn.model.network import build_model
-from labn.optim import build_average, build_optimizer, build_schedule
-from labn.parallel import SINGLE
-from labn.train import Trainer
+from labn.training import checkpoint
+from labn.training.evaluate import Faithfulness, evaluate
+from labn.training.loop import Trainer
+from labn.training.losses import Objective
+from labn.training.optim import build_average, build_optimizer, build_schedule
+from labn.training.process_group import SINGLE
 
 CPU = torch.device("cpu")
 NUM_IMAGES, BATCH_SIZE = 17, 5

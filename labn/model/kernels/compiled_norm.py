@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from labn.model.compiled import addresses, library
+from labn.model.kernels.compiled import addresses, library
 
 SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

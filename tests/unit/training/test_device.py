@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 # Page faults of eight blocks, after as many of the same size were freed.
 FAULTS = """
 import resource, torch
-from labn.memory import keep_freed_memory
+from labn.training.device import keep_freed_memory
 print({call})
 def work():
     blocks = [torch.ones({size} // 4) for _ in range(8)]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from labn.data.batches import Batch
 from labn.errors import RunFailed
-from labn.losses import LossSums, LossTerms, Objective
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
-from labn.model.folding import folded
+from labn.model.fusion import folded
 from labn.model.network import LABN, LABNOutput, upsample_attention
-from labn.parallel import SINGLE, Group
+from labn.training.losses import LossSums, LossTerms, Objective
+from labn.training.process_group import SINGLE, Group
 
 T = TypeVar("T")
 

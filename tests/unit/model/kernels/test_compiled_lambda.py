@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from labn.model import compiled, compiled_lambda
-from labn.model.compiled_lambda import apply_lambdas
+from labn.model.kernels import compiled, compiled_lambda
+from labn.model.kernels.compiled_lambda import apply_lambdas
+from labn.model.kernels.position_lambda import _by_fft, _dense
 from labn.model.lambda_layer import LambdaLayer
-from labn.model.position_lambda import _by_fft, _dense
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
@@ -138,7 +138,8 @@ def test_without_the_kernel_the_layer_says_the_same_by_torch(why, monkeypatch, t
 @pytest.mark.slow
 def test_processes_that_start_together_compile_once_and_leave_nothing_else(tmp_path):
     code = (
-        "from pathlib import Path; from labn.model import compiled, compiled_lambda as module;"
+        "from pathlib import Path;"
+        "from labn.model.kernels import compiled, compiled_lambda as module;"
         f"print(compiled.built(module.SOURCE, Path({str(tmp_path)!r})).stat().st_ino)"
     )
     together = [

@@ -21,7 +21,7 @@ class TrainingCheckpoint(TypedDict):
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
     sampler's position too. ``kernels`` is what computed them, see
-    ``labn.model.compiled.form``; the first checkpoints did not say it.
+    ``labn.model.kernels.compiled.form``; the first checkpoints did not say it.
     """
 
     model: dict[str, Any]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from labn.model import position_lambda as module
-from labn.model.position_lambda import _by_fft, _dense, _tiled, position_lambda
+from labn.model.kernels import position_lambda as module
+from labn.model.kernels.position_lambda import _by_fft, _dense, _tiled, position_lambda
 
 PATHS = [_dense, _tiled, _by_fft]
 

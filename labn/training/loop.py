@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from labn.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from labn.config import TrainConfig
 from labn.data.batches import Batch
 from labn.errors import RunFailed
-from labn.losses import LossSums, Objective
-from labn.optim import autocast
-from labn.pace import Pace
-from labn.parallel import SINGLE, Group
+from labn.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
+from labn.training.losses import LossSums, Objective
+from labn.training.optim import autocast
+from labn.training.process_group import SINGLE, Group
+from labn.training.throughput import Pace
 
 Metrics = dict[str, float]
 

@@ -1,0 +1,1 @@
+"""Training: plain torch, handed values and its own section of the configuration."""
