@@ -255,7 +255,7 @@ def _check_data_root(root: Path | str) -> Check:
 
 
 def _check_remote_data(root: str) -> Check:
-    from labn.storage import Folder, StorageError
+    from labn.storage.remote import Folder, StorageError
 
     try:
         num_files = len(Folder(root).files())

@@ -17,8 +17,9 @@ from labn.ablation.study import Study, StudyRun, settings_as_text
 from labn.ablation.work import is_finished, read_outcome
 from labn.errors import UserError
 from labn.runs.build import restore_network
-from labn.runs.folder import RunFolder, write_atomically
+from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
+from labn.storage.files import write_atomically
 from labn.tracking import MlflowTracker, register_model
 
 _SCORE = "val_pid"

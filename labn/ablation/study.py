@@ -18,9 +18,9 @@ from labn.config.messages import describe, describe_unknown, shown
 from labn.config.reading import check_paths, set_key
 from labn.errors import UserError
 from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
-from labn.runs.folder import write_atomically
 from labn.runs.scored import condition_settings
-from labn.storage import absolute, below
+from labn.storage.files import write_atomically
+from labn.storage.remote import absolute, below
 from labn.tracking import resolve_uri
 
 STUDY_FILE = "study.yaml"

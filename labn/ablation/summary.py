@@ -15,10 +15,10 @@ from labn.ablation.work import Outcome, is_finished, read_outcome
 from labn.runs.comparison import write_report
 from labn.runs.comparison_tables import tables
 from labn.runs.findings import Findings, compare_runs
-from labn.runs.folder import write_atomically, write_json
 from labn.runs.reporting import Reporter
 from labn.runs.scored import read_runs
 from labn.runs.scoring import PREFIXES
+from labn.storage.files import write_atomically, write_json
 from labn.tables import as_markdown
 
 _MEANS = ("pid", "pid_random", "auroc", "accuracy", "tss")

@@ -17,9 +17,10 @@ from labn.ablation.study import StudyRun
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.runs.folder import RunFolder, locked, write_json
+from labn.runs.folder import RunFolder, locked
 from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
+from labn.storage.files import write_json
 from labn.tracking import MlflowTracker, ResilientTracker, Status
 from labn.training.loop import Interrupted
 

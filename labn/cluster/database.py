@@ -6,11 +6,12 @@ disk, and a whole copy of it is kept on the storage that all nodes share.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+
+from labn.storage.files import replacing
 
 
 class KeptDatabase:
@@ -31,7 +32,7 @@ class KeptDatabase:
         here, there = _openings(self.file), _openings(self._copy)
         if there is not None and here != there:
             _remove(self.file)
-            shutil.copyfile(self._copy, self.file)
+            _copy(self._copy, self.file)
         with closing(sqlite3.connect(self.file)) as database:
             database.execute(f"PRAGMA user_version = {(there or here or 0) + 1}")
             database.commit()
@@ -51,12 +52,7 @@ class KeptDatabase:
             closing(sqlite3.connect(snapshot)) as into,
         ):
             database.backup(into)
-        partial = self._copy.with_suffix(".partial")
-        with snapshot.open("rb") as source, partial.open("wb") as target:
-            shutil.copyfileobj(source, target)
-            target.flush()
-            os.fsync(target.fileno())
-        partial.replace(self._copy)
+        _copy(snapshot, self._copy)
         self._seen = state
         return True
 
@@ -75,6 +71,11 @@ def _openings(file: Path) -> int | None:
         return None
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
         return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content, replacing(target) as copy:
+        shutil.copyfileobj(content, copy)
 
 
 def _remove(file: Path) -> None:

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from labn.cluster.database import KeptDatabase
 from labn.errors import RunFailed, UserError
+from labn.storage.files import locked, write_atomically
 from labn.tracking.browsing import serving
 
 PORT = 5000
@@ -50,9 +50,7 @@ def serve(
         raise UserError(
             f"--shared {shared}: cannot be written ({error.strerror}); mount the shared storage"
         ) from None
-    home.mkdir(parents=True, exist_ok=True)
-    lock = _taken_over(home)
-    try:
+    with _taken_over(home):
         database = KeptDatabase(home / "mlflow.db", folder / "mlflow.db")
         say(f"database: {database.open()}")
         os.environ["MLFLOW_ARTIFACTS_DESTINATION"] = str(folder / "artifacts")
@@ -63,8 +61,6 @@ def serve(
             _attend(database, server, (host, ray_port), should_stop)
         database.keep()
         say("ended")
-    finally:
-        lock.release()
 
 
 def _attend(
@@ -92,21 +88,25 @@ def _listens(host: str, port: int) -> bool:
     return True
 
 
-def _taken_over(home: Path) -> FileLock:
+@contextmanager
+def _taken_over(home: Path) -> Iterator[None]:
     """Hold the folder alone, having ended whoever held it."""
-    lock, holder = FileLock(home / ".lock"), home / "pid"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        os.kill(int(holder.read_text()), signal.SIGTERM)
+    lock, holder = home / ".lock", home / "pid"
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=_TAKE_OVER_S)
-        except Timeout:
-            raise RunFailed(
-                f"{home}: the tracker of process {holder.read_text()} does not end; end it"
-            ) from None
-    holder.write_text(str(os.getpid()))
-    return lock
+            stack.enter_context(locked(lock, timeout_s=0))
+        except TimeoutError:
+            ended = holder.read_text()
+            os.kill(int(ended), signal.SIGTERM)
+            waiting = f"{home}: waiting for the tracker of process {ended} to end"
+            try:
+                stack.enter_context(locked(lock, waiting, timeout_s=_TAKE_OVER_S))
+            except TimeoutError:
+                raise RunFailed(
+                    f"{home}: the tracker of process {ended} does not end; end it"
+                ) from None
+        write_atomically(holder, str(os.getpid()))
+        yield
 
 
 def start_in_background(arguments: list[str], log: Path) -> None:

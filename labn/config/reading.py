@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from labn.config.messages import describe, describe_unknown, shown
 from labn.config.run import Config, known_keys
 from labn.errors import UserError
-from labn.storage import is_remote
+from labn.storage.remote import is_remote
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from labn.errors import did_you_mean
 from labn.model.architectures import PLANS
-from labn.storage import fault_of, is_remote, without_secrets
+from labn.storage.remote import fault_of, is_remote, without_secrets
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

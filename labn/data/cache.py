@@ -11,21 +11,19 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from jaxtyping import Bool, UInt8
 
 from labn.data.decode import Decoded, Progress, decode_all
 from labn.data.records import Reader, Record
 from labn.errors import UserError
+from labn.storage.files import locked, make_folder, put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +79,9 @@ def build_cache(
     if cache := _open(directory, len(records)):
         return cache
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(cache_dir)
         _remove_abandoned(cache_dir)
-        with _locked(directory):
+        with locked(directory.with_suffix(".lock"), f"waiting for another process: {directory}"):
             if not (cache := _open(directory, len(records))):
                 _build(reader, records, states, image_size, directory, report_progress)
                 cache = _open(directory, len(records))
@@ -147,28 +145,13 @@ def _open(directory: Path, num_images: int) -> ImageCache | None:
     )
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of one cache; the system frees it when its holder dies."""
-    lock = FileLock(directory.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process to build %s", directory)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _remove_abandoned(cache_dir: Path) -> None:
     """Remove what killed builders left: directories in the making whose lock is free."""
     for building in cache_dir.glob("*.building"):
         try:
-            with FileLock(building.with_suffix(".lock"), timeout=0):
+            with locked(building.with_suffix(".lock"), timeout_s=0):
                 shutil.rmtree(building, ignore_errors=True)
-        except Timeout:
+        except TimeoutError:
             logger.debug("%s is being built by another process", building)
 
 
@@ -193,10 +176,7 @@ def _build(
             report_progress=report_progress,
         )
         _write_manifest(building / "manifest.csv", records, states, decoded)
-        for path in (*building.iterdir(), building):
-            _sync(path)
-        building.rename(directory)
-        _sync(directory.parent)
+        put_in_place(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -213,11 +193,3 @@ def _write_manifest(
         for record, state, image in zip(records, states, decoded, strict=True):
             place = (record.name, record.path, record.index, state.size, state.mtime_ns)
             writer.writerow((*place, image.sha256, image.pixels_sha256, int(image.has_mask)))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from labn.data.decode import Progress
 from labn.data.records import PARTITIONS, Partition, Reader, Record, Scan
 from labn.data.splits import assign_splits
 from labn.errors import UserError
+from labn.storage.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -193,18 +192,12 @@ def _statistics(train: Split, directory: Path) -> ChannelStatistics:
         with np.load(path) as stored:
             return ChannelStatistics(**{name: torch.from_numpy(stored[name]) for name in stored})
     statistics = measure_statistics(train)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, **{name: value.numpy() for name, value in vars(statistics).items()})
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         # A finished cache may be mounted read-only; the statistics cost one pass over it.
         logger.warning("%s cannot be kept, so each run measures anew (%s)", path, error)
-        if temporary.exists():
-            temporary.unlink()
     return statistics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from labn.data.fundus import paint_fundus
 from labn.data.records import Record, Scan
 from labn.errors import UserError
+from labn.storage.files import write_atomically
 
 
 class SyntheticReader:
@@ -95,6 +97,8 @@ def write_synthetic(
     for record in reader.scan().records:
         file_name = f"{record.index:04d}.png"
         image, mask = reader.paint(record)
-        Image.fromarray(image).save(out / reader.class_names[record.label] / file_name)
+        place = out / reader.class_names[record.label] / file_name
+        write_atomically(place, partial(Image.fromarray(image).save, format="PNG"))
         if record.label == 1:
-            Image.fromarray(mask).save(masks / file_name)
+            painted = Image.fromarray(mask)
+            write_atomically(masks / file_name, partial(painted.save, format="PNG"))

@@ -5,7 +5,7 @@ Made without pyplot, so neither a display nor global state is touched, and nothi
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+from labn.storage.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Okabe and Ito's, which any colour vision tells apart."""
@@ -49,10 +51,4 @@ def halo() -> list[AbstractPathEffect]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG that is either whole or not there, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=_DPI)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, partial(figure.savefig, format="png", dpi=_DPI))

@@ -12,14 +12,14 @@ from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.decode import Progress
-from labn.data.mirror import mirror
 from labn.data.open import open_reader
 from labn.data.records import Partition, Reader
 from labn.errors import UserError
 from labn.model.network import LABN, build_model
 from labn.model.pretrained import load_pretrained
 from labn.runs.reporting import Reporter
-from labn.storage import is_remote
+from labn.storage.mirror import mirror
+from labn.storage.remote import is_remote
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.evaluate import Faithfulness
 from labn.training.losses import Objective

@@ -13,8 +13,8 @@ from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
 from labn.runs.comparison_tables import tables
 from labn.runs.findings import Findings, compare_runs
-from labn.runs.folder import write_atomically, write_json
 from labn.runs.scored import read_runs
+from labn.storage.files import write_atomically, write_json
 from labn.tables import as_latex, as_markdown
 
 

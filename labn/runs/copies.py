@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from labn.config import Config, dump_config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder, differences
-from labn.storage import Folder, StorageError, digest_of, without_secrets
+from labn.storage.files import replacing
+from labn.storage.remote import Folder, StorageError, digest_of, without_secrets
 from labn.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -129,26 +131,19 @@ class Copies:
 
     def _fetch(self, files: dict[str, str]) -> None:
         """Fetch all files of a copy, and only then put them in place, the checkpoint last."""
-        fetched = []
         try:
-            for name, digest in files.items():
-                path = self._run.path / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-                fetched.append((part, path))
-                if self._open().download(_object(digest), part) != digest:
-                    self._open().delete(_object(digest))
-                    raise StorageError(f"{name} is damaged there")
-            for part, path in fetched:
-                part.replace(path)
+            with ExitStack() as stack:
+                # A stack closes what it took last first.
+                for name, digest in reversed(files.items()):
+                    file = stack.enter_context(replacing(self._run.path / name))
+                    if self._open().download(_object(digest), file) != digest:
+                        self._open().delete(_object(digest))
+                        raise StorageError(f"{name} is damaged there")
         except OSError as error:
             raise UserError(
                 f"output_dir = {self._run.path}: cannot take the checkpoint from"
                 f" {self._place} ({error}); free some space or give another output_dir"
             ) from error
-        finally:
-            for part, _ in fetched:
-                part.unlink(missing_ok=True)
 
     def _copies(self) -> list[tuple[int, str]]:
         """List the copies there are, the newest first."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 
 from labn.errors import UserError
 from labn.report import overlay
+from labn.storage.files import write_atomically
 
 TABLE_NAME = "explanations.csv"
 FILE_ENDINGS = {
@@ -67,8 +68,7 @@ def write_table(path: Path, rows: Mapping[str, Row]) -> None:
     table = csv.DictWriter(text, next(iter(rows.values())), lineterminator="\n")
     table.writeheader()
     table.writerows(rows[name] for name in sorted(rows))
-    with _whole(path) as file:
-        file.write(text.getvalue().encode())
+    write_atomically(path, text.getvalue())
 
 
 def write_maps(
@@ -79,17 +79,15 @@ def write_maps(
 ) -> dict[str, str]:
     """Write one image's map in both formats, and its overlay; give their names below ``out``."""
     files = {column: f"{name}{ending}" for column, ending in FILE_ENDINGS.items()}
-    with _whole(out / files["map_npy"]) as file:
-        np.save(file, attention)
-    with _whole(out / files["map_png"]) as file:
-        Image.fromarray(np.rint(attention * 65535).astype(np.uint16)).save(
-            file, "PNG", compress_level=_COMPRESS_LEVEL
-        )
-    with _whole(out / files["overlay_png"]) as file:
-        Image.fromarray(_overlay(pixels, attention)).save(
-            file, "PNG", compress_level=_COMPRESS_LEVEL
-        )
+    write_atomically(out / files["map_npy"], lambda file: np.save(file, attention))
+    _write_png(out / files["map_png"], np.rint(attention * 65535).astype(np.uint16))
+    _write_png(out / files["overlay_png"], _overlay(pixels, attention))
     return files
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8 | np.uint16]) -> None:
+    image = Image.fromarray(pixels)
+    write_atomically(path, partial(image.save, format="PNG", compress_level=_COMPRESS_LEVEL))
 
 
 def _overlay(
@@ -99,24 +97,3 @@ def _overlay(
     starts = range(0, len(pixels), _STRIP_ROWS)
     strips = [slice(start, start + _STRIP_ROWS) for start in starts]
     return np.concatenate([overlay(pixels[strip], attention[strip]) for strip in strips])
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file that has its name only once it is complete."""
-    # Of fixed length: the image's name may be as long as the file system allows.
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out: cannot write {path} ({error}); free some space or give another folder"
-        ) from error

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from labn.config import Config, dump_config, flatten, load_config
 from labn.errors import UserError
+from labn.storage import files
+from labn.storage.files import write_atomically, write_json
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint
-
-logger = logging.getLogger(__name__)
-
-_QUIET_WAIT_S = 3.0
 
 # Where a run computes and reports does not change what it is.
 INCIDENTAL_KEYS = (
@@ -169,50 +164,16 @@ def locked(
     Raises:
         UserError: another process has it after so long, or the folder cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / name)
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=min(wait_s, _QUIET_WAIT_S))
-        except Timeout:
-            if wait_s <= _QUIET_WAIT_S:
-                raise
-            logger.warning(
-                "output_dir = %s: another process %s; waiting up to %.0f s for it to end",
-                *(path, work, wait_s),
-            )
-            lock.acquire(timeout=wait_s - _QUIET_WAIT_S)
-    except Timeout:
-        raise UserError(
-            f"output_dir = {path}: another process {work}; wait for it, or {way_out}"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"output_dir = {path}: cannot be written ({error}); give another output_dir"
-        ) from None
-    try:
+            waiting = f"output_dir = {path}: another process {work}; waiting up to {wait_s:.0f} s"
+            stack.enter_context(files.locked(path / name, waiting, timeout_s=wait_s))
+        except TimeoutError:
+            raise UserError(
+                f"output_dir = {path}: another process {work}; wait for it, or {way_out}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"output_dir = {path}: cannot be written ({error}); give another output_dir"
+            ) from None
         yield
-    finally:
-        lock.release()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file that is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"output_dir: cannot write {path} ({error}); free some space or give another output_dir"
-        ) from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON that is either the old or the whole new."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")

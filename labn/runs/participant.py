@@ -29,10 +29,11 @@ from labn.runs.build import (
     training_batches,
 )
 from labn.runs.copies import Copies
-from labn.runs.folder import RunFolder, write_json
+from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter, StoppingReporter
 from labn.runs.scoring import log_scores, open_run_tracker, score_part
-from labn.storage import is_remote, without_secrets
+from labn.storage.files import write_atomically, write_json
+from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import Status, Tracker, environment_tags, redact
 from labn.tracking.null import NullTracker
 from labn.training import checkpoint
@@ -145,7 +146,7 @@ class Participant:
             "kernels": compiled.form(self.device),
         }
         self.tracker.set_tags(environment_tags() | tags)
-        self.dataset.manifest.to_csv(self.folder.manifest_file, index=False)
+        write_atomically(self.folder.manifest_file, self.dataset.manifest.to_csv(index=False))
         self.tracker.log_dataset(
             self.dataset.manifest,
             name=self.config.data.name,

@@ -25,7 +25,6 @@ from labn.explain.methods import Method
 from labn.explain.rise import Rise
 from labn.model.network import LABN
 from labn.runs.assessment import LAMBDA_ATTENTION, Assessment
-from labn.runs.folder import write_atomically
 from labn.runs.reporting import Reporter
 from labn.scoring import (
     ImageScores,
@@ -36,6 +35,7 @@ from labn.scoring import (
     pid_name,
     score_image,
 )
+from labn.storage.files import write_atomically
 from labn.training.evaluate import predictor
 from labn.training.optim import autocast
 

@@ -13,9 +13,9 @@ import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
 from labn.runs.assessment import Assessment
-from labn.runs.folder import write_atomically
 from labn.runs.positives import PositiveScores
 from labn.scoring import ID, Measure, measures, pid_name
+from labn.storage.files import write_atomically
 from labn.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.training.evaluate import Evaluation
 

@@ -29,8 +29,9 @@ from labn.runs.build import (
     require_part,
     restore_network,
 )
-from labn.runs.folder import RunFolder, write_json
+from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
+from labn.storage.files import write_json
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device
 

@@ -11,9 +11,9 @@ import pandas as pd
 from labn.data.dataset import Dataset
 from labn.data.records import Partition
 from labn.runs.assessment import Assessment
-from labn.runs.folder import write_atomically
 from labn.runs.positives import PositiveScores
 from labn.runs.results import Failures, confusion_table, failure_table, score_table, write_table
+from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
 
 _CURVES = ["fractions", "insertion_curve", "deletion_curve"]
@@ -42,14 +42,12 @@ def write_positives(
             means = {"mean": stacked.mean(axis=0), "lower_quartile": low, "upper_quartile": high}
             curves |= {f"{method}/{score}/{name}_{key}": curve for key, curve in means.items()}
     if assessment.tolerance is None:
-        np.savez(folder / "curves.npz", **curves)
+        write_atomically(folder / "curves.npz", lambda file: np.savez(file, **curves))
     write_table(score_table(positives, assessment, part), folder / "table2")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    table.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    write_atomically(path, lambda file: table.to_parquet(file, index=False))
 
 
 def write_part(

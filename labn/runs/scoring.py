@@ -31,7 +31,7 @@ from labn.runs.build import (
     require_part,
     restore_network,
 )
-from labn.runs.folder import RunFolder, write_json
+from labn.runs.folder import RunFolder
 from labn.runs.pictures import (
     draw_attention,
     draw_confusion,
@@ -58,6 +58,7 @@ from labn.runs.score_files import (
     write_positives,
 )
 from labn.scoring import pid_name
+from labn.storage.files import write_json
 from labn.tracking import Tracker, open_tracker
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
 from labn.search.study import Study
+from labn.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +55,9 @@ def draw_figures(study: Study, folder: Path) -> list[Path]:
 def _save(figure: Figure, place: Path) -> None:
     """Write a PNG that is either whole or not there."""
     figure.set_size_inches(max(8.0, figure.get_figwidth()), max(5.0, figure.get_figheight()))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    try:
-        # Tight: Optuna's figures do not all know a layout that would make room for their labels.
-        figure.savefig(partial, format="png", dpi=_DPI, bbox_inches="tight")
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Tight: Optuna's figures do not all know a layout that would make room for their labels.
+    save = partial(figure.savefig, format="png", dpi=_DPI, bbox_inches="tight")
+    write_atomically(place, save)
 
 
 def _plots(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:

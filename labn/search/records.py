@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from labn.config import Config, dump_config
 from labn.config.search import SearchConfig
 from labn.errors import UserError
-from labn.runs.folder import RunFolder, write_atomically, write_json
+from labn.runs.folder import RunFolder
 from labn.search.board import Watcher
 from labn.search.figures import draw_figures
 from labn.search.pruning import list_rungs
@@ -19,7 +19,8 @@ from labn.search.space import Point, Space
 from labn.search.study import Outcome, Study, metrics_of, storage_url
 from labn.search.summary import Summary, as_markdown, summarise
 from labn.search.trial import run_folders, trial_folder
-from labn.storage import absolute, below
+from labn.storage.files import write_atomically, write_json
+from labn.storage.remote import absolute, below
 from labn.tracking import (
     MlflowTracker,
     ResilientTracker,

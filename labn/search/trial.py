@@ -16,9 +16,10 @@ from ray import tune
 from labn.config import Config
 from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.runs.folder import RunFolder, write_json
+from labn.runs.folder import RunFolder
 from labn.search.study import Outcome
-from labn.storage import below
+from labn.storage.files import write_json
+from labn.storage.remote import below
 from labn.training.loop import Interrupted
 
 OUTCOME = "outcome"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from labn.storage.files import append, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +64,18 @@ class Spool:
         plain: dict[str, Any] = {}
         files: dict[str, str] = {}
         tables: dict[str, str] = {}
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         for name, value in arguments.items():
             if isinstance(value, Path):
                 files[name] = value.name
                 _copy(value, folder / value.name)
             elif isinstance(value, pd.DataFrame):
                 tables[name] = f"{name}.json"
-                folder.mkdir(parents=True)
-                value.to_json(folder / tables[name], orient="table")
-                _sync(folder / tables[name])
+                with replacing(folder / tables[name]) as file:
+                    file.write(value.to_json(orient="table").encode())
             else:
                 plain[name] = value
         record = _Record(run_id, call, plain, files, tables, folder.name)
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(asdict(record)) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+        append(self.log, json.dumps(asdict(record)) + "\n")
 
     def drain(self, deliver: Deliver) -> int:
         """Deliver the records in order; return how many.
@@ -115,10 +111,9 @@ class Spool:
             self.log.unlink(missing_ok=True)
             shutil.rmtree(self._files, ignore_errors=True)
             return
-        fresh = self.log.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), "utf-8")
-        _sync(fresh)
-        fresh.replace(self.log)
+        with replacing(self.log) as fresh:
+            for record in records:
+                fresh.write(json.dumps(asdict(record)).encode() + b"\n")
 
     def _read(self) -> list[_Record]:
         if not self.log.exists():
@@ -133,16 +128,7 @@ class Spool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)
-    for file in target.rglob("*") if target.is_dir() else (target,):
-        if file.is_file():
-            _sync(file)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    for place in source.rglob("*") if source.is_dir() else (source,):
+        if place.is_file():
+            with place.open("rb") as file, replacing(target / place.relative_to(source)) as copy:
+                shutil.copyfileobj(file, copy)

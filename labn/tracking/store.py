@@ -7,8 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
+from labn.storage.files import locked
 from labn.tracking.quiet import quiet
 
 _SQLITE = "sqlite:///"
@@ -40,8 +39,8 @@ def opening(uri: str) -> Iterator[None]:
     path = sqlite_path(uri)
     with contextlib.ExitStack() as stack:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S))
+            lock, waiting = Path(f"{path}.lock"), f"{path}: waiting for another process to open it"
+            stack.enter_context(locked(lock, waiting, timeout_s=_LOCK_TIMEOUT_S))
             with contextlib.closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA schema_version")
             stack.enter_context(quiet())

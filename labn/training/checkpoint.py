@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
 from labn.errors import UserError
+from labn.storage.files import write_atomically
 
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")
 _log = logging.getLogger(__name__)
@@ -67,27 +68,17 @@ def save_atomically(content: TrainingCheckpoint | ModelCheckpoint, path: Path) -
     Raises:
         UserError: the disk is full or the folder is not writable; what stood there is intact.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(file: BufferedWriter) -> None:
         try:
-            with temporary.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch's writer, on its way out of a full disk, raises a RuntimeError of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's writer, on its way out of a full disk, raises one of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise
-        raise UserError(
-            f"output_dir: cannot write the checkpoint {path} ({cause.strerror}); free some space or"
-            " make the folder writable, then give the same command again: earlier checkpoints are"
-            " intact"
-        ) from error
+
+    write_atomically(path, save)
 
 
 def step_path(folder: Path, step: int) -> Path:

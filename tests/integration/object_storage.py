@@ -65,7 +65,7 @@ class S3Server:
 
 def put(folder, prefix):
     """Upload a folder of the disk."""
-    from labn.storage import Folder
+    from labn.storage.remote import Folder
 
     remote = Folder(f"s3://{BUCKET}/{prefix}")
     for path in sorted(folder.rglob("*")):

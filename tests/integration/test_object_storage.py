@@ -24,9 +24,9 @@ from command_line import (
 )
 from object_storage import BUCKET, SECRET, S3Server, put
 
-from labn.data.mirror import mirror
 from labn.data.synthetic import write_synthetic
-from labn.storage import Folder
+from labn.storage.mirror import mirror
+from labn.storage.remote import Folder
 from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow

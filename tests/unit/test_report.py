@@ -11,6 +11,7 @@ from matplotlib.contour import ContourSet
 from matplotlib.text import Text
 from PIL import Image
 
+from labn.errors import UserError
 from labn.report import (
     MethodCurves,
     attention_sheet,
@@ -382,11 +383,11 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, mo
     figure = history_figure(make_history())
 
     def write_half(target, **_):
-        target.write_text("half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", write_half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save_figure(figure, path)
     assert path.read_text() == "the old figure"
     assert list(tmp_path.iterdir()) == [path]

@@ -7,14 +7,14 @@ import time
 import pytest
 
 from labn.errors import UserError
-from labn.runs import folder as module
 from labn.runs.folder import RunFolder
+from labn.storage import files
 
 
 @pytest.fixture
 def held(tmp_path, monkeypatch):
     """A folder that somebody has, and what lets go of it."""
-    monkeypatch.setattr(module, "_QUIET_WAIT_S", 0.1)
+    monkeypatch.setattr(files, "_QUIET_WAIT_S", 0.1)
     held, may_end = threading.Event(), threading.Event()
 
     def hold():

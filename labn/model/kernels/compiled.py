@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
+
+from labn.storage.files import locked, put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def built(source: Path, folder: Path | None = None) -> Path:
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock"), f"waiting for another process to compile {target}"):
         if not target.is_file():
             _compile(source, target)
     return target
@@ -94,7 +95,7 @@ def _compile(source: Path, target: Path) -> None:
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
         )
-        built.rename(target)
+        put_in_place(built, target)
 
 
 def _vector_flags() -> list[str]:

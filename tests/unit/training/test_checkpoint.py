@@ -102,7 +102,7 @@ def test_on_a_full_disk_the_old_file_stays_and_the_user_is_told(tmp_path, old):
         save_atomically(content_of(2, num_values=100_000), path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"output_dir: cannot write the checkpoint {path} (File too large)")
+    assert message.startswith(f"{path}: cannot be written (File too large)")
     assert "free some space" in message
     assert list(tmp_path.iterdir()) == ([path] if old else [])
     if old:
@@ -111,7 +111,7 @@ def test_on_a_full_disk_the_old_file_stays_and_the_user_is_told(tmp_path, old):
 
 def test_a_place_that_cannot_be_a_folder_is_the_user_s_to_mend(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="output_dir: cannot write the checkpoint"):
+    with pytest.raises(UserError, match="cannot be written"):
         save_atomically(content_of(1), tmp_path / "file" / "best.pt")
 
 

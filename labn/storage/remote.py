@@ -6,12 +6,14 @@ import hashlib
 import posixpath
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
+
+from labn.storage.files import replacing
 
 SCHEMES = ("s3", "gs")
 
@@ -79,8 +81,7 @@ class Folder:
     """The files under one place; it need not be there yet.
 
     All methods raise ``StorageError`` for what is wrong there, ``OSError`` for files here.
-    What has been written to object storage is there whole or not at all; on a disk, a process that
-    is killed may leave a part.
+    What has been written is there whole or not at all.
     """
 
     def __init__(self, place: Path | str) -> None:
@@ -93,11 +94,6 @@ class Folder:
             else:
                 self._files = fs.LocalFileSystem()
                 self._root = Path(place).expanduser().absolute().as_posix()
-
-    @property
-    def arrow(self) -> tuple[Any, str]:
-        """Arrow's file system, and the folder's path in it."""
-        return self._files, self._root
 
     def files(self, below: str = "") -> list[File]:
         """List all files under a folder of this one, by name."""
@@ -129,23 +125,20 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, in place of an old one."""
-        self._make_room(name)
-        with _translated(), self._files.open_output_stream(self._path(name)) as stream:
+        with _translated(), self._output(name) as stream:
             stream.write(content)
 
     def upload(self, file: BufferedReader, name: str) -> None:
         """Write a file's content, from where it stands."""
-        self._make_room(name)
-        with _translated(), self._files.open_output_stream(self._path(name)) as stream:
+        with _translated(), self._output(name) as stream:
             shutil.copyfileobj(file, stream, _CHUNK_BYTES)
 
-    def download(self, name: str, path: Path) -> str:
-        """Copy a file to a path; give the SHA-256 of what was copied."""
+    def download(self, name: str, file: BufferedWriter) -> str:
+        """Copy a file to one that is open; return the SHA-256 of what was copied."""
         digest = hashlib.sha256()
-        with path.open("wb") as file:
-            for chunk in self._chunks(name):
-                digest.update(chunk)
-                file.write(chunk)
+        for chunk in self._chunks(name):
+            digest.update(chunk)
+            file.write(chunk)
         return digest.hexdigest()
 
     def _chunks(self, name: str) -> Iterator[bytes]:
@@ -161,12 +154,12 @@ class Folder:
     def _path(self, name: str) -> str:
         return posixpath.join(self._root, name) if name else self._root
 
-    def _make_room(self, name: str) -> None:
+    def _output(self, name: str) -> AbstractContextManager[Any]:
         from pyarrow import fs
 
         if isinstance(self._files, fs.LocalFileSystem):
-            with _translated():
-                self._files.create_dir(posixpath.dirname(self._path(name)))
+            return replacing(Path(self._path(name)))
+        return cast("AbstractContextManager[Any]", self._files.open_output_stream(self._path(name)))
 
 
 def digest_of(file: BufferedReader) -> str:

@@ -10,7 +10,7 @@ from labn.config import Config
 from labn.errors import UserError
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
-from labn.storage import Folder, StorageError, absolute, below, fault_of, without_secrets
+from labn.storage.remote import Folder, StorageError, absolute, below, fault_of, without_secrets
 from labn.training import checkpoint
 
 
@@ -59,7 +59,9 @@ def test_a_folder_on_a_disk_reads_what_was_written(tmp_path):
     folder.write("a/b", b"text")
     assert [(file.name, file.size) for file in folder.files()] == [("a/b", 4)]
     assert folder.read("a/b") == b"text"
-    assert folder.download("a/b", tmp_path / "copy") == hashlib.sha256(b"text").hexdigest()
+    with (tmp_path / "copy").open("wb") as copy:
+        assert folder.download("a/b", copy) == hashlib.sha256(b"text").hexdigest()
+    assert (tmp_path / "copy").read_bytes() == b"text"
     folder.delete("a/b")
     with pytest.raises(StorageError):
         folder.read("a/b")

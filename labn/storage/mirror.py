@@ -12,17 +12,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
-from filelock import FileLock, Timeout
-
-from labn.data.decode import Progress
 from labn.errors import UserError
-from labn.storage import File, Folder, StorageError, digest_of, without_secrets
+from labn.storage.files import locked, replacing
+from labn.storage.remote import File, Folder, StorageError, digest_of, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,9 @@ class _Entry(TypedDict):
     sha256: str
 
 
-def mirror(root: str, cache_dir: Path, report_progress: Progress | None = None) -> Path:
+def mirror(
+    root: str, cache_dir: Path, report_progress: Callable[[int, int], None] | None = None
+) -> Path:
     """Bring the mirror of a folder in object storage up to date; give where it lies.
 
     ``report_progress`` gets the number of files fetched and of all to fetch.
@@ -49,8 +48,8 @@ def mirror(root: str, cache_dir: Path, report_progress: Progress | None = None) 
     name = hashlib.sha256(root.encode()).hexdigest()[:16]
     place = cache_dir.expanduser() / "mirrors" / name
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with _held(FileLock(place.with_suffix(".lock")), root):
+        waiting = f"waiting for another process to fetch {without_secrets(root)}"
+        with locked(place.with_suffix(".lock"), waiting):
             _Mirror(root, place, report_progress).update()
     except StorageError as error:
         raise UserError(
@@ -66,24 +65,12 @@ def mirror(root: str, cache_dir: Path, report_progress: Progress | None = None) 
     return place / "files"
 
 
-@contextmanager
-def _held(lock: FileLock, root: str) -> Iterator[None]:
-    """Hold a lock; the system frees it when its holder dies."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process to fetch %s", without_secrets(root))
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class _Mirror:
     """One process's look at a mirror, whose lock it holds."""
 
-    def __init__(self, root: str, place: Path, report_progress: Progress | None) -> None:
+    def __init__(
+        self, root: str, place: Path, report_progress: Callable[[int, int], None] | None
+    ) -> None:
         self._root, self._files = without_secrets(root), place / "files"
         self._remote = Folder(root)
         self._index_file, self._report = place / "index.json", report_progress
@@ -166,19 +153,17 @@ class _Mirror:
     def _fetch_one(self, file: File) -> str:
         """Fetch one file; it is there whole, with storage's time, or not at all."""
         path = self._files / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        digest = self._remote.download(file.name, part)
-        if part.stat().st_size != file.size:
-            raise StorageError(
-                f"{file.name} changed while it was fetched ({file.size} bytes listed,"
-                f" {part.stat().st_size} received); start again"
-            )
-        os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
-        part.replace(path)
+        with replacing(path) as fetched:
+            digest = self._remote.download(file.name, fetched)
+            if fetched.tell() != file.size:
+                raise StorageError(
+                    f"{file.name} changed while it was fetched ({file.size} bytes listed,"
+                    f" {fetched.tell()} received); start again"
+                )
+            fetched.flush()
+            os.utime(fetched.fileno(), ns=(file.mtime_ns, file.mtime_ns))
         return digest
 
     def _save_index(self) -> None:
-        part = self._index_file.with_suffix(".part")
-        part.write_text(json.dumps(self._index), encoding="utf-8")
-        part.replace(self._index_file)
+        with replacing(self._index_file) as file:
+            file.write(json.dumps(self._index).encode())

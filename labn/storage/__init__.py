@@ -1,0 +1,1 @@
+"""Bytes: files here and elsewhere; nothing in this package knows what a run is."""
