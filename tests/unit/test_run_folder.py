@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 
 import pytest
+from filelock import FileLock
 
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
@@ -30,8 +30,21 @@ def held(tmp_path, monkeypatch):
     holder.join()
 
 
-def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog):
-    threading.Timer(0.5, held.set).start()
+class Releasing(logging.Handler):
+    """Lets go of a folder when someone says that he waits for it."""
+
+    def __init__(self, may_end):
+        super().__init__(logging.WARNING)
+        self._may_end = may_end
+
+    def emit(self, record):
+        self._may_end.set()
+
+
+def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog, request):
+    handler = Releasing(held)
+    module.logger.addHandler(handler)
+    request.addfinalizer(lambda: module.logger.removeHandler(handler))
 
     with caplog.at_level(logging.WARNING), RunFolder(tmp_path).claimed(wait_s=30):
         assert held.is_set()
@@ -41,13 +54,20 @@ def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog):
     assert "waiting up to 30 s" in record.getMessage()
 
 
-def test_who_waited_in_vain_is_refused(tmp_path, held):
-    start_s = time.monotonic()
+def test_who_waited_in_vain_is_refused(tmp_path, held, monkeypatch):
+    waits_s = []
+    acquire = FileLock.acquire
+
+    def remember(lock, timeout):
+        waits_s.append(timeout)
+        return acquire(lock, timeout)
+
+    monkeypatch.setattr(FileLock, "acquire", remember)
 
     with pytest.raises(UserError, match="another process is training this run; wait for it"):
         RunFolder(tmp_path).claimed(wait_s=0.5).__enter__()
 
-    assert time.monotonic() - start_s >= 0.4
+    assert sum(waits_s) == 0.5
 
 
 def test_who_need_not_wait_says_nothing(tmp_path, caplog):

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -319,17 +318,22 @@ def test_system_metrics_are_logged(
 
 
 def test_a_locked_store_costs_no_more_than_the_limit_and_loses_nothing(
-    open_mlflow: Callable[..., MlflowTracker], uri: str, client: Any, tmp_path: Path
+    open_mlflow: Callable[..., MlflowTracker],
+    uri: str,
+    client: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     tracker = ResilientTracker(open_mlflow(), tmp_path, name="store", time_limit_s=0.3)
     tracker.log_metrics({"loss": 1.0}, step=0)
     lock = sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
-    start = time.monotonic()
     for step in range(1, 4):
         tracker.log_metrics({"loss": 1.0}, step=step)
     # MLflow itself waits 20 s for the lock, three times.
-    assert time.monotonic() - start < 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "log_metrics had no answer within 0.3 s" in warning
+    assert len((tmp_path / "untracked.jsonl").read_text().splitlines()) == 3
     lock.execute("ROLLBACK")
     lock.close()
     tracker.finish("FINISHED")

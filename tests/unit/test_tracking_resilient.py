@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from labn.tracking import (
     ResilientTracker,
     open_tracker,
     replay_spool,
+    resilient,
 )
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -41,14 +43,17 @@ class FlakyTracker(NullTracker):
 
     def __init__(self) -> None:
         self.is_down = False
-        self.delay_s = 0.0
+        self.num_failures = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.num_calls = 0
         self.calls: list[tuple[Any, ...]] = []
 
     def _take(self, *call: Any) -> None:
         self.num_calls += 1
-        time.sleep(self.delay_s)
-        if self.is_down:
+        self.may_answer.wait()
+        self.num_failures -= 1
+        if self.is_down or self.num_failures >= 0:
             raise ConnectionError("https://me:hunter2@host is\ndown")
         self.calls.append(call)
 
@@ -85,6 +90,29 @@ def flaky() -> FlakyTracker:
     return FlakyTracker()
 
 
+class Clock:
+    """Stands in for the time module: it advances only when someone sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, time_s: float) -> None:
+        self.now_s += time_s
+
+    def time_ns(self) -> int:
+        return round(self.now_s * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(resilient, "time", stopped)
+    return stopped
+
+
 @pytest.fixture
 def spool_dir(tmp_path: Path) -> Path:
     return tmp_path / "run" / "spool"
@@ -107,15 +135,15 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_short_failure_is_tried_again_and_leaves_no_trace(
     flaky: FlakyTracker,
     wrap: Callable[..., ResilientTracker],
+    clock: Clock,
     spool_dir: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tracker = wrap(backoff_s=0.2)
-    flaky.is_down = True
-    revival = threading.Timer(0.1, lambda: setattr(flaky, "is_down", False))
-    revival.start()
+    tracker = wrap(backoff_s=0.25)
+    flaky.num_failures = 1
+    start_s = clock.now_s
     tracker.log_metrics({"loss": 1.0}, step=0)
-    revival.join()
+    assert clock.now_s - start_s == 0.25, "it backed off once"
     assert flaky.steps == [0]
     assert warnings_in(caplog) == []
     assert not spool_dir.exists()
@@ -140,13 +168,16 @@ def test_an_outage_is_one_warning_that_names_tracker_and_spool(
 
 
 def test_everything_arrives_in_order_once_the_tracker_is_back(
-    flaky: FlakyTracker, wrap: Callable[..., ResilientTracker], spool_dir: Path, tmp_path: Path
+    flaky: FlakyTracker,
+    wrap: Callable[..., ResilientTracker],
+    clock: Clock,
+    spool_dir: Path,
+    tmp_path: Path,
 ) -> None:
     picture = tmp_path / "loss.png"
     manifest = pd.DataFrame({"name": ["a", "b"], "label": [0, 1], "grade": [np.nan, 3.5]})
-    tracker = wrap(retry_after_s=0.3)
+    tracker = wrap(retry_after_s=60.0)
     flaky.is_down = True
-    before_ms = time.time_ns() // 1_000_000
     tracker.log_params({"lr": 1e-4, "weights": (1.0, 2.0)})
     tracker.set_tags({"a": "https://me:hunter2@host"})
     picture.write_text("first")
@@ -154,13 +185,13 @@ def test_everything_arrives_in_order_once_the_tracker_is_back(
     picture.write_text("second")
     tracker.log_artifact(picture)
     tracker.log_dataset(manifest, name="set", source="/data", digest="d")
+    measured_ms = clock.time_ns() // 1_000_000
     tracker.log_metrics({"loss": 0.5}, step=1)
-    after_ms = time.time_ns() // 1_000_000
     assert "hunter2" not in (spool_dir / "untracked.jsonl").read_text()
     assert flaky.calls == []
 
     flaky.is_down = False
-    time.sleep(0.35)
+    clock.now_s += 61
     tracker.log_metrics({"loss": 0.25}, step=2)
     tracker.finish("FINISHED")
 
@@ -171,8 +202,7 @@ def test_everything_arrives_in_order_once_the_tracker_is_back(
     assert second == ("artifact", "loss.png", "second", None)
     pd.testing.assert_frame_equal(dataset[1], manifest)
     assert dataset[2:] == ("set", "/data", "d")
-    assert early[:3] == ("metrics", {"loss": 0.5}, 1)
-    assert before_ms <= early[3] <= after_ms, "the time of measuring, not of delivery"
+    assert early == ("metrics", {"loss": 0.5}, 1, measured_ms), "not the time of delivery"
     assert late[:3] == ("metrics", {"loss": 0.25}, 2)
     assert finish == ("finish", "FINISHED")
     assert list(spool_dir.iterdir()) == []
@@ -183,8 +213,6 @@ def test_a_network_waits_like_any_record(
 ) -> None:
     class Network(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> Any:
-            from types import SimpleNamespace
-
             return SimpleNamespace(logits=images.mean(dim=(2, 3)), attention=images[:, :1])
 
     tracker = wrap()
@@ -303,39 +331,55 @@ def test_a_refused_call_is_left_out_and_stops_neither_the_run_nor_later_records(
     assert flaky.steps == [0, 1]
 
 
-def test_a_tracker_that_hangs_costs_no_more_than_the_limit_and_gets_each_call_once(
+def test_a_tracker_that_hangs_holds_up_no_call_and_gets_each_once(
     flaky: FlakyTracker, wrap: Callable[..., ResilientTracker]
 ) -> None:
     tracker = wrap(time_limit_s=0.2)
-    flaky.delay_s = 1.0
-    start = time.monotonic()
+    flaky.may_answer.clear()
     tracker.log_metrics({"loss": 1.0}, step=0)
     tracker.log_metrics({"loss": 1.0}, step=1)
-    # The limit, and time for a busy machine; unlimited, one call alone takes 1 s.
-    assert time.monotonic() - start < 0.9
-    flaky.delay_s = 0.0
+    assert flaky.num_calls == 1
+    assert flaky.steps == [], "both calls returned while the tracker still hung"
+    flaky.may_answer.set()
     tracker.finish("FINISHED")
     # The call that hung arrives late, and again from the spool, with the same time: one metric.
     assert flaky.steps == [0, 0, 1]
     assert flaky.calls[0] == flaky.calls[1]
 
 
+class SlowWorker:
+    """Makes calls at once, each of which takes ``time_s`` of the clock."""
+
+    def __init__(self, clock: Clock, time_s: float) -> None:
+        self._clock, self._time_s = clock, time_s
+
+    def submit(self, call: Callable[..., None], *arguments: Any) -> Any:
+        def result(timeout_s: float | None) -> None:
+            if timeout_s is not None and timeout_s < self._time_s:
+                raise TimeoutError
+            self._clock.now_s += self._time_s
+            call(*arguments)
+
+        return SimpleNamespace(result=result, cancel=lambda: None)
+
+
 def test_delivery_in_mid_run_takes_no_longer_than_the_limit(
-    flaky: FlakyTracker, wrap: Callable[..., ResilientTracker], spool_dir: Path
+    flaky: FlakyTracker,
+    wrap: Callable[..., ResilientTracker],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tracker = wrap(time_limit_s=0.2)
+    tracker = wrap(time_limit_s=1.0)
     flaky.is_down = True
     for step in range(20):
         tracker.log_metrics({"loss": 1.0}, step=step)
     flaky.is_down = False
-    flaky.delay_s = 0.05
-    tracker._next_try_s = 0.0
-    start = time.monotonic()
+    monkeypatch.setattr(tracker, "_worker", SlowWorker(clock, 0.25))
+    clock.now_s += FOREVER_S
+    start_s = clock.now_s
     tracker.log_metrics({"loss": 1.0}, step=20)
-    # The limit, and time for a busy machine; unlimited, it takes 1.05 s.
-    assert time.monotonic() - start < 0.9
-    assert 0 < len(flaky.steps) < 20
-    flaky.delay_s = 0.0
+    assert clock.now_s - start_s == 1.0, "unlimited, it takes 5.25 s"
+    assert flaky.steps == [0, 1, 2, 3]
     tracker.finish("FINISHED")
     assert list(dict.fromkeys(flaky.steps)) == list(range(21))
 
@@ -481,11 +525,19 @@ def test_a_run_outlives_the_death_of_its_server_and_loses_nothing(
     tracker.log_metrics({"loss": 0.0}, step=0)
 
     server.kill()
-    start = time.monotonic()
+    tries = []
+    log_metrics = tracker._tracker.log_metrics
+
+    def count(*arguments: Any, **settings: Any) -> None:
+        tries.append(settings["step"])
+        log_metrics(*arguments, **settings)
+
+    monkeypatch.setattr(tracker._tracker, "log_metrics", count)
     for step in range(1, 10):
         tracker.log_metrics({"loss": float(step)}, step=step)
     tracker.log_artifact(picture, "figures")
-    assert time.monotonic() - start < 5
+    assert set(tries) == {1}, "after the first call, the others go to the spool untried"
+    assert len(tries) <= 3
     (warning,) = warnings_in(caplog)
     assert server.uri in warning
     assert str(spool / "untracked.jsonl") in warning
