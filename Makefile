@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check lint unit bench ui clean
+# Two at a time; what must not meet is in one group.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo test test-slow test-all check lint unit bench ui clean
 
 help:  ## Say what each target does
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,8 +27,13 @@ demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, search
 	@echo "The search:   runs/search-demo/summary.md and runs/search-demo/figures"
 	@echo "The tracker:  make ui"
 
-test: $(INSTALLED)  ## Install, run every test
-	$(BIN)/pytest
+test: $(INSTALLED)  ## Install, run the tests but for the slow proofs
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)  ## Run the slow proofs alone: kills, clusters, full disks, browsers
+	$(PYTEST) -m slow
+
+test-all: test test-slow  ## Run every test
 
 check: lint unit  ## Format, lint, types, import layers, unit tests
 
@@ -36,7 +44,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
-	$(BIN)/pytest tests/unit tests/golden -m "not slow" -q -n 2
+	$(PYTEST) tests/unit tests/golden -m "not slow" -q
 
 bench: $(INSTALLED)  ## Measure speed and memory, side by side with what is to be beaten
 	$(BIN)/pip install --quiet --editable '.[bench]'
