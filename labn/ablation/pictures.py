@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from labn.comparison import Cell
-from labn.data.batches import standardise
-from labn.data.dataset import ChannelStatistics, Split
+from labn.data.dataset import Split
 from labn.errors import UserError
-from labn.model.network import upsample_attention
 from labn.report import examples_figure, save_figure
 from labn.report.conditions import (
     ConditionCurves,
@@ -25,14 +22,12 @@ from labn.report.conditions import (
     scores_figure,
     training_figure,
 )
-from labn.runs.build import load_dataset, place_network, restore_network
 from labn.runs.findings import CLASSIFICATION, Findings
 from labn.runs.folder import RunFolder
 from labn.runs.pictures import lesion_masks
 from labn.runs.reporting import Reporter, SilentReporter
 from labn.runs.scored import ScoredRun
-from labn.training.device import choose_device
-from labn.training.optim import autocast
+from labn.runs.trained import TrainedRun
 
 _NUM_IMAGES = 4
 _TRAINING = ("val_loss", "val_pid")
@@ -157,15 +152,15 @@ def _draw_maps(findings: Findings, headline: str, place: Path) -> None:
     order = sorted(first, key=lambda name: -first[name])
     places = np.unique(np.linspace(0, len(order) - 1, _NUM_IMAGES).round().astype(int))
     names = [order[number] for number in places]
-    splits = {condition: _split_of(run, findings) for condition, run in chosen.items()}
-    split = next(iter(splits.values()))
-    positions = [split.names.index(name) for name in names]
-    images = split.pixels(np.array(positions))
-    size = (images.shape[1], images.shape[2])
-    maps = {
-        condition: _attention(run, splits[condition], names, size)
-        for condition, run in chosen.items()
-    }
+    maps: dict[str, Float[np.ndarray, "n h w"]] = {}
+    for condition, run in chosen.items():
+        trained = TrainedRun.open(run.path)
+        split = trained.load_dataset(SilentReporter()).splits[findings.part]
+        positions = _positions(names, split, run)
+        pixels = split.pixels(np.array(positions))
+        if not maps:
+            images, masks = pixels, lesion_masks(split, positions)
+        maps[condition] = trained.attention(pixels, images.shape[1:3])
     texts = {
         condition: [f"PID {values[condition][name]:.2f}" for name in names] for condition in maps
     }
@@ -173,7 +168,6 @@ def _draw_maps(findings: Findings, headline: str, place: Path) -> None:
     seeds = ", ".join(dict.fromkeys(str(run.seed) for run in chosen.values()))
     heading = f"Attention by condition, seed {seeds}; images by {headline} of {next(iter(chosen))}"
     heading += ", from the best to the worst"
-    masks = lesion_masks(split, positions)
     save_figure(examples_figure(images, maps, texts, titles, masks, heading), place)
 
 
@@ -198,28 +192,14 @@ def _values(run: ScoredRun, score: str) -> dict[str, float]:
     return dict(zip(table["name"], table["value"], strict=True))
 
 
-def _split_of(run: ScoredRun, findings: Findings) -> Split:
-    config = RunFolder(run.path).load_config()
-    return load_dataset(config, SilentReporter()).splits[findings.part]
-
-
-def _attention(
-    run: ScoredRun, split: Split, names: Sequence[str], size: tuple[int, int]
-) -> Float[np.ndarray, "n h w"]:
-    """Give a trained network's attention for images, at a size of pixels."""
-    folder = RunFolder(run.path)
-    config, best = folder.load_config(), folder.load_best()
-    device = choose_device(config.train.device)
-    model = place_network(restore_network(best, config), config, device).eval()
-    statistics = ChannelStatistics(
-        mean=best["mean"], std=best["std"], bias_image=best["bias_image"]
-    )
-    positions = np.array([split.names.index(name) for name in names])
-    images = standardise(split.pixels(positions), statistics, device)
-    with autocast(config.train, device), torch.inference_mode():
-        attention = upsample_attention(model(images).attention.float(), size)
-    maps: Float[np.ndarray, "n h w"] = attention.cpu().numpy()
-    return maps
+def _positions(names: Sequence[str], split: Split, run: ScoredRun) -> list[int]:
+    places = {name: place for place, name in enumerate(split.names)}
+    if lost := [name for name in names if name not in places]:
+        raise UserError(
+            f"{run.path}: its data no longer has the image {lost[0]}, which was scored; give the"
+            " data back, or score the run again"
+        )
+    return [places[name] for name in names]
 
 
 def headline_score(findings: Findings, preferred_patch_size: int) -> str:

@@ -16,9 +16,9 @@ import torch
 from labn.ablation.study import Study, StudyRun, settings_as_text
 from labn.ablation.work import is_finished, read_outcome
 from labn.errors import UserError
-from labn.runs.build import restore_network
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
+from labn.runs.trained import WITHOUT_DATA, TrainedRun
 from labn.storage.files import write_atomically
 from labn.tracking import MlflowTracker, register_model
 
@@ -54,7 +54,7 @@ def register_best(study: Study, reporter: Reporter) -> Path | None:
     try:
         version = register_model(uri, run_id, name=name, card=card, tags=tags)
         if version is None:
-            _log_network(best, folder, uri, run_id)
+            _log_network(best, uri, run_id)
             version = register_model(uri, run_id, name=name, card=card, tags=tags)
     # A tracker that is away for now is no reason to withhold the report.
     except UserError as error:
@@ -64,15 +64,14 @@ def register_best(study: Study, reporter: Reporter) -> Path | None:
     return place
 
 
-def _log_network(run: StudyRun, folder: RunFolder, uri: str, run_id: str) -> None:
+def _log_network(run: StudyRun, uri: str, run_id: str) -> None:
     """Log the network of a run that was told to log none."""
-    best, size = folder.load_best(), run.config.data.image_size
-    model = restore_network(best, run.config)
-    example = torch.zeros(1, best["num_channels"], size, size).numpy()
+    trained = TrainedRun.open(run.config.output_dir, ("train.device=cpu", *WITHOUT_DATA))
+    example = torch.zeros_like(trained.statistics.bias_image)[None].numpy()
     tracker = MlflowTracker(
         uri, experiment=_experiment(run), run_id=run_id, log_system_metrics=False
     )
-    tracker.log_model(model, example)
+    tracker.log_model(trained.model, example)
     tracker.finish("FINISHED")
 
 

@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
-from labn.config import Config
-from labn.data.batches import standardise
-from labn.data.dataset import ChannelStatistics
 from labn.data.decode import resize
 from labn.data.folder import MASKS
 from labn.data.listing import list_files
 from labn.data.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
 from labn.errors import UserError
 from labn.model.network import upsample_attention
-from labn.runs.build import place_network, restore_network
 from labn.runs.explanation_files import (
     FILE_ENDINGS,
     TABLE_NAME,
@@ -30,14 +25,9 @@ from labn.runs.explanation_files import (
     write_maps,
     write_table,
 )
-from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
-from labn.training.checkpoint import ModelCheckpoint
-from labn.training.device import choose_device
-from labn.training.optim import autocast
+from labn.runs.trained import WITHOUT_DATA, TrainedRun
 
-_ABSENT = ("data.root=.", "model.pretrained=null")
-"""Neither the data set nor the pretrained weights need still be where training found them."""
 _MAX_BATCH_SIZE = 8
 """Images are held at their own size, 37 MB for one of IDRiD."""
 
@@ -72,11 +62,9 @@ def explain_images(
         UserError: there is no such run, network or image, no image can be read, or ``out`` cannot
             be written to or holds explanations by another network.
     """
-    folder = RunFolder(run)
-    config = folder.load_config([*overrides, *_ABSENT])
-    explainer = _Explainer(config, folder.load_best())
-    given = _list_given(images, out, image_suffixes(config.data.name))
-    job = _Job(explainer, _network_digest(config, folder.best_file), given, out.expanduser())
+    trained = TrainedRun.open(run, (*overrides, *WITHOUT_DATA))
+    given = _list_given(images, out, image_suffixes(trained.config.data.name))
+    job = _Job(_Explainer(trained), _network_digest(trained), given, out.expanduser())
     job.complete(reporter)
     rows = [job.rows[name] for name in given.names if name in job.rows]
     if not rows:
@@ -124,11 +112,11 @@ def _list_given(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Given:
     return given
 
 
-def _network_digest(config: Config, best_file: Path) -> str:
+def _network_digest(trained: TrainedRun) -> str:
     """Name all that an explanation depends on but the image."""
-    with best_file.open("rb") as file:
+    with trained.folder.best_file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    data = config.data
+    config, data = trained.config, trained.config.data
     settings = (data.name, data.image_size, config.model.model_dump_json(), config.train.precision)
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]
@@ -146,24 +134,17 @@ class _Explained:
 class _Explainer:
     """A trained network, and how images are prepared for it."""
 
-    def __init__(self, config: Config, best: ModelCheckpoint) -> None:
-        self.config, self.class_names = config, best["class_names"]
-        self._device = choose_device(config.train.device)
-        self._model = place_network(restore_network(best, config), config, self._device).eval()
-        self._num_channels = best["num_channels"]
-        self._statistics = ChannelStatistics(
-            mean=best["mean"], std=best["std"], bias_image=best["bias_image"]
-        )
+    def __init__(self, trained: TrainedRun) -> None:
+        self._trained, self.config = trained, trained.config
 
     def read(self, path: Path) -> UnlabelledImage:
         """Decode one image as the reader of the run's data set does."""
-        return read_unlabelled(path, self.config.data.name, self._num_channels)
+        return read_unlabelled(path, self.config.data.name, self._trained.best["num_channels"])
 
     def explain(self, images: list[UnlabelledImage]) -> Iterator[_Explained]:
         """Classify a batch, and bring each map to its image's size."""
         pixels = np.stack([resize(image.kept, self.config.data.image_size) for image in images])
-        with autocast(self.config.train, self._device), torch.inference_mode():
-            output = self._model(standardise(pixels, self._statistics, self._device))
+        output = self._trained.predict(pixels)
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
         for image, row, attention in zip(images, probabilities, output.attention, strict=True):
             left, top, right, bottom = image.box
@@ -177,9 +158,10 @@ class _Explainer:
         left, top, right, bottom = explained.image.box
         kept = explained.attention[top:bottom, left:right]
         peak_y, peak_x = np.unravel_index(explained.attention.argmax(), explained.attention.shape)
-        probabilities = zip(self.class_names, explained.probabilities.tolist(), strict=True)
+        class_names = self._trained.class_names
+        probabilities = zip(class_names, explained.probabilities.tolist(), strict=True)
         return {
-            "predicted": self.class_names[explained.probabilities.argmax()],
+            "predicted": class_names[explained.probabilities.argmax()],
             **{f"probability_{name}": probability for name, probability in probabilities},
             "peak_x": int(peak_x),
             "peak_y": int(peak_y),

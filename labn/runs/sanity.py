@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.records import Partition
 from labn.errors import UserError
@@ -22,18 +21,10 @@ from labn.explain.sanity import MakeMethods, SanityCheck, cascade
 from labn.model.network import LABN
 from labn.report import save_figure
 from labn.report.sanity import sanity_figure
-from labn.runs.build import (
-    build_network,
-    load_dataset,
-    place_network,
-    require_part,
-    restore_network,
-)
-from labn.runs.folder import RunFolder
+from labn.runs.build import build_network, require_part
 from labn.runs.reporting import Reporter
+from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
-from labn.training.checkpoint import ModelCheckpoint
-from labn.training.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -74,41 +65,39 @@ def check_run(
     ``seed`` draws the weights that replace the trained ones.
 
     Raises:
-        UserError: there is no such run, no trained network in it, or no positive in the part.
+        UserError: there is no such run, no trained network in it, or no positive in the part, or
+            the data is not like that of training.
     """
-    folder = RunFolder(run)
-    config = folder.load_config(list(overrides))
-    best = folder.load_best()
-    device = choose_device(config.train.device)
-    dataset = load_dataset(config, reporter)
+    trained = TrainedRun.open(run, overrides)
+    dataset = trained.load_dataset(reporter)
     split = require_part(dataset, part)
     positives = np.flatnonzero(split.labels > 0)[:num_images]
     if not len(positives):
         raise UserError(f"{run}: the {part} part has no positive image to explain; give another")
     chosen = split.select(positives)
     check = cascade(
-        place_network(restore_network(best, config), config, device),
-        _untrained_network(config, best, seed),
+        trained.model,
+        _untrained_network(trained, seed),
         methods,
-        standardise(chosen.pixels(np.arange(len(chosen))), dataset.statistics, device),
-        torch.from_numpy(chosen.labels).to(device),
+        standardise(chosen.pixels(np.arange(len(chosen))), dataset.statistics, trained.device),
+        torch.from_numpy(chosen.labels).to(trained.device),
         chosen.names,
         on_stage=partial(reporter.advance, "randomising layers"),
     )
-    files = SanityFiles(
-        check, folder.evaluation(part) / "sanity.json", folder.evaluation(part) / "sanity.png"
-    )
+    folder = trained.folder.evaluation(part)
+    files = SanityFiles(check, folder / "sanity.json", folder / "sanity.png")
     write_json(files.table, _describe(check, chosen.names, seed))
     save_figure(sanity_figure(check.as_rows()), files.picture)
     return files
 
 
-def _untrained_network(config: Config, best: ModelCheckpoint, seed: int) -> LABN:
+def _untrained_network(trained: TrainedRun, seed: int) -> LABN:
+    config = trained.config
     # Never the weights that training started from, which the trained ones still resemble.
     words = np.random.SeedSequence([config.train.seed, seed, 1]).generate_state(1)
     train = config.train.model_copy(update={"seed": int(words[0])})
     config = config.model_copy(update={"train": train})
-    return build_network(config, best["num_channels"], len(best["class_names"]))
+    return build_network(config, trained.best["num_channels"], len(trained.class_names))
 
 
 def _describe(check: SanityCheck, names: Sequence[str], seed: int) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from labn.config import Config
 from labn.data.batches import standardise
-from labn.data.dataset import ChannelStatistics, Dataset, Split
+from labn.data.dataset import Dataset, Split
 from labn.data.records import Partition
 from labn.errors import UserError
 from labn.model.network import LABN, upsample_attention
@@ -23,14 +23,7 @@ from labn.runs.assessment import (
     default_patch_sizes,
     minimal_assessment,
 )
-from labn.runs.build import (
-    build_objective,
-    evaluation_batches,
-    load_dataset,
-    place_network,
-    require_part,
-    restore_network,
-)
+from labn.runs.build import build_objective, evaluation_batches, require_part
 from labn.runs.folder import RunFolder
 from labn.runs.pictures import (
     draw_attention,
@@ -57,11 +50,10 @@ from labn.runs.score_files import (
     write_part,
     write_positives,
 )
+from labn.runs.trained import TrainedRun
 from labn.scoring import pid_name
 from labn.storage.files import write_json
 from labn.tracking import Tracker, open_tracker
-from labn.training.checkpoint import ModelCheckpoint
-from labn.training.device import choose_device
 from labn.training.evaluate import Evaluation, evaluate
 from labn.training.optim import autocast
 
@@ -105,53 +97,27 @@ def evaluate_run(
         UserError: there is no such run, no trained network in it, no such part, nothing positive
             in it, or a choice breaks its rule.
     """
-    folder = RunFolder(run)
-    config = folder.load_config(overrides)
+    trained = TrainedRun.open(run, overrides)
+    config, folder = trained.config, trained.folder
     sizes = {"patch_sizes": default_patch_sizes(config)}
     assessment = Assessment(**(assessment_basis(config) | sizes | dict(choices or {})))
-    best = folder.load_best()
-    device = choose_device(config.train.device)
-    dataset = _as_trained(load_dataset(config, reporter), best, config)
+    dataset = trained.load_dataset(reporter)
     if not (require_part(dataset, part).labels > 0).any():
         raise UserError(
             f"--split {part}: holds no positives, of which alone explanations are scored;"
             " give another part"
         )
-    model = place_network(restore_network(best, config), config, device)
     with folder.claimed_evaluation(part) as place:
         # Before the work, for an address that is wrong is better known now.
         tracker = open_run_tracker(config, folder)
         try:
-            scores = score_part(config, dataset, model, part, place, reporter, assessment)
-            tracker.log_metrics(scores.metrics, step=best["epoch"])
+            scores = score_part(config, dataset, trained.model, part, place, reporter, assessment)
+            tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
             log_scores(tracker, scores, part)
         finally:
             # Of the training, which did finish.
             tracker.finish("FINISHED")
     return scores
-
-
-def _as_trained(dataset: Dataset, best: ModelCheckpoint, config: Config) -> Dataset:
-    """Have the data standardised as in training, whatever training part lies beside it.
-
-    Raises:
-        UserError: its classes or its images are others than the network's.
-    """
-    if list(dataset.class_names) != list(best["class_names"]):
-        raise UserError(
-            f"data.root = {config.data.root}: has the classes {', '.join(dataset.class_names)}, the"
-            f" network {', '.join(best['class_names'])}; give data of the same classes"
-        )
-    size = best["bias_image"].shape[-1]
-    if dataset.statistics.bias_image.shape != best["bias_image"].shape:
-        raise UserError(
-            f"data.image_size = {config.data.image_size}, {dataset.num_channels} channels: must be"
-            f" what the network was trained at, {size} pixels and {best['num_channels']} channels"
-        )
-    statistics = ChannelStatistics(
-        mean=best["mean"], std=best["std"], bias_image=best["bias_image"]
-    )
-    return replace(dataset, statistics=statistics)
 
 
 def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:

@@ -1,0 +1,106 @@
+"""A trained run, reopened: its settings, its best network, and data as the network knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from labn.config import Config
+from labn.data.batches import standardise
+from labn.data.dataset import ChannelStatistics, Dataset
+from labn.errors import UserError
+from labn.model.network import LABN, LABNOutput, upsample_attention
+from labn.runs.build import load_dataset, place_network, restore_network
+from labn.runs.folder import RunFolder
+from labn.runs.reporting import Reporter
+from labn.training.checkpoint import ModelCheckpoint
+from labn.training.device import choose_device
+from labn.training.optim import autocast
+
+WITHOUT_DATA = ("data.root=.", "model.pretrained=null")
+"""Overrides that open a run whose data set and pretrained weights are no longer in their places."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """The best epoch of a run; ``model`` is on ``device``, in evaluation mode."""
+
+    folder: RunFolder
+    config: Config
+    best: ModelCheckpoint
+    device: torch.device
+    model: LABN
+
+    @classmethod
+    def open(cls, path: Path, overrides: Sequence[str] = ()) -> TrainedRun:
+        """Open the run in a folder, with ``key=value`` changes of its settings.
+
+        Raises:
+            UserError: there is no such run, no trained network in it or no such device, or the
+                settings are those of another network.
+        """
+        folder = RunFolder(path)
+        config = folder.load_config(list(overrides))
+        return cls.restore(folder, config, choose_device(config.train.device))
+
+    @classmethod
+    def restore(cls, folder: RunFolder, config: Config, device: torch.device) -> TrainedRun:
+        """Restore the best network in a folder under these settings.
+
+        Raises:
+            UserError: there is no trained network, or the settings are those of another one.
+        """
+        best = folder.load_best()
+        model = place_network(restore_network(best, config), config, device).eval()
+        return cls(folder, config, best, device, model)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the network's outputs."""
+        return tuple(self.best["class_names"])
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """The statistics that the network's training images were standardised with."""
+        best = self.best
+        return ChannelStatistics(mean=best["mean"], std=best["std"], bias_image=best["bias_image"])
+
+    def load_dataset(self, reporter: Reporter) -> Dataset:
+        """Load the data set, to be standardised as in training whatever training images it has.
+
+        Raises:
+            UserError: its classes or its images are not like those of training.
+        """
+        dataset = load_dataset(self.config, reporter)
+        data, size = self.config.data, self.best["bias_image"].shape[-1]
+        if dataset.class_names != self.class_names:
+            raise UserError(
+                f"data.root = {data.root}: has the classes {', '.join(dataset.class_names)}, the"
+                f" network {', '.join(self.class_names)}; give data of the same classes"
+            )
+        if dataset.statistics.bias_image.shape != self.best["bias_image"].shape:
+            raise UserError(
+                f"data.image_size = {data.image_size}, {dataset.num_channels} channels: must be"
+                f" what the network was trained at, {size} pixels and {self.best['num_channels']}"
+                " channels"
+            )
+        return replace(dataset, statistics=self.statistics)
+
+    def predict(self, pixels: UInt8[np.ndarray, "b h w c"]) -> LABNOutput:
+        """Return the network's output for images of training's size, as decoded: 0 to 255."""
+        with autocast(self.config.train, self.device), torch.inference_mode():
+            output: LABNOutput = self.model(standardise(pixels, self.statistics, self.device))
+        return output
+
+    def attention(
+        self, pixels: UInt8[np.ndarray, "b h w c"], size: tuple[int, int]
+    ) -> Float32[np.ndarray, "b h2 w2"]:
+        """Return the network's attention for images, at a size in pixels."""
+        attention = upsample_attention(self.predict(pixels).attention.float(), size)
+        maps: Float32[np.ndarray, "b h2 w2"] = attention.cpu().numpy()
+        return maps
