@@ -20,6 +20,10 @@ class RunFailed(Exception):
     """
 
 
+class Stopped(RunFailed):
+    """Work was stopped as asked, and can be resumed."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean "x"?`` for the nearest known word, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

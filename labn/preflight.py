@@ -18,6 +18,7 @@ from labn.config import Config
 from labn.config.workers import Workers
 from labn.doctor import check_tracker
 from labn.errors import UserError
+from labn.tracking import redact
 
 _PATIENCE_S = 120
 _PACKAGES = ("ray", "torch", "labn")
@@ -195,8 +196,8 @@ def find_faults(
             )
         if report.tracker is not None:
             faults.append(
-                f"tracking.uri = {required.tracking_uri}: {node}: {report.tracker}; start the"
-                " tracker on the head, by an address that nodes reach"
+                f"tracking.uri = {redact(required.tracking_uri)}: {node}: {report.tracker};"
+                " start the tracker on the head, by an address that nodes reach"
             )
         if report.gpu is not None:
             faults.append(

@@ -7,20 +7,25 @@ test images would be reported too well.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 
 from labn.ablation.study import Study, StudyRun, settings_as_text
-from labn.ablation.work import is_finished, read_outcome
-from labn.errors import UserError
+from labn.ablation.work import is_finished, read_outcome, reason_of
+from labn.errors import RunFailed
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
+from labn.runs.tracked import reopened_entry
 from labn.runs.trained import WITHOUT_DATA, TrainedRun
 from labn.storage.files import write_atomically
-from labn.tracking import MlflowTracker, register_model
+from labn.tracking import register_model, save_servable
+
+logger = logging.getLogger(__name__)
 
 _SCORE = "val_pid"
 
@@ -48,36 +53,41 @@ def register_best(study: Study, reporter: Reporter) -> Path | None:
     metrics = _metrics(best)
     tags = {key: f"{value:.4f}" for key, value in metrics.items()}
     tags |= {"condition": condition, "seed": str(best.seed), "study": study.settings.title}
-    folder = RunFolder(best.config.output_dir)
-    uri, run_id = best.config.tracking.uri, folder.tracker_run_id
-    assert run_id is not None, f"{best.name} was tracked"
     try:
-        version = register_model(uri, run_id, name=name, card=card, tags=tags)
-        if version is None:
-            _log_network(best, uri, run_id)
-            version = register_model(uri, run_id, name=name, card=card, tags=tags)
-    # A tracker that is away for now is no reason to withhold the report.
-    except UserError as error:
-        reporter.say(f"{best.name} is not registered: {error}")
+        version = _register(best, name=name, card=card, tags=tags)
+    # No export and no tracker is worth a finished study and its report.
+    except Exception as error:
+        reporter.say(f"{best.name} is not registered: {reason_of(error)}")
+        logger.debug("the registration failed here", exc_info=True)
     else:
         reporter.say(f"registered {best.name} as {name}, version {version}")
     return place
 
 
-def _log_network(run: StudyRun, uri: str, run_id: str) -> None:
-    """Log the network of a run that was told to log none."""
+def _register(run: StudyRun, *, name: str, card: str, tags: Mapping[str, str]) -> int:
+    """Register the network of a run, which is logged first if it was not; return the version."""
+    uri, run_id = run.config.tracking.uri, RunFolder(run.config.output_dir).tracker_run_id
+    assert run_id is not None, f"{run.name} was tracked"
+    version = register_model(uri, run_id, name=name, card=card, tags=tags)
+    if version is None:
+        _log_network(run)
+        version = register_model(uri, run_id, name=name, card=card, tags=tags)
+    if version is None:
+        raise RunFailed("the tracker has not received the network; run the same command again")
+    return version
+
+
+def _log_network(run: StudyRun) -> None:
     trained = TrainedRun.open(run.config.output_dir, ("train.device=cpu", *WITHOUT_DATA))
     example = torch.zeros_like(trained.statistics.bias_image)[None].numpy()
-    tracker = MlflowTracker(
-        uri, experiment=_experiment(run), run_id=run_id, log_system_metrics=False
-    )
-    tracker.log_model(trained.model, example)
-    tracker.finish("FINISHED")
-
-
-def _experiment(run: StudyRun) -> str:
-    """Name the experiment that a run is tracked in."""
-    return run.config.tracking.experiment or f"labn/{run.config.data.name}"
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = Path(scratch, "model")
+        try:
+            save_servable(trained.model, example, exported)
+        except Exception as error:
+            raise RunFailed(f"the network cannot be exported ({reason_of(error)})") from error
+        with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:
+            entry.log_saved_model(exported)
 
 
 def _validation(run: StudyRun) -> dict[str, float]:

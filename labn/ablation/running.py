@@ -24,11 +24,12 @@ from labn.ablation.work import (
     tell_failure,
 )
 from labn.connection import connected
-from labn.errors import RunFailed
+from labn.errors import RunFailed, Stopped
 from labn.preflight import Requirements, check_nodes
 from labn.room import check_room, max_concurrent, resources
 from labn.runs.folder import RunFolder, locked
 from labn.runs.reporting import Reporter
+from labn.runs.tracked import closing_entry
 
 _POLL_S = 0.5
 _TIMES_NAMED = 3
@@ -57,17 +58,13 @@ def run_study(
         for run in study.runs():
             RunFolder(run.config.output_dir).check_same(run.config)
         records = Records(study)
-        try:
+        with closing_entry(records.entry):
             problem = _run_all(study, records, reporter, should_stop, is_serial)
             summary = summarise(study, reporter)
             card = register_best(study, reporter)
             records.keep(summary.means, summary.note, [*summary.files, *([card] if card else [])])
-        except BaseException:
-            records.close("KILLED")
-            raise
-        records.close("FAILED" if problem else "FINISHED")
-    if problem:
-        raise RunFailed(problem)
+            if problem:
+                raise RunFailed(problem)
     return summary
 
 
@@ -81,9 +78,9 @@ def _run_all(
     """Run what is left; say which runs failed, if any did.
 
     Raises:
-        RunFailed: it was asked to stop.
+        Stopped: it was asked to.
     """
-    every = study.runs(records.run_id)
+    every = study.runs(records.entry.run_id)
     left = [run for run in every if not is_finished(run, study.settings.evaluate)]
     num_done = len(every) - len(left)
     if num_done:
@@ -100,7 +97,7 @@ def _run_all(
             session.run_on_ray(left)
     task.stop_file.unlink(missing_ok=True)
     if session.is_stopping:
-        raise RunFailed(
+        raise Stopped(
             f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
             " others saved: the same command goes on from here"
         )

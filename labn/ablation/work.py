@@ -19,9 +19,10 @@ from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
 from labn.runs.folder import RunFolder, locked
 from labn.runs.scoring import evaluate_run
+from labn.runs.tracked import tag_entry
 from labn.runs.training import train_run
 from labn.storage.files import write_json
-from labn.tracking import MlflowTracker, ResilientTracker, Status
+from labn.tracking import redact
 from labn.training.loop import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -103,42 +104,22 @@ def complete(run: StudyRun, task: Task, should_stop: Callable[[], bool] | None =
 
 def reason_of(error: BaseException) -> str:
     """Say on one line what went wrong."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = redact(" ".join(str(error).split())) or type(error).__name__
     return text if isinstance(error, (RunFailed, UserError)) else f"{type(error).__name__}: {text}"
 
 
 def tell_failure(run: StudyRun, reason: str) -> None:
     """Tell the tracker why a run failed, if it can be reached."""
     try:
-        _tell_tracker(run, {"failure": reason}, "FAILED")
+        tag_entry(run.config, RunFolder(run.config.output_dir), {"failure": reason}, "FAILED")
     except UserError as error:
         logger.warning("%s: %s", run.name, error)
 
 
-def _tell_tracker(run: StudyRun, tags: Mapping[str, str], status: Status | None = None) -> None:
-    """Set tags of a run's entry in the tracker, and close it if a status is given."""
-    tracking, folder = run.config.tracking, RunFolder(run.config.output_dir)
-    if tracking.uri == "none":
-        return
-    tracker = MlflowTracker(
-        tracking.uri,
-        experiment=tracking.experiment or f"labn/{run.config.data.name}",
-        run_name=tracking.run_name,
-        run_id=folder.tracker_run_id,
-        log_system_metrics=False,
-    )
-    folder.keep_tracker_run_id(tracking.uri, tracker.run_id)
-    entry = ResilientTracker(tracker, folder.spool, name=tracking.uri)
-    entry.set_tags(tags)
-    if status is not None:
-        entry.finish(status)
-
-
 def _train_and_score(run: StudyRun, task: Task, is_stopped: Callable[[], bool]) -> dict[str, float]:
-    parent = run.config.tracking.parent_run_id
     tags = {"study": task.study, "condition": run.condition, "seed": str(run.seed)}
     # Before there is anything to show: what fails at once is to be found under its condition.
-    _tell_tracker(run, tags | ({"mlflow.parentRunId": parent} if parent else {}))
+    tag_entry(run.config, RunFolder(run.config.output_dir), tags)
     reporter = _Reporter(is_stopped)
     if task.workers.num == 1:
         train_run(run.config, reporter, is_stopped)

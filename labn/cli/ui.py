@@ -110,10 +110,10 @@ def _advice(address: str, place: Path | None, experiments: list[Any] | None) -> 
 
 def _advice_on_study(address: str, place: Path, known: dict[str, str], metrics: str) -> list[str]:
     from labn.ablation.study import read_study
+    from labn.runs.tracked import experiment_name
 
     study = read_study(place / _STUDY_FILE, needs_data=False)
-    experiment = study.base.tracking.experiment or f"labn/{study.base.data.name}"
-    title = study.settings.title
+    experiment, title = experiment_name(study.base), study.settings.title
     lines = [f"study {title}: expand its run in {experiment}"]
     if experiment in known:
         wanted = urllib.parse.quote(f"tags.study = '{title}'")

@@ -31,16 +31,17 @@ from labn.runs.build import (
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter, StoppingReporter
-from labn.runs.scoring import log_scores, open_run_tracker, score_part
+from labn.runs.scoring import log_scores, score_part
+from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.storage.files import write_atomically, write_json
 from labn.storage.remote import is_remote, without_secrets
-from labn.tracking import Status, Tracker, environment_tags, redact
+from labn.tracking import Tracker, environment_tags, redact
 from labn.tracking.null import NullTracker
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
 from labn.training.device import give_back_freed_memory
 from labn.training.evaluate import evaluate
-from labn.training.loop import Interrupted, Metrics, Trainer
+from labn.training.loop import Metrics, Trainer
 from labn.training.losses import Objective
 from labn.training.optim import autocast, build_average, build_optimizer, build_schedule
 from labn.training.process_group import Group
@@ -83,23 +84,16 @@ class Participant:
         self.trainer = self._build_trainer()
         self.tracker: Tracker = NullTracker()
         if group.is_first:
-            self.tracker = open_run_tracker(config, folder)
+            self.tracker = open_entry(config, folder)
         self._epoch_start_s, self._num_restarts = time.monotonic(), 0
 
     def complete(self) -> Summary:
         """Train what is left, score the best epoch, log it all."""
-        status: Status = "FAILED"
-        try:
+        with closing_entry(self.tracker):
             self._log_start()
             self._resume()
             progress = self.trainer.run()
             summary = self._finish(len(progress.history), progress.best_epoch + 1)
-            status = "FINISHED"
-        except (Interrupted, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        finally:
-            self.tracker.finish(status)
         write_json(self.folder.summary_file, asdict(summary))
         return summary
 
@@ -196,8 +190,9 @@ class Participant:
             step=best_epoch,
         )
         log_scores(self.tracker, scores, "validation")
-        for path in (folder.history_picture, folder.history_file, folder.config_file):
+        for path in (folder.history_picture, folder.history_file):
             self.tracker.log_artifact(path, None)
+        log_settings(self.tracker, folder.config_file)
         if config.tracking.log_model:
             size = config.data.image_size
             example = torch.zeros(1, self.dataset.num_channels, size, size)

@@ -24,7 +24,6 @@ from labn.runs.assessment import (
     minimal_assessment,
 )
 from labn.runs.build import build_objective, evaluation_batches, require_part
-from labn.runs.folder import RunFolder
 from labn.runs.pictures import (
     draw_attention,
     draw_confusion,
@@ -50,10 +49,11 @@ from labn.runs.score_files import (
     write_part,
     write_positives,
 )
+from labn.runs.tracked import reopened_entry
 from labn.runs.trained import TrainedRun
 from labn.scoring import pid_name
 from labn.storage.files import write_json
-from labn.tracking import Tracker, open_tracker
+from labn.tracking import Tracker
 from labn.training.evaluate import Evaluation, evaluate
 from labn.training.optim import autocast
 
@@ -107,33 +107,12 @@ def evaluate_run(
             f"--split {part}: holds no positives, of which alone explanations are scored;"
             " give another part"
         )
-    with folder.claimed_evaluation(part) as place:
-        # Before the work, for an address that is wrong is better known now.
-        tracker = open_run_tracker(config, folder)
-        try:
-            scores = score_part(config, dataset, trained.model, part, place, reporter, assessment)
-            tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
-            log_scores(tracker, scores, part)
-        finally:
-            # Of the training, which did finish.
-            tracker.finish("FINISHED")
+    # The tracker is opened before the work, for an address that is wrong is better known now.
+    with folder.claimed_evaluation(part) as place, reopened_entry(config, folder) as tracker:
+        scores = score_part(config, dataset, trained.model, part, place, reporter, assessment)
+        tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
+        log_scores(tracker, scores, part)
     return scores
-
-
-def open_run_tracker(config: Config, folder: RunFolder) -> Tracker:
-    """Open the run's entry in its tracker, a new one where it has none."""
-    parent = config.tracking.parent_run_id
-    tracker = open_tracker(
-        config.tracking.uri,
-        experiment=config.tracking.experiment or f"labn/{config.data.name}",
-        run_name=config.tracking.run_name or folder.path.name,
-        run_id=folder.tracker_run_id,
-        tags={"mlflow.parentRunId": parent} if parent else {},
-        spool_dir=folder.spool,
-    )
-    if tracker.run_id is not None:
-        folder.keep_tracker_run_id(config.tracking.uri, tracker.run_id)
-    return tracker
 
 
 def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:

@@ -65,14 +65,11 @@ def run_search(
     with locked(search.output_dir, "runs this search", name=".search.lock"):
         study = Study(search, space)
         records = Records(search, space, study, watcher)
-        try:
+        with records.closing():
             problem = _search(search, space, study, records, watcher, should_stop)
-        except BaseException:
-            records.close("KILLED")
-            raise
-        summary = records.conclude("FAILED" if problem else "FINISHED")
-    if problem:
-        raise RunFailed(problem)
+            summary = records.conclude()
+            if problem:
+                raise problem
     return summary
 
 
@@ -83,8 +80,8 @@ def _search(
     records: Records,
     watcher: Watcher,
     should_stop: Callable[[], bool],
-) -> str | None:
-    """Run what is left of the budget; say what ended it early, if anything did."""
+) -> RunFailed | None:
+    """Run what is left of the budget; return what ended it early, if anything did."""
     num_done = len(study.trials) - len(study.interrupted)
     if num_done:
         watcher.say(

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
 from labn.config.search import SearchConfig
+from labn.errors import RunFailed, Stopped
 from labn.room import demand, supply
 from labn.search.board import (
     Board,
@@ -55,7 +56,7 @@ class Events(Unpickled, Callback):
         self._should_stop = should_stop
         self._failures_alike: list[str] = []
         self._last_run_s = time.monotonic()
-        self.problem: str | None = None
+        self.problem: RunFailed | None = None
         self.stopper = _Stop(self)
         for trial in study.trials:
             if trial.state in _STATES:
@@ -65,7 +66,7 @@ class Events(Unpickled, Callback):
     def must_stop(self) -> bool:
         """Tell whether the search shall end before its time."""
         if self.problem is None and self._should_stop():
-            self.problem = "stopped as asked; the same command goes on from here"
+            self.problem = Stopped("stopped as asked; the same command goes on from here")
         return self.problem is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -147,7 +148,7 @@ class Events(Unpickled, Callback):
             self._failures_alike.clear()
         self._failures_alike.append(outcome.kind)
         if len(self._failures_alike) >= _NUM_ALIKE:
-            self.problem = (
+            self.problem = RunFailed(
                 f"{_NUM_ALIKE} trials in a row failed alike ({outcome.reason}); mend the cause,"
                 " then the same command goes on from here"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from labn.config import Config, dump_config
 from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
+from labn.runs.tracked import closing_entry, log_settings, open_entry, tag_entry
 from labn.search.board import Watcher
 from labn.search.figures import draw_figures
 from labn.search.pruning import list_rungs
@@ -21,16 +24,7 @@ from labn.search.summary import Summary, as_markdown, summarise
 from labn.search.trial import run_folders, trial_folder
 from labn.storage.files import write_atomically, write_json
 from labn.storage.remote import absolute, below
-from labn.tracking import (
-    MlflowTracker,
-    ResilientTracker,
-    Status,
-    Tracker,
-    environment_tags,
-    open_tracker,
-    redact,
-    resolve_uri,
-)
+from labn.tracking import Status, environment_tags, redact, resolve_uri
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +42,15 @@ class Records:
 
     def __init__(self, search: SearchConfig, space: Space, study: Study, watcher: Watcher) -> None:
         self._search, self._space, self._study, self._watcher = search, space, study, watcher
-        self._folder = RunFolder(search.output_dir)
-        tracking = space.base.tracking
-        self._uri = tracking.uri if tracking.uri == "none" else resolve_uri(tracking.uri)
-        self._experiment = tracking.experiment or f"labn/{space.base.data.name}"
-        self._tracker: Tracker = open_tracker(
-            self._uri,
-            experiment=self._experiment,
-            run_name=search.output_dir.name,
-            run_id=self._folder.tracker_run_id,
-            spool_dir=self._folder.spool,
+        folder, tracking = RunFolder(search.output_dir), space.base.tracking
+        self._tracker = open_entry(space.base, folder, name=search.output_dir.name)
+        self._trials_tracking = tracking.model_copy(
+            update={
+                "uri": resolve_uri(tracking.uri),
+                "parent_run_id": self._tracker.run_id,
+                "log_model": search.trial.log_model,
+            }
         )
-        if self._tracker.run_id is not None:
-            self._folder.keep_tracker_run_id(self._uri, self._tracker.run_id)
         self._tracker.log_params(
             {
                 "sampler": search.sampler.name,
@@ -74,7 +64,7 @@ class Records:
 
     def trial_config(self, point: Point, number: int, folder: Path) -> Config:
         """Give the run of a trial, with paths that mean the same wherever it trains."""
-        base, tracking = self._space.base, self._space.base.tracking
+        base = self._space.base
         config = self._space.config(point)
         data = config.data.model_copy(
             update={
@@ -83,14 +73,8 @@ class Records:
             }
         )
         model = config.model.model_copy(update={"pretrained": absolute(config.model.pretrained)})
-        tracking = tracking.model_copy(
-            update={
-                "uri": self._uri,
-                "run_name": f"{self._search.output_dir.name}-{number}",
-                "parent_run_id": self._tracker.run_id,
-                "log_model": self._search.trial.log_model,
-            }
-        )
+        name = f"{self._search.output_dir.name}-{number}"
+        tracking = self._trials_tracking.model_copy(update={"run_name": name})
         train = config.train.model_copy(
             update={"storage": below(absolute(base.train.storage), "trials", str(number))}
         )
@@ -133,8 +117,8 @@ class Records:
             self._tracker.log_artifact(path, "figures")
         return figures
 
-    def conclude(self, status: Status) -> Summary:
-        """Write figures, summary and the best settings; close the tracker's run."""
+    def conclude(self) -> Summary:
+        """Write and log figures, summary and the best settings."""
         output_dir = self._search.output_dir
         figures = self.draw()
         summary = summarise(self._search, self._study, figures)
@@ -147,36 +131,36 @@ class Records:
                 self._study.point(best), output_dir=str(output_dir / "best")
             )
             write_atomically(output_dir / "best.yaml", dump_config(config))
-            files.append(output_dir / "best.yaml")
+            log_settings(self._tracker, output_dir / "best.yaml")
             self._tracker.set_tags({"best_trial": str(best.number)})
         for path in files:
             self._tracker.log_artifact(path, None)
-        self.close(status)
         return summary
 
-    def close(self, status: Status) -> None:
-        """Close the tracker's run, and those of trials that were broken off with it."""
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the search's entry after the block, and those of trials that it left running."""
+        with closing_entry(self._tracker):
+            try:
+                yield
+            finally:
+                self._close_running()
+
+    def _close_running(self) -> None:
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
                 for folder in self._run_folders(trial.number):
                     self._close_run(folder, {"trial_state": "interrupted"}, "KILLED")
-        self._tracker.finish(status)
 
     def _run_folders(self, number: int) -> list[RunFolder]:
         folder = trial_folder(self._search.output_dir, number)
         return [RunFolder(place) for place in run_folders(folder, self._search.trial.seeds)]
 
     def _close_run(self, folder: RunFolder, tags: dict[str, str], status: Status) -> None:
-        run_id = folder.tracker_run_id
-        if run_id is None or self._uri == "none":
+        if folder.tracker_run_id is None:
             return
+        config = self._space.base.model_copy(update={"tracking": self._trials_tracking})
         try:
-            tracker = MlflowTracker(
-                self._uri, experiment=self._experiment, run_id=run_id, log_system_metrics=False
-            )
+            tag_entry(config, folder, tags, status)
         except UserError as error:
             logger.warning("trial %s: %s", folder.path.name, error)
-            return
-        run = ResilientTracker(tracker, folder.spool, name=redact(self._uri))
-        run.set_tags(tags)
-        run.finish(status)

@@ -18,9 +18,7 @@ from labn.tracking.store import resolve_uri
 
 __all__ = [
     "CallRefused",
-    "MlflowTracker",
     "NullTracker",
-    "ResilientTracker",
     "Status",
     "Tracker",
     "environment_tags",
@@ -41,6 +39,7 @@ def open_tracker(
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     spool_dir: Path,
+    log_system_metrics: bool = True,
 ) -> Tracker:
     """Open a run at ``uri``, or go on with the run ``run_id``; ``none`` tracks nothing.
 
@@ -59,5 +58,12 @@ def open_tracker(
             f"{spool.log}: holds records of run {spool.run_id} that its tracker never received;"
             " resume that run, move the file away, or give another output_dir"
         )
-    tracker = MlflowTracker(uri, experiment=experiment, run_name=run_name, run_id=run_id, tags=tags)
-    return ResilientTracker(tracker, spool_dir, name=redact(uri))
+    tracker = MlflowTracker(
+        uri,
+        experiment=experiment,
+        run_name=run_name,
+        run_id=run_id,
+        tags=tags,
+        log_system_metrics=log_system_metrics,
+    )
+    return ResilientTracker(tracker, spool_dir, name=uri)

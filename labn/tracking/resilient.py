@@ -49,8 +49,8 @@ class ResilientTracker:
     A call that fails is tried ``num_tries`` times within ``time_limit_s``; then it is kept in
     ``spool_dir``, and so are all that follow, until ``retry_after_s`` have passed and they can be
     delivered in order. One outage is one warning. A call the tracker refuses for good is dropped
-    with a warning. ``name`` is what messages call the tracker. What an earlier process of the
-    same run left in ``spool_dir`` is delivered first.
+    with a warning. Messages call the tracker ``name``, less any credentials. What an earlier
+    process of the same run left in ``spool_dir`` is delivered first.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ResilientTracker:
     ) -> None:
         self._tracker = tracker
         self._spool = Spool(spool_dir)
-        self._name = name
+        self._name = redact(name)
         self._num_tries, self._backoff_s = num_tries, backoff_s
         self._time_limit_s, self._retry_after_s = time_limit_s, retry_after_s
         self._next_try_s = 0.0
@@ -197,7 +197,8 @@ class ResilientTracker:
         try:
             num_delivered = self._spool.drain(deliver)
         except Exception as error:  # noqa: BLE001 - as in _try
-            logger.debug("tracking.uri = %s: records still wait (%s)", self._name, error)
+            reason = redact(str(error))
+            logger.debug("tracking.uri = %s: records still wait (%s)", self._name, reason)
         else:
             logger.info("tracking.uri = %s: %d kept records delivered", self._name, num_delivered)
 

@@ -63,6 +63,12 @@ def test_each_lack_is_one_line_with_its_mend(change, said):
     assert "\n" not in fault
 
 
+def test_a_tracker_that_a_node_does_not_reach_is_named_without_its_password():
+    required = replace(REQUIREMENTS, tracking_uri="http://me:hunter2@host:5000")
+    (fault,) = find_faults([GOOD, replace(GOOD, tracker="no")], required, "secret", VERSIONS)
+    assert fault.startswith("tracking.uri = http://host:5000: node")
+
+
 def test_a_tracker_in_a_file_is_refused_on_several_nodes():
     required = replace(REQUIREMENTS, tracking_uri="sqlite:///mlflow.db")
     (fault,) = find_faults([GOOD, GOOD], required, "secret", VERSIONS)

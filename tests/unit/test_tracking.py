@@ -22,14 +22,14 @@ import torch
 from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
-    MlflowTracker,
     NullTracker,
-    ResilientTracker,
     Tracker,
     open_tracker,
     resolve_uri,
     save_servable,
 )
+from labn.tracking.mlflow_tracker import MlflowTracker
+from labn.tracking.resilient import ResilientTracker
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 

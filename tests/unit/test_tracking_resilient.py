@@ -25,11 +25,11 @@ from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
     NullTracker,
-    ResilientTracker,
     open_tracker,
     replay_spool,
     resilient,
 )
+from labn.tracking.resilient import ResilientTracker
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -122,7 +122,7 @@ def spool_dir(tmp_path: Path) -> Path:
 def wrap(flaky: FlakyTracker, spool_dir: Path) -> Callable[..., ResilientTracker]:
     def wrap_it(**settings: Any) -> ResilientTracker:
         chosen = {"backoff_s": 0.001, "retry_after_s": FOREVER_S} | settings
-        return ResilientTracker(flaky, spool_dir, name="http://host", **chosen)
+        return ResilientTracker(flaky, spool_dir, name="http://me:hunter2@host", **chosen)
 
     return wrap_it
 

@@ -1,0 +1,99 @@
+"""Entries in the tracker: of a run, a study or a search; opened, added to and closed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from labn.config import Config
+from labn.errors import Stopped
+from labn.runs.folder import RunFolder
+from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
+from labn.training.loop import Interrupted
+
+
+def experiment_name(config: Config) -> str:
+    """Return the name of the experiment that a configuration is tracked in."""
+    return config.tracking.experiment or f"labn/{config.data.name}"
+
+
+def open_entry(
+    config: Config, folder: RunFolder, *, name: str | None = None, log_system_metrics: bool = True
+) -> Tracker:
+    """Open the entry of what a folder holds, and keep its id there; create it the first time.
+
+    ``name`` is that of a new entry; None: ``tracking.run_name``, or else the folder's.
+
+    Raises:
+        UserError: the tracker cannot be reached, or does not have the folder's entry.
+    """
+    tracking = config.tracking
+    uri, parent = resolve_uri(tracking.uri), tracking.parent_run_id
+    tracker = open_tracker(
+        uri,
+        experiment=experiment_name(config),
+        run_name=name or tracking.run_name or folder.path.name,
+        run_id=folder.tracker_run_id,
+        tags={"mlflow.parentRunId": parent} if parent else {},
+        spool_dir=folder.spool,
+        log_system_metrics=log_system_metrics,
+    )
+    if tracker.run_id is not None:
+        folder.keep_tracker_run_id(uri, tracker.run_id)
+    return tracker
+
+
+@contextmanager
+def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
+    """Close an entry by what leaves the block: KILLED if it was stopped, FAILED if it failed."""
+    status: Status = "KILLED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (Interrupted, Stopped):
+        raise
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+@contextmanager
+def reopened_entry(
+    config: Config, folder: RunFolder, *, log_system_metrics: bool = True
+) -> Iterator[Tracker]:
+    """Open the entry of a trained run to add to it; close it as FINISHED, as its training did.
+
+    Raises:
+        UserError: the tracker cannot be reached, or does not have the folder's entry.
+    """
+    tracker = open_entry(config, folder, log_system_metrics=log_system_metrics)
+    try:
+        yield tracker
+    finally:
+        tracker.finish("FINISHED")
+
+
+def tag_entry(
+    config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status | None = None
+) -> None:
+    """Set tags of an entry, and close it if a status is given.
+
+    Raises:
+        UserError: the tracker cannot be reached, or does not have the folder's entry.
+    """
+    tracker = open_entry(config, folder, log_system_metrics=False)
+    tracker.set_tags(tags)
+    if status is not None:
+        tracker.finish(status)
+
+
+def log_settings(tracker: Tracker, file: Path) -> None:
+    """Log a copy of a file of settings without the passwords of its addresses."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch, file.name)
+        copy.write_text(redact(file.read_text(encoding="utf-8")), encoding="utf-8")
+        tracker.log_artifact(copy, None)
