@@ -85,7 +85,7 @@ def write_maps(
     return files
 
 
-def _write_png(path: Path, pixels: NDArray[np.uint8 | np.uint16]) -> None:
+def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     image = Image.fromarray(pixels)
     write_atomically(path, partial(image.save, format="PNG", compress_level=_COMPRESS_LEVEL))
 
