@@ -21,7 +21,7 @@ from labn.errors import RunFailed
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.tracked import reopened_entry
-from labn.runs.trained import WITHOUT_DATA, TrainedRun
+from labn.runs.trained import TrainedRun, without_data
 from labn.storage.files import write_atomically
 from labn.tracking import register_model, save_servable
 
@@ -78,7 +78,7 @@ def _register(run: StudyRun, *, name: str, card: str, tags: Mapping[str, str]) -
 
 
 def _log_network(run: StudyRun) -> None:
-    trained = TrainedRun.open(run.config.output_dir, ("train.device=cpu", *WITHOUT_DATA))
+    trained = TrainedRun.open(run.config.output_dir, without_data(["train.device=cpu"]))
     example = torch.zeros_like(trained.statistics.bias_image)[None].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch, "model")

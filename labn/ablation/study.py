@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from labn.config import Config, known_keys, load_study
 from labn.config.ablation import StudyConfig
-from labn.config.based import resolve_base
-from labn.config.messages import describe, describe_unknown, shown
-from labn.config.reading import check_paths, set_key
+from labn.config.messages import describe_unknown, shown
+from labn.config.reading import check_paths, resolve_base, set_key, validate
 from labn.errors import UserError
 from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
 from labn.runs.scored import condition_settings
@@ -111,13 +109,11 @@ def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True)
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
     """
-    base = resolve_base(
-        settings.base, settings.fixed, settings.output_dir, path, needs_data=needs_data
-    )
+    base = resolve_base(settings, path, needs_data=needs_data)
     conditions = {name: _resolve(name, settings, base, path) for name in settings.conditions}
     if needs_data:
         for name, config in conditions.items():
-            check_paths(config, Path(f"{path}: conditions.{name}"), set())
+            check_paths(config, _sources(name, settings, path))
     _check_distinct(conditions, path)
     for config in conditions.values():
         _check_evaluation(settings, config, path)
@@ -137,10 +133,13 @@ def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Conf
                 " (seeds stand under seeds, other settings of all runs under fixed)"
             )
         set_key(tree, key, value)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(describe(error, tree, Path(where), set())) from None
+    return validate(Config, tree, _sources(name, settings, path))
+
+
+def _sources(name: str, settings: StudyConfig, path: Path) -> dict[str, str]:
+    """Return what stands before a key of a condition in a message."""
+    where = f"{path}: conditions.{name}"
+    return {"": f"{where}: "} | dict.fromkeys(settings.conditions[name], f"{where}.")
 
 
 def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:

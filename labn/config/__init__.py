@@ -1,11 +1,9 @@
 """Every key of a run, a search and an ablation study: frozen, validated, read from YAML."""
 
-from labn.config.ablation import load_study
-from labn.config.reading import dump_config, load_config
+from labn.config.reading import dump_config, load_config, load_search, load_study
 from labn.config.run import (
     AugmentConfig,
     Config,
-    ConfigProblem,
     DataConfig,
     LossConfig,
     ModelConfig,
@@ -13,15 +11,13 @@ from labn.config.run import (
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
-    flatten,
     known_keys,
 )
-from labn.config.search import load_search
+from labn.config.section import flatten
 
 __all__ = [
     "AugmentConfig",
     "Config",
-    "ConfigProblem",
     "DataConfig",
     "LossConfig",
     "ModelConfig",

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: source, key, value, rule, and the mend."""
+"""What is wrong with a file or an override, in one line: source, key, value, rule, and the fix."""
 
 from __future__ import annotations
 
@@ -6,37 +6,47 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from labn.config.run import Config, ConfigProblem, flatten, known_keys
+from labn.config.run import Config, known_keys
+from labn.config.section import ConfigProblem, ManyRuns, Section, keys_of, members
 from labn.errors import did_you_mean
 
+Sources = Mapping[str, str]
+"""What stands before a key in a message, by the key or a section above it; "" is for all others."""
 
-def _sections() -> list[str]:
+
+def _sections(schema: type[Section]) -> list[str]:
     """List the keys that hold others, dotted; "" holds all."""
-    parents = (key.split(".")[:n] for key in known_keys() for n in range(key.count(".") + 1))
+    keys = list(keys_of(schema))
+    parents = (key.split(".")[:n] for key in keys for n in range(key.count(".") + 1))
     return list(dict.fromkeys(".".join(parent) for parent in parents))
 
 
-def describe_unknown(key: str) -> str:
-    """Say why a key cannot be set, and which can."""
-    if key in known_keys():
+def describe_unknown(key: str, *schemas: type[Section]) -> str:
+    """Say why a key of schemas, a run's if none is given, cannot be set, and which can."""
+    schemas = schemas or (Config,)
+    keys = [known for schema in schemas for known in keys_of(schema)]
+    sections = [known for schema in schemas for known in _sections(schema)]
+    if key in keys:
         section, _, leaf = key.rpartition(".")
         return f"must be nested: in a file, write {leaf} under {section}"
-    if key in _sections():
-        return f"must be one key of this section: {_listed(key)}"
+    if key in sections:
+        return f"must be one key of this section: {_listed(key, keys)}"
+    if key in known_keys() and issubclass(schemas[0], ManyRuns):
+        return "is a key of the runs: in a file, write it under fixed"
     section = key.rpartition(".")[0]
-    while section not in _sections():
+    while section not in sections:
         section = section.rpartition(".")[0]
-    candidates = {*_sections(), *known_keys()} - {section, ""}
+    candidates = {*sections, *keys} - {section, ""}
     nearest = max(sorted(candidates), key=lambda candidate: _likeness(key, candidate))
     if _likeness(key, nearest):
         return f'unknown key. Did you mean "{nearest}"?'
-    return f"unknown key. Known{f' in {section}' if section else ''}: {_listed(section)}"
+    return f"unknown key. Known{f' in {section}' if section else ''}: {_listed(section, keys)}"
 
 
 def _likeness(key: str, other: str) -> float:
@@ -51,99 +61,173 @@ def _likeness(key: str, other: str) -> float:
     return 2 * whole + last if is_part or is_short or is_alike else 0.0
 
 
-def _listed(section: str) -> str:
+def _listed(section: str, keys: list[str]) -> str:
     """List the names of the keys and sections directly in a section."""
     prefix = f"{section}." if section else ""
-    inside = (key.removeprefix(prefix) for key in known_keys() if key.startswith(prefix))
+    inside = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
     return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
 
 
 def describe(
-    error: ValidationError, tree: Mapping[str, Any], path: Path, overridden: set[str]
+    error: ValidationError, tree: Mapping[str, Any], sources: Sources, schema: type[Section]
 ) -> str:
     """Say one thing that is wrong in one line, and how many more there are."""
     # A misspelt key often makes another one missing: it is the one to name.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
+    places = [_locate(problem, schema) for problem in problems]
+    first, place = problems[0], places[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigProblem):
         key, value, rule = cause.key, cause.value, cause.rule
     else:
-        key = _key_of(first)
-        value = flatten(tree).get(key, first["input"])
-        rule = _rule(first, key)
-    source = "command line" if key in overridden else str(path)
-    given = "" if first["type"] == "missing" else f" = {shown(value)}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{source}: {key}{given}: {rule}{more}"
+        key, value, rule = place.key, place.value_in(tree), _rule(first, place, schema)
+    given = "" if value is _ABSENT else f" = {shown(value)}"
+    num_more = len({place.parts for place in places}) - 1
+    more = f" (and {num_more} more)" if num_more else ""
+    return f"{source_of(key, sources)}{key}{given}: {rule}{more}"
 
 
-def _key_of(problem: ErrorDetails) -> str:
-    """Name what the user wrote: without the member of a union or tuple that did not fit."""
-    parts = [str(part) for part in problem["loc"]]
-    whole = ".".join(parts)
-    if problem["type"] == "extra_forbidden":
-        return whole
-    known = {*known_keys(), *_sections()}
-    return next(
-        (key for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in known), whole
-    )
+def source_of(key: str, sources: Sources) -> str:
+    """Return what stands before a key in a message."""
+    while key and key not in sources:
+        key = key.rpartition(".")[0]
+    return sources[key]
+
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a problem is: the keys down to it, the section of the last, what that may hold."""
+
+    parts: tuple[str, ...]
+    section: type[Section]
+    inner: tuple[type[Section], ...]
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.parts)
+
+    def value_in(self, tree: Any) -> Any:
+        """Return what the user wrote here."""
+        for part in self.parts:
+            if not isinstance(tree, Mapping) or part not in tree:
+                return _ABSENT
+            tree = tree[part]
+        return tree
+
+
+def _locate(problem: ErrorDetails, schema: type[Section]) -> _Place:
+    """Find the key that the user wrote: without a union's member, or a number within a list."""
+    parts: list[str] = []
+    section: type[Section] = schema
+    annotation: Any = None
+    inner = [schema]
+    for part in map(str, problem["loc"]):
+        if len(inner) > 1:  # the part is the type of a member, which is no key
+            inner = [one for one in inner if part in get_args(one.model_fields["type"].annotation)]
+            continue
+        if inner:
+            section = inner[0]
+            field = section.model_fields.get(part)
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            break
+        parts.append(part)
+        inner = members(annotation)
+    if problem["type"].startswith("union_tag") and isinstance(problem["input"], Mapping):
+        parts.append("type")
+    return _Place(tuple(parts), section, tuple(inner))
 
 
 def shown(value: object) -> str:
     """Write a value on one line, as YAML has it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return " ".join(str(value).split())
+    return " ".join(str(list(value) if isinstance(value, tuple) else value).split())
 
 
 _WANTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
-    "float_parsing": "a valid number",
+    "dict_type": "a mapping from keys to values; {} is an empty one",
     "float_type": "a valid number",
     "int_from_float": "a valid integer",
-    "int_parsing": "a valid integer",
+    "int_parsing_size": "a valid integer",
     "int_type": "a valid integer",
+    "list_type": "a list",
     "path_type": "a path (digits go in quotes)",
     "string_type": "text (digits go in quotes)",
-    "tuple_type": "a list, such as [1, 2]",
+    "tuple_type": "a list",
 }
 """What must be, by Pydantic's name of the error, where its own words are for programmers."""
 
 
-def _rule(problem: ErrorDetails, key: str) -> str:
-    kind = problem["type"]
+def _rule(problem: ErrorDetails, place: _Place, schema: type[Section]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return describe_unknown(key)
-    if kind == "model_type":
-        return f"must be a section, with keys of its own: {_listed(key)}"
-    if kind == "missing" and key in _sections():
-        return f"required section is missing; its keys: {_listed(key)}"
-    if kind == "missing":
-        return f"required key is missing; add it to the file or give {key}=VALUE"
+        if ".".join(place.parts[:-1]) in _sections(schema):
+            return describe_unknown(place.key, schema)
+        return describe_unknown(place.parts[-1], place.section)
+    if kind == "union_tag_not_found":
+        return f"required key is missing; it {_one_of(_types(place))}"
+    if kind == "union_tag_invalid":
+        return _one_of(_types(place), context["tag"])
     if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        nearest = did_you_mean(str(problem["input"]), options)
-        return f"must be one of {', '.join(options)}.{nearest}"
-    default = _default(key)
-    example = "" if default is None else f"; for example {key}={shown(default)}"
+        return _one_of(re.findall(r"'([^']*)'", context["expected"]), problem["input"])
+    is_settable = place.key in {*keys_of(schema), *_sections(schema)}
+    names = ", ".join(dict.fromkeys(name for one in place.inner for name in one.model_fields))
+    if kind in ("model_type", "model_attributes_type"):
+        return f"must be a section, with keys of its own: {names}"
+    if kind == "missing" and names:
+        return f"required section is missing; its keys: {names}"
+    if kind == "missing":
+        return "required key is missing; add it to the file" + (
+            f" or give {place.key}=VALUE" if is_settable else ""
+        )
+    example = _example(place) if is_settable else ""
     if kind == "value_error":
         return problem["msg"].removeprefix("Value error, ") + example
-    wanted = _WANTED.get(kind, problem["msg"].removeprefix("Input should be "))
-    return f"must be {wanted}{example}"
+    return f"must {_wanted(problem, example)}{example}"
 
 
-def _default(key: str) -> object:
-    section: type[BaseModel] = Config
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        annotation = (
-            section.model_fields[parent].annotation if parent in section.model_fields else None
-        )
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return None
-        section = annotation
-    field = section.model_fields.get(leaf)
-    if field is None or field.is_required() or isinstance(field.default, BaseModel):
-        return None
-    return field.default
+def _types(place: _Place) -> list[str]:
+    """List the types of the members of a union, by which a file names one."""
+    return [name for one in place.inner for name in get_args(one.model_fields["type"].annotation)]
+
+
+def _one_of(options: list[str], value: object = None) -> str:
+    """Say which values there are, and which is nearest to the one given."""
+    near = "" if value is None else f".{did_you_mean(str(value), options)}"
+    return f"must be one of {', '.join(options)}{near}"
+
+
+def _wanted(problem: ErrorDetails, example: str) -> str:
+    """Say what a value must be, in the words of those who write files."""
+    kind, value = problem["type"], problem["input"]
+    if kind == "too_short":
+        return "not be empty"
+    if kind == "too_long":
+        return f"hold at most {problem['ctx']['max_length']} values"
+    if kind not in _WANTED:
+        return f"be {problem['msg'].removeprefix('Input should be ')}"
+    if isinstance(value, bool):
+        return "not be true or false"
+    if kind in ("list_type", "tuple_type") and not example:
+        return "be a list, such as [1, 2]"
+    is_quoted = kind in ("int_type", "float_type") and isinstance(value, str)
+    without = ", without quotes" if is_quoted and value.strip(" +-.")[:1].isdigit() else ""
+    return f"be {_WANTED[kind]}{without}"
+
+
+def _example(place: _Place) -> str:
+    """Show how to give a key its default value."""
+    field = place.section.model_fields[place.parts[-1]]
+    # A default that is made anew may name what is nobody's affair, such as a tracker's password.
+    if field.is_required() or field.default_factory or field.default in (None, (), {}):
+        return ""
+    if isinstance(field.default, Section):
+        return ""
+    return f"; for example {place.key}={shown(field.default)}"

@@ -1,43 +1,141 @@
-"""From YAML and ``key=value`` to a validated configuration, and back."""
+"""From YAML and ``key=value`` to a validated run, search or study, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from labn.config.messages import describe, describe_unknown, shown
+from labn.config.ablation import StudyConfig
+from labn.config.messages import Sources, describe, describe_unknown, shown, source_of
 from labn.config.run import Config, known_keys
+from labn.config.search import SearchConfig
+from labn.config.section import ManyRuns, Section
 from labn.errors import UserError
 from labn.storage.remote import is_remote
 
+AnySection = TypeVar("AnySection", bound=Section)
+AnyRuns = TypeVar("AnyRuns", bound=ManyRuns)
+
+_COMMAND_LINE = "command line: "
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply ``key=value`` overrides, and validate the whole.
+    """Read a run's YAML file, apply ``key=value`` overrides, and validate the whole.
 
     Raises:
-        UserError: names file, key, value, rule and mend, on one line.
+        UserError: names file, key, value, rule and fix, on one line.
     """
     tree = read_yaml(path)
-    overridden = set()
-    for override in overrides:
-        key, value = _parse_override(override)
+    given = _parse_overrides(overrides, example="train.epochs=20")
+    for key, value in given.items():
+        if key not in known_keys():
+            raise _unknown(key, value, Config)
         set_key(tree, key, value)
-        overridden.add(key)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(describe(error, tree, path, overridden)) from None
-    check_paths(config, path, overridden)
+    sources = {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE)
+    config = validate(Config, tree, sources)
+    check_paths(config, sources)
     return config
+
+
+def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search's YAML file; ``key=value`` replaces its keys, or fixes settings of its runs.
+
+    Paths in the result are absolute, so that they mean the same in every process.
+
+    Raises:
+        UserError: names file, key, value, rule and fix, on one line.
+    """
+    return _load_many(SearchConfig, path, overrides, example="trials=8")
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read an ablation study's YAML file, as ``load_search`` reads a search's."""
+    return _load_many(StudyConfig, path, overrides, example="seeds=[0,1]")
+
+
+def _load_many(
+    schema: type[AnyRuns], path: Path, overrides: Sequence[str], *, example: str
+) -> AnyRuns:
+    tree = read_yaml(path)
+    given = _parse_overrides(overrides, example)
+    fixed = {}
+    for key, value in given.items():
+        if key.split(".")[0] in schema.model_fields:
+            set_key(tree, key, value)
+        elif key in known_keys():
+            fixed[key] = value
+        else:
+            raise _unknown(key, value, schema, Config)
+    if fixed and isinstance(others := tree.get("fixed") or {}, dict):
+        for key in others if "fixed" in given else ():
+            if key in fixed:
+                raise UserError(
+                    f"{_COMMAND_LINE}{key} = {shown(fixed[key])}: is also set by"
+                    f" fixed = {shown(others)}; keep one of the two"
+                )
+        tree["fixed"] = others | fixed
+    runs = validate(schema, tree, {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE))
+    changes: dict[str, Any] = {"output_dir": runs.output_dir.expanduser().absolute()}
+    if isinstance(runs.base, str):
+        place = Path(runs.base).expanduser()
+        changes["base"] = str(place if place.is_absolute() else (path.parent / place).resolve())
+    runs = runs.model_copy(update=changes)
+    if fixed:
+        # Now, while it is known that these values stand in no file.
+        resolve_base(runs, path, given=fixed)
+    return runs
+
+
+def resolve_base(
+    runs: ManyRuns, path: Path, *, given: Collection[str] = (), needs_data: bool = True
+) -> Config:
+    """Read the run's configuration that the file at ``path`` builds on, with what it fixes.
+
+    ``given`` are the keys of ``fixed`` that the command line has set.
+
+    Raises:
+        UserError: a key is unknown, a value breaks its rule, or a path is not there.
+    """
+    if isinstance(runs.base, str):
+        tree, sources = read_yaml(Path(runs.base)), {"": f"{runs.base}: "}
+    else:
+        tree, sources = copy.deepcopy(runs.base), {"": f"{path}: base."}
+    tree["output_dir"] = str(runs.output_dir)
+    for key, value in runs.fixed.items():
+        sources[key] = _COMMAND_LINE if key in given else f"{path}: fixed."
+        if key not in known_keys():
+            raise UserError(f"{sources[key]}{key} = {shown(value)}: {describe_unknown(key)}")
+        set_key(tree, key, value)
+    config = validate(Config, tree, sources)
+    if needs_data:
+        check_paths(config, sources)
+    return config
+
+
+def validate(schema: type[AnySection], tree: Mapping[str, Any], sources: Sources) -> AnySection:
+    """Make a section of a schema from plain values.
+
+    Raises:
+        UserError: names source, key, value, rule and fix, on one line.
+    """
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(describe(error, tree, sources, schema)) from None
 
 
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML that ``load_config`` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _KeyProblem(yaml.MarkedYAMLError):
+    """A mapping's key is given twice, or is no text."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -51,9 +149,9 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
         if key_node.tag != "tag:yaml.org,2002:str":
             problem = "a key must be plain text"
         elif key_node.value in seen:
-            problem = f"the key {key_node.value!r} is given twice"
+            problem = f"the key {key_node.value!r} is given twice; keep one"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            raise _KeyProblem(problem=problem, problem_mark=key_node.start_mark)
         seen.add(key_node.value)
     return loader.construct_mapping(node, deep=True)
 
@@ -89,20 +187,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(
-            f"command line: {override!r}: overrides are written key=value, such as train.epochs=20"
-        )
-    if key not in known_keys():
-        raise UserError(f"command line: {key} = {shown(text)}: {describe_unknown(key)}")
-    try:
-        return key, yaml.load(text, _StrictLoader)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(
-            f"command line: {key} = {shown(text)}: must be valid YAML; put text in quotes"
-        ) from None
+def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
+    """Read ``key=value`` as files are read; give values by dotted key."""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"{_COMMAND_LINE}{override!r}: overrides are written key=value, such as {example}"
+            )
+        where = f"{_COMMAND_LINE}{key} = {shown(text)}"
+        try:
+            value = yaml.load(text, _StrictLoader)
+        except _KeyProblem as error:
+            raise UserError(f"{where}: {error.problem}") from None
+        except (yaml.YAMLError, ValueError):
+            raise UserError(f"{where}: must be valid YAML; put text in quotes") from None
+        for other in given:
+            if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                twin = f"{other} = {shown(given[other])}"
+                raise UserError(f"{where}: is also set by {twin}; keep one of the two")
+        given[key] = value
+    return given
+
+
+def _unknown(key: str, value: object, *schemas: type[Section]) -> UserError:
+    return UserError(f"{_COMMAND_LINE}{key} = {shown(value)}: {describe_unknown(key, *schemas)}")
 
 
 def set_key(tree: dict[str, Any], key: str, value: object) -> None:
@@ -118,7 +228,7 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
     branch[leaf] = value
 
 
-def check_paths(config: Config, path: Path, overridden: set[str]) -> None:
+def check_paths(config: Config, sources: Sources) -> None:
     """Refuse paths that are named but not there, before any work is done.
 
     Raises:
@@ -132,8 +242,7 @@ def check_paths(config: Config, path: Path, overridden: set[str]) -> None:
             continue
         place = Path(value).expanduser()
         if not (place.is_dir() if kind == "folder" else place.is_file()):
-            source = "command line" if key in overridden else str(path)
             raise UserError(
-                f"{source}: {key} = {value}: no such {kind} (looked in {Path.cwd()});"
-                f" give {key}=PATH"
+                f"{source_of(key, sources)}{key} = {value}: no such {kind} (looked in"
+                f" {Path.cwd()}); give {key}=PATH"
             )

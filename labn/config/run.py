@@ -3,85 +3,53 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, model_validator
+
+from labn.config.section import (
+    ConfigProblem,
+    Count,
+    Fraction,
+    InnerFraction,
+    Integer,
+    Location,
+    NonNegative,
+    Number,
+    Positive,
+    Section,
+    Whole,
+    keys_of,
 )
-
 from labn.errors import did_you_mean
 from labn.model.architectures import PLANS
 from labn.storage.remote import fault_of, is_remote, without_secrets
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
-
-def _as_location(value: object) -> object:
-    """Leave addresses alone, of which a path would take one of the slashes."""
-    return Path(value) if isinstance(value, str) and not is_remote(value) else value
-
-
-Location = Annotated[Path | str, BeforeValidator(_as_location)]
-"""A path, or the address of a folder in object storage."""
-
-
-class ConfigProblem(ValueError):
-    """A rule that binds several keys is broken; ``key`` is the one to mend."""
-
-    def __init__(self, key: str, value: object, rule: str) -> None:
-        super().__init__(f"{key} = {value}: {rule}")
-        self.key, self.value, self.rule = key, value, rule
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool_for_others(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false for numbers, which Python, and so Pydantic, takes for 1 and 0."""
-        if (
-            isinstance(value, bool)
-            and cls.model_fields[str(info.field_name)].annotation is not bool
-        ):
-            raise ValueError("must not be true or false")
-        return value
-
-
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """Random changes of each training image, drawn anew every epoch."""
 
     horizontal_flip: bool = True
     vertical_flip: bool = False
-    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
-    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rotation_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0
+    zoom: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Largest relative change of size: 0.1 scales by 0.9 to 1.1."""
-    brightness: Annotated[float, Field(ge=0)] = 0.0
+    brightness: NonNegative = 0.0
     """Largest shift, in standard deviations of the training pixels."""
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Largest relative change of the distance from the image's mean."""
 
 
-class SyntheticConfig(_Section):
+class SyntheticConfig(Section):
     """The embedded synthetic fundus set."""
 
-    num_images: Annotated[int, Field(ge=20)] = 400
-    positive_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    seed: Annotated[int, Field(ge=0)] = 0
+    num_images: Annotated[Integer, Field(ge=20)] = 400
+    positive_fraction: InnerFraction = 0.5
+    seed: Whole = 0
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which images, how they are split, what training sees of them."""
 
     name: Literal["idrid", "magnetograms", "folder", "synthetic"]
@@ -89,28 +57,28 @@ class DataConfig(_Section):
     """The folder of the data; s3:// or gs:// is mirrored into `cache_dir`."""
     negative_class: str | None = None
     """Which folder of `folder` is class 0; none: one with a name such as `negative` or `normal`."""
-    image_size: Annotated[int, Field(ge=16)] = 224
+    image_size: Annotated[Integer, Field(ge=16)] = 224
     cache_dir: Path = Path("~/.cache/labn")
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: InnerFraction = 0.2
     """Share of the training images set apart, where the data set names none for validation."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: InnerFraction = 0.2
     """The same for testing, where the data set names no parts at all."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Whole = 0
     cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
     """What to do with a training image whose identical copy is in the test part."""
     conflicting_labels: Literal["drop", "keep", "error"] = "drop"
     """What to do with identical training images that carry different labels."""
-    bias_copies: Annotated[int, Field(ge=0)] = 1
+    bias_copies: Whole = 1
     """Copies of the bias image in an epoch, as negatives; 0 leaves it out of the training set."""
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network."""
 
     backbone: str = "lambda_resnet50"
-    split: Annotated[int, Field(ge=0)] = 7
+    split: Whole = 7
     """B of the paper: how many bottlenecks come before the attention branch."""
     theta_alpha: Fraction = 0.75
     branch_width: Count | None = None
@@ -119,22 +87,22 @@ class ModelConfig(_Section):
     """A checkpoint whose tensors are taken over where name and shape agree."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL."""
 
     theta_b: Fraction = 0.2
     lambda_lab: NonNegative = 1.0
     lambda_kl: NonNegative = 1.0
-    class_weights: tuple[Positive, ...] | None = None
+    class_weights: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Optimisation, and what is kept of it."""
 
     epochs: Count = 100
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[Integer, Field(ge=2)] = 32
     """Images in one step, however many workers share them."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
     learning_rate_head: Positive = 1e-3
     """Of the attention branch and the linear layer."""
     learning_rate_backbone: Positive = 1e-4
@@ -147,7 +115,7 @@ class TrainConfig(_Section):
     """Parts in which one batch is computed, to save memory."""
     gradient_clip: Positive | None = None
     """Largest norm of the gradient."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: InnerFraction | None = None
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = True
     compile: bool = False
@@ -163,12 +131,12 @@ class TrainConfig(_Section):
     """Steps between looks at the loss (each look waits for the device)."""
 
 
-class ValidationConfig(_Section):
+class ValidationConfig(Section):
     """What each epoch measures besides the loss."""
 
     batch_size: Count = 64
     pid_patch_size: Count = 16
-    pid_num_points: Annotated[int, Field(ge=2)] = 17
+    pid_num_points: Annotated[Integer, Field(ge=2)] = 17
     pid_growth_epochs: tuple[Count, ...] = ()
     """Epochs from which on an epoch's curve has twice the intervals; the last leave all points."""
     pid_max_images: Count | None = None
@@ -179,7 +147,7 @@ def _default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Where runs are logged; ``uri: none`` logs nowhere."""
 
     uri: str = Field(default_factory=_default_uri)
@@ -192,7 +160,7 @@ class TrackingConfig(_Section):
     log_model: bool = True
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of one run. The run's files go to ``output_dir``."""
 
     data: DataConfig
@@ -243,24 +211,5 @@ class Config(_Section):
 
 
 def known_keys() -> list[str]:
-    """List every key of the configuration, dotted."""
-    return list(_walk(Config, ""))
-
-
-def _walk(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _walk(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one, keyed by dotted paths."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    """List every key of a run, dotted."""
+    return list(keys_of(Config))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from labn.config.section import Count, NonNegative, Positive, Section
+
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 """Whether workers are put on few nodes or on many; STRICT: on one, or each on its own."""
 
@@ -25,6 +27,22 @@ class Workers:
     placement: Placement = "PACK"
     resources: Mapping[str, float] = field(default_factory=dict)
     """What else each takes of what its node offers, by Ray's names."""
+
+
+class ProcessesConfig(Section):
+    """What each run of many is given."""
+
+    cpus: Positive = 1.0
+    """CPUs of each process."""
+    gpus: NonNegative = 0.0
+    """GPUs of each process; 0.25 puts four on one."""
+    workers: Count = 1
+    """Processes; more than one train together through Ray Train."""
+
+    @property
+    def processes(self) -> Workers:
+        """The processes of one run."""
+        return Workers(num=self.workers, cpus=self.cpus, gpus=self.gpus)
 
 
 def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:

@@ -26,7 +26,7 @@ from labn.runs.explanation_files import (
     write_table,
 )
 from labn.runs.reporting import Reporter
-from labn.runs.trained import WITHOUT_DATA, TrainedRun
+from labn.runs.trained import TrainedRun, without_data
 
 _MAX_BATCH_SIZE = 8
 """Images are held at their own size, 37 MB for one of IDRiD."""
@@ -62,7 +62,7 @@ def explain_images(
         UserError: there is no such run, network or image, no image can be read, or ``out`` cannot
             be written to or holds explanations by another network.
     """
-    trained = TrainedRun.open(run, (*overrides, *WITHOUT_DATA))
+    trained = TrainedRun.open(run, without_data(overrides))
     given = _list_given(images, out, image_suffixes(trained.config.data.name))
     job = _Job(_Explainer(trained), _network_digest(trained), given, out.expanduser())
     job.complete(reporter)

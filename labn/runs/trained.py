@@ -22,8 +22,13 @@ from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device
 from labn.training.optim import autocast
 
-WITHOUT_DATA = ("data.root=.", "model.pretrained=null")
-"""Overrides that open a run whose data set and pretrained weights are no longer in their places."""
+_WITHOUT_DATA = {"data.root": ".", "model.pretrained": "null"}
+
+
+def without_data(overrides: Sequence[str] = ()) -> list[str]:
+    """Return overrides that open a run whose data and pretrained weights have moved or are gone."""
+    others = (one for one in overrides if one.partition("=")[0] not in _WITHOUT_DATA)
+    return [*others, *(f"{key}={value}" for key, value in _WITHOUT_DATA.items())]
 
 
 @dataclass(frozen=True, eq=False)

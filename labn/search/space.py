@@ -18,12 +18,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import BaseTrial
-from pydantic import ValidationError
 
 from labn.config import Config, flatten, known_keys
-from labn.config.based import resolve_base
-from labn.config.messages import describe, describe_unknown, shown
-from labn.config.reading import set_key
+from labn.config.messages import describe_unknown, shown
+from labn.config.reading import resolve_base, set_key, validate
 from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
 from labn.errors import UserError
 from labn.model.architectures import PLANS
@@ -47,7 +45,7 @@ class Space:
     def __init__(self, search: SearchConfig, path: Path) -> None:
         self._search, self._path = search, path
         self._check_keys()
-        self.base = resolve_base(search.base, search.fixed, search.output_dir, path)
+        self.base = resolve_base(search, path)
         self._check_patch_sizes()
         self.domains: dict[str, Domain] = dict(search.space)
         if _SPLIT in self.domains and _BACKBONE in self.domains:
@@ -104,10 +102,7 @@ class Space:
         settings = point | {key.replace("__", "."): value for key, value in changes.items()}
         for key, value in settings.items():
             set_key(tree, key, value)
-        try:
-            return Config.model_validate(tree)
-        except ValidationError as error:
-            raise UserError(describe(error, tree, self._path, set())) from None
+        return validate(Config, tree, {"": f"{self._path}: "})
 
     def _check_keys(self) -> None:
         search, path = self._search, self._path
@@ -127,7 +122,7 @@ class Space:
 
     def _check_patch_sizes(self) -> None:
         sizes, most = self._search.objective.patch_sizes or (), self.base.data.image_size
-        if self._search.objective.patch_sizes == () or max(sizes, default=0) > most:
+        if max(sizes, default=0) > most:
             raise UserError(
                 f"{self._path}: objective.patch_sizes = {list(sizes)}: must be numbers from 1 to"
                 f" data.image_size ({most}), such as [8, 16]"

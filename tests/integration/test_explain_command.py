@@ -256,7 +256,7 @@ def test_one_image_can_be_explained_where_the_data_set_is_gone(
     (run / "config.yaml").write_text(config.replace(str(trained("folder")[1]), "/gone"))
     monkeypatch.chdir(tmp_path)
 
-    done = labn("explain", run, pictures / "grey.jpg")
+    done = labn("explain", run, pictures / "grey.jpg", "data.root=also-gone")
 
     assert done.returncode == 0, done.stderr
     assert "grey.jpg" in done.stdout
