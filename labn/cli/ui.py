@@ -15,7 +15,6 @@ from labn.cli.app import app
 from labn.cli.signals import StopRequest
 from labn.errors import RunFailed, UserError
 
-_DEFAULT_URI = "sqlite:///mlflow.db"
 _STUDY_FILE = "study.yaml"
 _METRICS = ("test_pid", "test_auroc", "test_accuracy", "best_val_pid", "best_val_auroc")
 _LOOK_S = 0.2
@@ -27,7 +26,7 @@ def ui(
         Path | None,
         typer.Argument(
             help="A folder of a run, search or study, or a configuration.",
-            show_default=_DEFAULT_URI,
+            show_default="the tracker of MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db",
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
@@ -46,7 +45,7 @@ def ui(
     uri = _tracker_of(place)
     if uri == "none":
         raise UserError(
-            f"{place}: was not tracked (tracking.uri=none), so there is nothing to show"
+            f"{place or 'MLFLOW_TRACKING_URI'}: names no tracker, so there is nothing to show"
         )
     if browsing.is_server(uri):
         typer.echo("\n".join(_advice(redact(uri).rstrip("/"), place, None)))
@@ -63,12 +62,13 @@ def ui(
 
 
 def _tracker_of(place: Path | None) -> str:
-    """Find the address of the tracker that a folder's or a file's run goes to."""
+    """Return the address of the tracker of a folder's or a file's run, or else the default one."""
     from labn.config.reading import read_yaml
+    from labn.config.run import default_tracking_uri
     from labn.runs.folder import RunFolder
 
     if place is None:
-        return _DEFAULT_URI
+        return default_tracking_uri()
     if place.is_dir():
         folder, file = RunFolder(place), place / "config.yaml"
         if not folder.tracker_file.is_file() and not file.is_file():
@@ -81,7 +81,8 @@ def _tracker_of(place: Path | None) -> str:
     if folder.tracker_file.is_file():
         return str(json.loads(folder.tracker_file.read_text())["uri"])
     tracking = read_yaml(file).get("tracking") or {}
-    return str(tracking.get("uri", _DEFAULT_URI)) if isinstance(tracking, dict) else _DEFAULT_URI
+    given = tracking.get("uri") if isinstance(tracking, dict) else None
+    return str(given or default_tracking_uri())
 
 
 def _check_free(host: str, port: int) -> None:

@@ -143,14 +143,15 @@ class ValidationConfig(Section):
     """Positives that are scored, the first by name; none: all of them."""
 
 
-def _default_uri() -> str:
+def default_tracking_uri() -> str:
+    """Return the address of the tracker where none is set: the environment's, or a file's."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 class TrackingConfig(Section):
     """Where runs are logged; ``uri: none`` logs nowhere."""
 
-    uri: str = Field(default_factory=_default_uri)
+    uri: str = Field(default_factory=default_tracking_uri)
     """Default: what the environment's `MLFLOW_TRACKING_URI` names, else `sqlite:///mlflow.db`."""
     experiment: str | None = None
     """None: ``labn/<data set>``."""

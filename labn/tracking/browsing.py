@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from labn.errors import RunFailed, UserError
+from labn.tracking.mlflow_tracker import unreachable_is_the_users
 from labn.tracking.provenance import redact
 from labn.tracking.store import opening, resolve_uri, sqlite_path
 
@@ -36,7 +37,7 @@ def list_experiments(uri: str) -> list[Experiment]:
     """List the experiments of a store, the one that was last changed first.
 
     Raises:
-        UserError: the store is a file that is not there.
+        UserError: the store is a file that is not there, or cannot be opened.
     """
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
@@ -44,9 +45,9 @@ def list_experiments(uri: str) -> list[Experiment]:
             f"tracking.uri = {uri}: no such file ({path}); train something first, or name a run's"
             " folder or configuration"
         )
-    from mlflow import MlflowClient
+    with unreachable_is_the_users(uri), opening(resolve_uri(uri)):
+        from mlflow import MlflowClient
 
-    with opening(resolve_uri(uri)):
         client = MlflowClient(resolve_uri(uri))
         found = client.search_experiments(order_by=["last_update_time DESC"])
     return [Experiment(one.name, str(one.experiment_id)) for one in found]

@@ -70,7 +70,7 @@ class MlflowTracker:
         self._uri = resolve_uri(uri)
         self._log_system_metrics = log_system_metrics
         self._monitor: Any = None
-        with _unreachable_is_the_users(uri), opening(self._uri):
+        with unreachable_is_the_users(uri), opening(self._uri):
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self._uri)
@@ -241,7 +241,8 @@ def _refusals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unreachable_is_the_users(uri: str) -> Iterator[None]:
+def unreachable_is_the_users(uri: str) -> Iterator[None]:
+    """Raise what a store that cannot be opened raises as an error of the user's."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
