@@ -43,8 +43,8 @@ class Releasing(logging.Handler):
 
 def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog, request):
     handler = Releasing(held)
-    module.logger.addHandler(handler)
-    request.addfinalizer(lambda: module.logger.removeHandler(handler))
+    files.logger.addHandler(handler)
+    request.addfinalizer(lambda: files.logger.removeHandler(handler))
 
     with caplog.at_level(logging.WARNING), RunFolder(tmp_path).claimed(wait_s=30):
         assert held.is_set()
