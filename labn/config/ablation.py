@@ -28,7 +28,7 @@ class EvaluateConfig(Section):
     """The first positives by name; None: all."""
 
     def choices(self) -> dict[str, Any]:
-        """Give what replaces defaults of an assessment."""
+        """Return what replaces the defaults of an evaluation's options."""
         given = {
             "methods": self.methods,
             "patch_sizes": self.patch_sizes,

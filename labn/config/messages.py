@@ -28,7 +28,7 @@ def _sections(schema: type[Section]) -> list[str]:
 
 
 def describe_unknown(key: str, *schemas: type[Section]) -> str:
-    """Say why a key of schemas, a run's if none is given, cannot be set, and which can."""
+    """Return why a key of these schemas (default: a run's) cannot be set, and which can."""
     schemas = schemas or (Config,)
     keys = [known for schema in schemas for known in keys_of(schema)]
     sections = [known for schema in schemas for known in _sections(schema)]
@@ -50,7 +50,7 @@ def describe_unknown(key: str, *schemas: type[Section]) -> str:
 
 
 def _likeness(key: str, other: str) -> float:
-    """Score how likely one key was written for the other; 0 for too little."""
+    """Return how likely one key was written for the other; 0 for too little."""
     leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
     whole = difflib.SequenceMatcher(None, key, other).ratio()
     last = difflib.SequenceMatcher(None, leaf, other_leaf).ratio()
@@ -71,7 +71,7 @@ def _listed(section: str, keys: list[str]) -> str:
 def describe(
     error: ValidationError, tree: Mapping[str, Any], sources: Sources, schema: type[Section]
 ) -> str:
-    """Say one thing that is wrong in one line, and how many more there are."""
+    """Return one line on the first thing that is wrong, and how many more there are."""
     # A misspelt key often makes another one missing: it is the one to name.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     places = [_locate(problem, schema) for problem in problems]
@@ -199,13 +199,13 @@ def _types(place: _Place) -> list[str]:
 
 
 def _one_of(options: list[str], value: object = None) -> str:
-    """Say which values there are, and which is nearest to the one given."""
+    """Return which values there are, and which is nearest to the one given."""
     near = "" if value is None else f".{did_you_mean(str(value), options)}"
     return f"must be one of {', '.join(options)}{near}"
 
 
 def _wanted(problem: ErrorDetails, example: str) -> str:
-    """Say what a value must be, in the words of those who write files."""
+    """Return what a value must be, in the words of those who write files."""
     kind, value = problem["type"], problem["input"]
     if kind == "too_short":
         return "not be empty"

@@ -188,7 +188,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
-    """Read ``key=value`` as files are read; give values by dotted key."""
+    """Read ``key=value`` as files are read; return the values by dotted key."""
     given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -17,7 +17,7 @@ class Workers:
     """How many processes train, and what each is given; ``gpus`` may be a fraction.
 
     With ``least``, there are as many as find room, from that on up to ``num``, and they change
-    while the run goes on.
+    during the run.
     """
 
     num: int
@@ -46,7 +46,7 @@ class ProcessesConfig(Section):
 
 
 def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
-    """Say what is wrong with sharing batches among workers; None if nothing is.
+    """Return what is wrong with sharing batches among workers; None if nothing is.
 
     A number that is fixed must divide the batch, for all to have the same to do. One that changes
     need not: shares that differ by an image give the same gradients.
@@ -62,7 +62,7 @@ def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
 
 
 def check_divides(batch_size: int, num_workers: int) -> str | None:
-    """Say why a batch cannot be cut into so many equal parts; None if it can."""
+    """Return why a batch cannot be cut into so many equal shares; None if it can."""
     if batch_size % num_workers == 0:
         return None
     below = [n for n in range(1, num_workers) if batch_size % n == 0][-1:]
