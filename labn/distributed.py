@@ -22,13 +22,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from labn.config import Config
 from labn.config.workers import Workers, fault_of_sharing
 from labn.connection import connected
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 from labn.preflight import Requirements, check_nodes
 from labn.room import demand, num_slots, supply
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
-from labn.training.loop import Interrupted
 from labn.training.process_group import Group
 from labn.worker_group import ReleasingTorchConfig
 
@@ -137,7 +136,7 @@ def _place_mailbox() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(_Mailbox).remote()
 
 
-class _PostingReporter:
+class _PostingReporter(Reporter):
     """A worker's reporter: it posts what the driver's is to show."""
 
     def __init__(self, mailbox: Any) -> None:

@@ -20,6 +20,10 @@ class RunFailed(Exception):
     """
 
 
+class Interrupted(Exception):
+    """A run was asked to stop; everything done so far is saved."""
+
+
 class Stopped(RunFailed):
     """Work was stopped as asked, and can be resumed."""
 

@@ -16,14 +16,14 @@ import torch
 from labn.ablation.study import StudyRun
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.folder import RunFolder, locked
+from labn.runs.reporting import Reporter
 from labn.runs.scoring import evaluate_run
 from labn.runs.tracked import tag_entry
 from labn.runs.training import train_run
 from labn.storage.files import write_json
 from labn.tracking import redact
-from labn.training.loop import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _since(start_s: float) -> float:
     return round(time.monotonic() - start_s, 1)
 
 
-class _Reporter:
+class _Reporter(Reporter):
     """Keeps quiet, for many runs go on at once; ends the scoring when asked to."""
 
     def __init__(self, is_stopped: Callable[[], bool]) -> None:

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from labn.runs.reporting import Reporter
+
 _SECONDS_BETWEEN_LINES = 30.0
 _EPOCH_COLUMNS = {
     "train_loss": "loss",
@@ -19,7 +21,7 @@ _EPOCH_COLUMNS = {
 }
 
 
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """Shows a run to a person; use it as a context manager."""
 
     def __init__(self) -> None:

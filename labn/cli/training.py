@@ -21,7 +21,7 @@ from labn.cli.app import (
 from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
 from labn.config import Config
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
     from labn.config.workers import Workers
@@ -115,7 +115,6 @@ def train(
 def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
     from labn.runs.folder import RunFolder
     from labn.runs.training import train_run
-    from labn.training.loop import Interrupted
 
     with ConsoleReporter() as reporter, StopRequest() as stop:
         try:

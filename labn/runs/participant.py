@@ -35,8 +35,7 @@ from labn.runs.scoring import log_scores, score_part
 from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.storage.files import write_atomically, write_json
 from labn.storage.remote import is_remote, without_secrets
-from labn.tracking import Tracker, environment_tags, redact
-from labn.tracking.null import NullTracker
+from labn.tracking import NoTracker, Tracker, environment_tags, redact
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
 from labn.training.device import give_back_freed_memory
@@ -82,7 +81,7 @@ class Participant:
         self.validation: Split = require_part(dataset, "validation")
         self.objective: Objective = build_objective(config, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
-        self.tracker: Tracker = NullTracker()
+        self.tracker: Tracker = NoTracker()
         if group.is_first:
             self.tracker = open_entry(config, folder)
         self._epoch_start_s, self._num_restarts = time.monotonic(), 0

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
 
-from labn.training.loop import Interrupted
+from labn.errors import Interrupted
 
 
-@runtime_checkable  # for the type checks under pytest
-class Reporter(Protocol):
-    """Hears of a run's progress."""
+class Reporter:
+    """Receives a run's progress. The methods of this class do nothing."""
 
     def say(self, text: str) -> None:
         """Pass on one line for a person."""
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Hear that ``done`` of ``total`` parts of a task are done.
+        """Receive that ``done`` of ``total`` parts of a task are done.
 
         What follows a comma in ``task`` says how it goes, and may change.
         """
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Hear what a finished epoch gave and took."""
+        """Receive what a finished epoch gave and took."""
 
 
-class SilentReporter:
-    """Tells nobody."""
-
-    def say(self, text: str) -> None:
-        """Ignore the line."""
-
-    def advance(self, task: str, done: int, total: int) -> None:
-        """Ignore the progress."""
-
-    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Ignore the epoch."""
+class SilentReporter(Reporter):
+    """A reporter that shows nothing."""
 
 
-class StoppingReporter:
+class StoppingReporter(Reporter):
     """Passes all on, and ends work that can be gone on with where someone asked for an end.
 
     ``advance`` raises ``Interrupted`` then: between two parts of a task.

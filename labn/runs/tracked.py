@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from labn.config import Config
-from labn.errors import Stopped
+from labn.errors import Interrupted, Stopped
 from labn.runs.folder import RunFolder
 from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
-from labn.training.loop import Interrupted
 
 
 def experiment_name(config: Config) -> str:

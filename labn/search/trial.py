@@ -15,12 +15,12 @@ from ray import tune
 
 from labn.config import Config
 from labn.config.workers import Workers
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.folder import RunFolder
+from labn.runs.reporting import Reporter
 from labn.search.study import Outcome
 from labn.storage.files import write_json
 from labn.storage.remote import below
-from labn.training.loop import Interrupted
 
 OUTCOME = "outcome"
 """Key of a trial's last report: an ``Outcome``."""
@@ -143,7 +143,7 @@ def _finished(scores: list[dict[str, float]], wanted: tuple[str, ...]) -> Outcom
     return Outcome(state="finished", metrics=metrics, spread=spread)
 
 
-class _Reporter:
+class _Reporter(Reporter):
     """Passes each epoch on to the search, and hears from it whether to stop."""
 
     def __init__(self, folder: Path, wanted: tuple[str, ...], *, is_heard: bool) -> None:

@@ -7,18 +7,17 @@ from pathlib import Path
 
 from labn.errors import UserError
 from labn.tracking.mlflow_tracker import MlflowTracker
-from labn.tracking.null import NullTracker
-from labn.tracking.protocol import CallRefused, Status, Tracker
 from labn.tracking.provenance import environment_tags, redact
 from labn.tracking.registry import register_model
 from labn.tracking.resilient import ResilientTracker, replay_spool
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.store import resolve_uri
+from labn.tracking.tracker import CallRefused, NoTracker, Status, Tracker
 
 __all__ = [
     "CallRefused",
-    "NullTracker",
+    "NoTracker",
     "Status",
     "Tracker",
     "environment_tags",
@@ -51,7 +50,7 @@ def open_tracker(
             by another.
     """
     if uri == "none":
-        return NullTracker()
+        return NoTracker()
     spool = Spool(spool_dir)
     if spool and spool.run_id != run_id:
         raise UserError(

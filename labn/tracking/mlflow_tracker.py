@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 
 from labn.errors import UserError
-from labn.tracking.protocol import CallRefused, Status
 from labn.tracking.provenance import redact
 from labn.tracking.quiet import quiet
 from labn.tracking.servable import save_servable
 from labn.tracking.store import artifact_root, opening, resolve_uri
+from labn.tracking.tracker import CallRefused, Status, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _MODEL_NAME = "model"
 _DIGEST_LENGTH = 36
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """A run in an MLflow store.
 
     It holds no global state of MLflow: several may live in one process, and no run becomes the

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from labn.tracking.protocol import CallRefused, Status, Tracker
 from labn.tracking.provenance import redact
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool
+from labn.tracking.tracker import CallRefused, Status, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def replay_spool(spool_dir: Path, tracker: Tracker) -> int:
     return spool.drain(lambda call, arguments: _unless_refused(tracker, call, arguments))
 
 
-class ResilientTracker:
+class ResilientTracker(Tracker):
     """A tracker that never stops a run, and loses nothing while another cannot be reached.
 
     A call that fails is tried ``num_tries`` times within ``time_limit_s``; then it is kept in
@@ -64,7 +64,7 @@ class ResilientTracker:
         time_limit_s: float = 5.0,
         retry_after_s: float = 60.0,
     ) -> None:
-        self._tracker = tracker
+        self._tracker, self.run_id = tracker, tracker.run_id
         self._spool = Spool(spool_dir)
         self._name = redact(name)
         self._num_tries, self._backoff_s = num_tries, backoff_s
@@ -75,11 +75,6 @@ class ResilientTracker:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         if self._spool:
             self._replay(None, is_resumed=True)
-
-    @property
-    def run_id(self) -> str | None:
-        """What resumes this run later."""
-        return self._tracker.run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the settings of the run."""

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from labn.config import TrainConfig
 from labn.data.batches import Batch
-from labn.errors import RunFailed
+from labn.errors import Interrupted, RunFailed
 from labn.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from labn.training.losses import LossSums, Objective
 from labn.training.optim import autocast
@@ -24,10 +24,6 @@ from labn.training.process_group import SINGLE, Group
 from labn.training.throughput import Pace
 
 Metrics = dict[str, float]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; everything done so far is saved."""
 
 
 @runtime_checkable  # for the type checks under pytest

@@ -12,13 +12,12 @@ from bitwise import assert_same
 from command_line import write_config
 
 from labn.config import load_config
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.plan import plan_run
 from labn.runs.reporting import SilentReporter
 from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
 from labn.training import checkpoint
-from labn.training.loop import Interrupted
 
 pytestmark = pytest.mark.slow
 

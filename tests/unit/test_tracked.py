@@ -9,13 +9,12 @@ import pytest
 
 import labn
 from labn.config import Config
-from labn.errors import Stopped, UserError
+from labn.errors import Interrupted, Stopped, UserError
 from labn.runs.tracked import closing_entry, experiment_name, log_settings
-from labn.tracking import NullTracker
-from labn.training.loop import Interrupted
+from labn.tracking import NoTracker
 
 
-class Remembering(NullTracker):
+class Remembering(NoTracker):
     """Remembers the text of files, and how it was closed."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import torch
 from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
-    NullTracker,
+    NoTracker,
     Tracker,
     open_tracker,
     resolve_uri,
@@ -92,7 +93,7 @@ def tracker(
     request: pytest.FixtureRequest, open_mlflow: Callable[..., MlflowTracker], tmp_path: Path
 ) -> Tracker:
     if request.param == "null":
-        return NullTracker()
+        return NoTracker()
     if request.param == "mlflow":
         return open_mlflow()
     return ResilientTracker(open_mlflow(), tmp_path / "spool", name="test")
@@ -103,6 +104,15 @@ def manifest() -> pd.DataFrame:
     return pd.DataFrame(
         {"name": ["a.jpg", "b.jpg"], "label": [0, 1], "partition": ["train", "test"]}
     )
+
+
+@pytest.mark.parametrize("kind", [MlflowTracker, ResilientTracker])
+def test_no_call_is_left_to_the_base_which_does_nothing(kind):
+    calls = {name for name, value in vars(Tracker).items() if inspect.isfunction(value)}
+
+    assert {"log_metrics", "finish"} < calls
+    assert calls - vars(kind).keys() == set()
+    assert kind.__init__ is not Tracker.__init__  # which sets the run's id
 
 
 def test_every_tracker_takes_every_call_and_keeps_what_it_can(

@@ -24,7 +24,7 @@ import torch
 from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
-    NullTracker,
+    NoTracker,
     open_tracker,
     replay_spool,
     resilient,
@@ -36,7 +36,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 FOREVER_S = 3600.0
 
 
-class FlakyTracker(NullTracker):
+class FlakyTracker(NoTracker):
     """Remembers calls, and the text of files as they were when it was called."""
 
     run_id = "run-1"

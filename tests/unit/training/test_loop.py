@@ -28,10 +28,9 @@ from small_run import (
 )
 from torch import nn
 
-from labn.errors import RunFailed
+from labn.errors import Interrupted, RunFailed
 from labn.model.network import LABNOutput
 from labn.training import checkpoint
-from labn.training.loop import Interrupted
 from labn.training.losses import mask_with_bias
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "loss_curve.json"

@@ -27,10 +27,9 @@ from torch import nn
 
 from labn.data.augment import Augmentation
 from labn.data.batches import TrainingBatches
-from labn.errors import RunFailed
+from labn.errors import Interrupted, RunFailed
 from labn.model.network import LABN
 from labn.training.evaluate import Faithfulness, evaluate
-from labn.training.loop import Interrupted
 from labn.training.process_group import SINGLE, Group
 
 

@@ -1,10 +1,10 @@
-"""What a run tells the world about itself, whoever listens."""
+"""What a run reports to a tracker; here, to none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,14 @@ class CallRefused(Exception):
     """The tracker was reached and will never take this call, so that repeating it is no use."""
 
 
-@runtime_checkable  # for the type checks under pytest
-class Tracker(Protocol):
-    """One run of an experiment, open until ``finish``.
+class Tracker:
+    """One run of an experiment, open until ``finish``. The methods of this class do nothing.
 
     Values of parameters and tags are kept as text, with credentials in URLs removed.
     """
 
-    @property
-    def run_id(self) -> str | None:
-        """What resumes this run later; None where runs are not kept."""
+    run_id: str | None = None
+    """What resumes this run later; None where runs are not kept."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the settings of the run."""
@@ -58,3 +56,7 @@ class Tracker(Protocol):
 
     def finish(self, status: Status) -> None:
         """Close the run."""
+
+
+class NoTracker(Tracker):
+    """A tracker that keeps nothing."""
