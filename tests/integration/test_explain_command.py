@@ -432,7 +432,7 @@ def test_explanations_of_another_network_are_not_mixed_with_these(
     assert_mistake(labn(*same), "its explanations.csv is of another network")
 
 
-def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained):
+def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figures):
     run, _ = trained("folder")
     words = ("sanity", run, "--num-images", 2, "--json")
 

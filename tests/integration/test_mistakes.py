@@ -6,7 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from command_line import assert_mistake, run, write_config
+from command_line import assert_mistake, write_config
 
 from labn.data.synthetic import write_synthetic
 from labn.runs.folder import RunFolder
@@ -46,10 +46,12 @@ def folder_config(tmp_path, root, **changes):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(tmp_path, changes, parts):
+def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
+    labn, tmp_path, changes, parts
+):
     config = write_config(tmp_path, **changes)
 
-    assert_mistake(run("train", config), f"error: {config}: ", *parts)
+    assert_mistake(labn("train", config), f"error: {config}: ", *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -98,13 +100,12 @@ def test_an_evaluation_before_the_first_epoch_says_what_to_do(labn, tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+def test_a_run_that_another_process_trains_is_left_alone(labn, tmp_path):
     config = write_config(tmp_path)
     folder = RunFolder(tmp_path / "run")
 
     with folder.claimed():
-        done = run("train", config)
+        done = labn("train", config)
 
     assert_mistake(done, f"output_dir = {folder.path}", "another process is training this run")
     assert [path.name for path in folder.path.iterdir()] == [".lock"]

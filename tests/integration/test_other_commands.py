@@ -59,7 +59,6 @@ def test_every_commands_help_shows_an_example(labn, words):
     )
 
 
-@pytest.mark.slow
 def test_the_module_is_the_command_line():
     assert COMMAND[1:] == ("-m", "labn")
     assert "Train, search and audit LABN" in succeed("--help").stdout

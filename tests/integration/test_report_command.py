@@ -218,7 +218,7 @@ def test_one_run_is_reported_without_a_spread_and_says_why_there_is_no_welch(lab
     assert "Welch's test needs two seeds of each method, but got 1 and 1" in done.stdout
 
 
-def test_the_reference_and_the_folder_are_the_users_choice(labn, seeds, tmp_path):
+def test_the_reference_and_the_folder_are_the_users_choice(labn, seeds, tmp_path, drawn_figures):
     out = tmp_path / "new" / "place"
 
     done = labn("report", *seeds, "--reference", "RISE", "--out", out, "--json")

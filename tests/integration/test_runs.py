@@ -19,8 +19,6 @@ from labn.runs.scoring import evaluate_run
 from labn.runs.training import train_run
 from labn.training import checkpoint
 
-pytestmark = pytest.mark.slow
-
 ABLATIONS = {
     "neither": {"data__bias_copies": 0, "loss__lambda_kl": 0},
     "bias image only": {"data__bias_copies": 1, "loss__lambda_kl": 0},

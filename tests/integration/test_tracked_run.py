@@ -18,8 +18,6 @@ from labn.tracking import environment_tags
 from labn.tracking.quiet import quiet
 from labn.training import checkpoint
 
-pytestmark = pytest.mark.slow
-
 METRICS = ("train_loss", "val_loss", "val_pid", "val_accuracy", "val_auroc")
 PICTURES = ("attention.png", "confusion.png", "curves.png")
 

@@ -15,8 +15,6 @@ from PIL import Image
 
 from labn.model.kernels import compiled
 
-pytestmark = pytest.mark.slow
-
 PICTURES = ("attention.png", "confusion.png", "curves.png")
 METRICS = {
     "val_loss",
@@ -120,8 +118,8 @@ def test_the_same_command_again_says_that_nothing_is_left(trained, labn):
     assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*.p*")} == before
 
 
-def test_evaluate_scores_the_test_part(trained):
-    scored = only_object(succeed("evaluate", trained.folder, "--json").stdout)
+def test_evaluate_scores_the_test_part(trained, labn):
+    scored = only_object(labn("evaluate", trained.folder, "--json").stdout)
 
     assert scored["split"] == "test"
     assert {"test_pid", "test_loss", "test_accuracy", "test_pid_random"} <= scored["metrics"].keys()
@@ -154,14 +152,14 @@ def test_a_run_that_was_moved_is_still_the_run_of_its_folder(trained, labn, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
-def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, tmp_path):
+def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, labn, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained.folder, moved)
     (moved / "summary.json").unlink()
     if compiled.compiler() is None:
         pytest.skip("without a C++ compiler there are torch's kernels only")
 
-    assert "last digits" not in succeed("train", "--resume", moved).stderr
+    assert "last digits" not in labn("train", "--resume", moved).stderr
     (moved / "summary.json").unlink()
     changed = run("train", "--resume", moved, LABN_COMPILE="0")
 
