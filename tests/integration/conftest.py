@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from labn.cli import main
+from labn.connection import connected
 
 _draw_and_save = Figure.savefig
 
@@ -34,6 +35,13 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", _draw_and_save)
 
 
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """Have one Ray for all tests of this process: commands that it runs use it."""
+    with connected(lambda _: None, lambda: None):
+        yield
+
+
 @pytest.fixture
 def labn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -42,6 +50,7 @@ def labn(
 
     def call(*arguments: object) -> CompletedProcess[str]:
         words = ["labn", *map(str, arguments)]
+        monkeypatch.setenv("COLUMNS", "100")
         monkeypatch.setattr(sys, "argv", words)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
