@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from labn.config.ablation import StudyConfig
 from labn.config.messages import Sources, describe, describe_unknown, shown, source_of
-from labn.config.run import Config, known_keys
+from labn.config.run import TRACKER_FILE, Config, known_keys
 from labn.config.search import SearchConfig
 from labn.config.section import ManyRuns, Section
 from labn.errors import UserError
@@ -37,6 +38,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise _unknown(key, value, Config)
         set_key(tree, key, value)
     sources = {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE)
+    _keep_tracker(tree)
     config = validate(Config, tree, sources)
     check_paths(config, sources)
     return config
@@ -111,10 +113,19 @@ def resolve_base(
         if key not in known_keys():
             raise UserError(f"{sources[key]}{key} = {shown(value)}: {describe_unknown(key)}")
         set_key(tree, key, value)
+    _keep_tracker(tree)
     config = validate(Config, tree, sources)
     if needs_data:
         check_paths(config, sources)
     return config
+
+
+def _keep_tracker(tree: dict[str, Any]) -> None:
+    """Resume in the tracker that a folder's entry is in, where the settings name none."""
+    place = Path(str(tree.get("output_dir"))).expanduser() / TRACKER_FILE
+    tracking = tree.get("tracking", {})
+    if isinstance(tracking, dict) and "uri" not in tracking and place.is_file():
+        set_key(tree, "tracking.uri", json.loads(place.read_text(encoding="utf-8"))["uri"])
 
 
 def validate(schema: type[AnySection], tree: Mapping[str, Any], sources: Sources) -> AnySection:

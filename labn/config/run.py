@@ -143,6 +143,10 @@ class ValidationConfig(Section):
     """Positives that are scored, the first by name; none: all of them."""
 
 
+TRACKER_FILE = "tracker.json"
+"""Where an output folder keeps the tracker's address and its entry there."""
+
+
 def default_tracking_uri() -> str:
     """Return the address of the tracker where none is set: the environment's, or a file's."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"

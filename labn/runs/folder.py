@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from labn.config import Config, dump_config, flatten, load_config
+from labn.config.run import TRACKER_FILE
 from labn.errors import UserError
 from labn.storage import files
 from labn.storage.files import write_atomically, write_json
@@ -34,7 +35,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser()
         self.config_file = self.path / "config.yaml"
-        self.tracker_file = self.path / "tracker.json"
+        self.tracker_file = self.path / TRACKER_FILE
         self.manifest_file = self.path / "data.csv"
         self.history_file = self.path / "history.csv"
         self.starts_file = self.path / "starts.json"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import labn
-from labn.config import Config
+from labn.config import Config, load_config, load_study
+from labn.config.reading import resolve_base
 from labn.errors import Interrupted, Stopped, UserError
 from labn.runs.tracked import closing_entry, experiment_name, log_settings
 from labn.tracking import NoTracker
@@ -71,6 +74,42 @@ def test_settings_are_logged_without_the_passwords_of_their_addresses(tmp_path):
 
     assert tracker.files == {"config.yaml": text.format("")}
     assert file.read_text() == text.format("me:hunter2@")
+
+
+@pytest.fixture
+def tracked_folder(tmp_path, monkeypatch):
+    """An output folder whose entry is in a tracker that the environment no longer names."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
+    entry = {"uri": "http://tracked:5000", "run_id": "0123"}
+    (tmp_path / "tracker.json").write_text(json.dumps(entry))
+    return tmp_path
+
+
+def write_run(folder, **tracking):
+    tree = {"data": {"name": "synthetic"}, "output_dir": str(folder), "tracking": tracking}
+    file = folder / "given.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def test_a_run_is_resumed_in_its_own_tracker_whatever_the_environment_names(tracked_folder):
+    file = write_run(tracked_folder, experiment="mine")
+    assert load_config(file).tracking.uri == "http://tracked:5000"
+
+
+def test_a_tracker_that_the_settings_name_is_taken(tracked_folder):
+    file = write_run(tracked_folder, uri="http://moved:5000")
+    assert load_config(file).tracking.uri == "http://moved:5000"
+    assert load_config(file, ["tracking.uri=none"]).tracking.uri == "none"
+
+
+def test_a_study_is_resumed_in_its_own_tracker_whatever_the_environment_names(tracked_folder):
+    tree = {"base": {"data": {"name": "synthetic"}}, "output_dir": str(tracked_folder)}
+    tree |= {"conditions": {"full": {}, "no-kl": {"loss.lambda_kl": 0}}, "seeds": [0]}
+    file = tracked_folder / "given.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    base = resolve_base(load_study(file), file)
+    assert base.tracking.uri == "http://tracked:5000"
 
 
 def test_only_the_room_of_tracking_makes_trackers():
