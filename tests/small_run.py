@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from labn.config import TrainConfig
 from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import Split, measure_statistics
-from labn.model.network import build_model
+from labn.model.network import LABNOutput, build_model
 from labn.training import checkpoint
 from labn.training.evaluate import Faithfulness, evaluate
 from labn.training.loop import Trainer
@@ -155,3 +156,37 @@ def make_trainer(*, model=None, batches=None, objective=None, hooks=None, group=
         device=CPU,
         group=group,
     )
+
+
+class FixedBatches:
+    """The same batch at every step."""
+
+    def __init__(self, batch, steps_per_epoch=1):
+        self.batch, self.steps_per_epoch = batch, steps_per_epoch
+
+    def epoch(self, epoch, start_step=0):
+        for _ in range(start_step, self.steps_per_epoch):
+            yield self.batch
+
+
+class PlainNetwork(nn.Module):
+    """A network with LABN's outputs and without batch normalisation: no image sees another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem = nn.Conv2d(3, 8, 7, stride=4)
+        self.attention_branch = nn.Conv2d(8, 3, 1)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, images):
+        features = self.stem(images).tanh()
+        branch = self.attention_branch(features)
+        attention = branch[:, :1].sigmoid()
+        return LABNOutput(
+            self.fc((features * attention).mean((2, 3))), branch[:, 1:].mean((2, 3)), attention
+        )
+
+
+def first_batch(size=BATCH_SIZE):
+    return next(make_batches(make_settings(batch_size=size)).epoch(0))

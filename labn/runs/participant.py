@@ -239,7 +239,7 @@ class Participant:
         total, size = self.trainer.batches.steps_per_epoch, self.group.size
         workers = f", {size} workers" if size > 1 else ""
         label = f"epoch {epoch + 1}/{self.config.train.epochs}{workers}"
-        speed = f"{self.trainer.pace.images_per_s:.1f} images/s"
+        speed = f"{self.trainer.throughput.images_per_s:.1f} images/s"
         self.reporter.advance(f"{label}, {speed}, loss {metrics['train_loss']:.3f}", step, total)
 
     def on_epoch(self, history: list[Metrics]) -> None:

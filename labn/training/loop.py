@@ -1,16 +1,14 @@
-"""The training loop: plain torch, handed its model, batches and helpers; it knows no cluster."""
+"""The training loop: plain torch, given its model, batches and helpers; it knows no cluster."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,16 +17,16 @@ from labn.data.batches import Batch
 from labn.errors import Interrupted, RunFailed
 from labn.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from labn.training.losses import LossSums, Objective
-from labn.training.optim import autocast
-from labn.training.process_group import SINGLE, Group
-from labn.training.throughput import Pace
+from labn.training.process_group import SINGLE, Group, no_exchange
+from labn.training.step import MicroBatch, StepResult, TrainingStep
+from labn.training.throughput import Throughput
 
 Metrics = dict[str, float]
 
 
 @runtime_checkable  # for the type checks under pytest
 class Batches(Protocol):
-    """An endless course of training batches, as a function of (epoch, step)."""
+    """An endless sequence of training batches, as a function of (epoch, step)."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,33 +41,33 @@ class Hooks(Protocol):
     """What the loop leaves to whoever runs it."""
 
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
-        """Measure a model after an epoch; must give ``val_loss``."""
+        """Return a model's metrics after an epoch, ``val_loss`` among them."""
 
     def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:
-        """Hear how the last few steps went."""
+        """Receive the metrics of the last few steps."""
 
     def on_epoch(self, history: list[Metrics]) -> None:
-        """Hear all that is known of the epochs so far; the last one has just ended."""
+        """Receive the metrics of all epochs so far; the last one has just ended."""
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
         """Keep a model whose validation loss is the lowest so far."""
 
     def save(self, checkpoint: TrainingCheckpoint, global_step: int) -> None:
-        """Keep all that is needed to go on from here."""
+        """Keep all that is needed to resume from here."""
 
     def last_checkpoint(self) -> str:
-        """Name the newest checkpoint, for a message."""
+        """Return the name of the newest checkpoint, for a message."""
 
     def should_stop(self) -> bool:
-        """Say whether someone asked for an end after this step."""
+        """Return whether training should stop after this step."""
 
     def should_save(self) -> bool:
-        """Say whether a checkpoint is wanted besides those that are due; all ranks say the same."""
+        """Return whether to save a checkpoint besides those due; the same on all ranks."""
 
 
 @dataclass
 class Progress:
-    """How far training is: plain values, part of every checkpoint."""
+    """How far training is: plain values, kept in every checkpoint."""
 
     epoch: int = 0
     step: int = 0
@@ -87,21 +85,18 @@ class Progress:
         return self.epoch - 1 - self.best_epoch if self.epoch else 0
 
 
-@dataclass
-class _Seen:
-    """One step's results, still on the device."""
+class _Taken(NamedTuple):
+    """One step that was taken: its number, its images, its result."""
 
     global_step: int
     names: tuple[str, ...]
-    loss: Tensor
-    sums: LossSums
-    gradient_norm: Tensor
+    result: StepResult
 
 
 class Trainer:
     """Trains a model, epoch by epoch, until the last one, no more gain, or a request to stop.
 
-    The ranks of a ``group`` each give their share of every batch, and take the step that one
+    The ranks of a ``group`` each compute on their share of every batch, and take the step that one
     process with the whole batch would take, but for batch norm's statistics.
     """
 
@@ -119,12 +114,21 @@ class Trainer:
         device: torch.device,
         group: Group = SINGLE,
     ) -> None:
-        self.group, self._replica = group, group.wrap(model)
+        self.group, self.throughput, self.speeds = group, Throughput(group), Metrics()
         self.model, self.objective, self.average = model, objective, average
         self.optimizer, self.schedule = optimizer, schedule
         self.batches, self.settings, self.hooks, self.device = batches, settings, hooks, device
         self.progress = Progress()
-        self.pace, self.speeds = Pace(group), Metrics()
+        self._replica = group.wrap(model)
+        self._step = TrainingStep(
+            network=self.throughput.forward_of(self._replica),
+            objective=objective,
+            optimizer=optimizer,
+            schedule=schedule,
+            average=average,
+            settings=settings,
+            gradient_scale=group.size,  # the exchange takes the mean over ranks; the sum is wanted
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -146,18 +150,18 @@ class Trainer:
         return self.progress
 
     def _train_epoch(self) -> None:
-        progress, seen = self.progress, list[_Seen]()
+        progress, taken = self.progress, list[_Taken]()
         self.model.train()
-        self.pace.start()
-        for batch in self.pace.loading(self.batches.epoch(progress.epoch, progress.step)):
-            seen.append(self._train_step(batch))
+        self.throughput.start()
+        for batch in self.throughput.loading(self.batches.epoch(progress.epoch, progress.step)):
+            taken.append(self._take_step(batch))
             is_last = progress.step == self.batches.steps_per_epoch
             is_due = progress.global_step % (self.settings.checkpoint_steps or math.inf) == 0
-            is_time = len(seen) >= self.settings.log_steps or is_last or is_due
+            is_time = len(taken) >= self.settings.log_steps or is_last or is_due
             must_stop = self._must_stop(is_time)
             if is_time or must_stop:
-                self._look_at(seen)
-                seen = []
+                self._collect(taken)
+                taken = []
             is_due = is_due or (is_time and self.hooks.should_save())
             if must_stop or (is_due and not is_last):
                 self._save()
@@ -170,82 +174,58 @@ class Trainer:
             return False
         return self.group.any(self.hooks.should_stop(), self.device)
 
-    def _train_step(self, batch: Batch) -> _Seen:
-        """Forward, loss, backward, step; in parts whose gradients add up to the batch's."""
-        weight, num_images = self.group.total(
-            torch.stack([self.objective.image_weights(batch.labels).sum(), self._count(batch)])
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, sums = torch.zeros((), device=self.device), None
-        parts = self._parts(batch)
-        for number, (images, labels, share) in enumerate(parts, start=1):
-            # Gradients are exchanged once a step, with those of the last part.
-            with self._exchange(number == len(parts)):
-                with self.pace.own_work(len(labels)), autocast(self.settings, self.device):
-                    _, part_sums = self.objective.sums(self._replica, images, labels)
-                part_sums = LossSums(*(share * term for term in part_sums))
-                part_loss = self.objective.combine(part_sums, weight, num_images).total
-                # The exchange takes the mean over ranks; the sum is wanted.
-                (self.group.size * part_loss).backward()  # type: ignore[no-untyped-call]
-            loss = loss + part_loss.detach()
-            detached = LossSums(*(term.detach() for term in part_sums))
-            sums = detached if sums is None else _add(sums, detached)
-        assert sums is not None
-        norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.settings.gradient_clip or math.inf
-        )
-        self.optimizer.step()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+    def _take_step(self, batch: Batch) -> _Taken:
+        weight = self.objective.image_weights(batch.labels).sum()
+        num_images = torch.tensor(float(len(batch)), device=self.device)
+        weight, num_images = self.group.total(torch.stack([weight, num_images]))
+        result = self._step(self._micro_batches(batch), weight, num_images)
         self.progress.step += 1
         self.progress.global_step += 1
-        return _Seen(self.progress.global_step, batch.names, loss, sums, norm)
+        return _Taken(self.progress.global_step, batch.names, result)
 
-    def _count(self, batch: Batch) -> Tensor:
-        return torch.tensor(float(len(batch.labels)), device=self.device)
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        """Yield a batch in pieces; gradients are exchanged once, with those of the last one."""
+        *others, last = self._pieces(batch)
+        with no_exchange(self._replica):
+            yield from others
+        yield last
 
-    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor, float]]:
-        """Cut a batch into parts, each with the share in which it counts: 1.
+    def _pieces(self, batch: Batch) -> list[MicroBatch]:
+        """Cut a batch up.
 
         A rank without an image passes the bias image through, which counts 0: the others wait for
         its gradients.
         """
-        if not len(batch.labels):
+        if not len(batch):
             image = self.objective.bias_image[None].to(self.device)
-            return [(image, torch.zeros(1, dtype=torch.int64, device=self.device), 0.0)]
-        num_parts = min(self.settings.accumulation_steps, len(batch.labels))
-        chunks = zip(batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
-        return [(images, labels, 1.0) for images, labels in chunks]
+            return [MicroBatch(image, torch.zeros(1, dtype=torch.int64, device=self.device), 0.0)]
+        num_pieces = min(self.settings.accumulation_steps, len(batch))
+        chunks = batch.images.chunk(num_pieces), batch.labels.chunk(num_pieces)
+        return [MicroBatch(images, labels) for images, labels in zip(*chunks, strict=True)]
 
-    def _exchange(self, is_last: bool) -> AbstractContextManager[None]:
-        if is_last or not isinstance(self._replica, DistributedDataParallel):
-            return nullcontext()
-        return self._replica.no_sync()
-
-    def _look_at(self, seen: list[_Seen]) -> None:
+    def _collect(self, taken: list[_Taken]) -> None:
         """Wait for the device, once for many steps: check that all is finite, and sum up."""
-        norms = torch.stack([step.gradient_norm for step in seen]).tolist()
-        rows = torch.stack([torch.stack([step.loss, *step.sums]) for step in seen])
+        results = [step.result for step in taken]
+        norms = torch.stack([result.gradient_norm for result in results]).tolist()
+        rows = torch.stack([torch.stack([result.loss, *result.sums]) for result in results])
         totals = self.group.total(rows).tolist()
-        losses, sums = [row[0] for row in totals], [row[1:] for row in totals]
         progress = self.progress
-        for step, loss, norm, terms in zip(seen, losses, norms, sums, strict=True):
+        for step, norm, (loss, *terms) in zip(taken, norms, totals, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                names = [name for part in self.group.gather(step.names) for name in part]
+                names = [name for names in self.group.gather(step.names) for name in names]
                 raise RunFailed(
                     f"step {step.global_step} (epoch {progress.epoch + 1}): the loss is {loss} and"
                     f" the gradient's norm {norm}; its images: {', '.join(names)};"
                     f" last good checkpoint: {self.hooks.last_checkpoint()}"
                 )
-            # One by one: the sums of a resumed run, looked at elsewhere, round alike.
+            # One by one: the sums of a resumed run, collected at other steps, round alike.
             progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, terms, strict=True)]
             progress.gradient_norm_sum += norm
-            self.pace.count(round(terms[LossSums._fields.index("num_images")]))
-        self.hooks.on_steps(progress.epoch, progress.step, {"train_loss": losses[-1]})
+            self.throughput.count(round(terms[LossSums._fields.index("num_images")]))
+        self.hooks.on_steps(progress.epoch, progress.step, {"train_loss": totals[-1][0]})
 
     def _finish_epoch(self) -> None:
-        progress, self.speeds = self.progress, self.pace.of_ranks()
+        progress, self.speeds = self.progress, self.throughput.by_rank()
         evaluated = self.model if self.average is None else self.average.module
         for model in (self.model, evaluated):
             self.group.align_buffers(model)
@@ -293,7 +273,7 @@ class Trainer:
         self.hooks.save(self.state(), self.progress.global_step)
 
     def state(self) -> TrainingCheckpoint:
-        """Collect all that ``load_state`` needs to go on bit by bit the same."""
+        """Return all that ``load_state`` needs to resume bit by bit the same."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -305,7 +285,7 @@ class Trainer:
         }
 
     def load_state(self, checkpoint: TrainingCheckpoint) -> None:
-        """Go back to where a checkpoint was taken."""
+        """Restore the state in which a checkpoint was taken."""
         self.model.load_state_dict(checkpoint["model"])
         if self.average is not None and checkpoint["average"] is not None:
             self.average.load_state_dict(checkpoint["average"])
@@ -321,7 +301,3 @@ def _plain(progress: dict[str, Any]) -> dict[str, Any]:
         "history": [dict(metrics) for metrics in progress["history"]],
         "loss_sums": list(progress["loss_sums"]),
     }
-
-
-def _add(a: LossSums, b: LossSums) -> LossSums:
-    return LossSums(*(x + y for x, y in zip(a, b, strict=True)))

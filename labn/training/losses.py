@@ -30,6 +30,14 @@ class LossSums(NamedTuple):
     weight: Tensor
     num_images: Tensor
 
+    def plus(self, other: LossSums) -> LossSums:
+        """Add term by term."""
+        return LossSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> LossSums:
+        """Multiply every term."""
+        return LossSums(*(factor * term for term in self))
+
 
 class LossTerms(NamedTuple):
     """Eq. 8 and its terms; ``total = lpb + lambda_lab * lab + lambda_kl * kl``."""

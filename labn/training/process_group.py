@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -94,3 +95,8 @@ class Group:
 
 SINGLE = Group()
 """A process on its own."""
+
+
+def no_exchange(network: nn.Module) -> AbstractContextManager[None]:
+    """Leave gradients on the ranks that compute them; ``network`` is what ``wrap`` returned."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()

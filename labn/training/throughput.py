@@ -1,19 +1,22 @@
-"""How fast a group trains, and which of its ranks holds up the others."""
+"""The throughput of a group that trains, and which of its ranks holds up the others."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from torch import Tensor, nn
+
+from labn.model.network import LABNOutput
 from labn.training.process_group import Group
 
-T = TypeVar("T")
+BatchT = TypeVar("BatchT", bound=Sized)
 
 
-class Pace:
-    """Counts the images and the seconds of one epoch, or of the part of it that this process did.
+class Throughput:
+    """Counts the images and the seconds of one epoch, or of what this process did of it.
 
     Ranks wait for each other in every step, so that all take the time of the slowest. What tells
     them apart is the time of their ``own_work``: loading and the forward pass (as far as the host
@@ -25,38 +28,42 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Start counting from zero."""
         self._start_s = time.perf_counter()
         self._own_s, self._num_own, self._num_all = 0.0, 0, 0
 
     @contextmanager
-    def own_work(self, num_images: int = 0) -> Iterator[None]:
+    def own_work(self) -> Iterator[None]:
         """Measure work during which no other rank is waited for."""
         start_s = time.perf_counter()
         yield
         self._own_s += time.perf_counter() - start_s
-        self._num_own += num_images
 
-    def loading(self, batches: Iterator[T]) -> Iterator[T]:
-        """Pass on batches, whose loading is own work."""
+    def loading(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
+        """Yield this rank's batches, whose loading is own work, and count their images."""
         while True:
             with self.own_work():
                 batch = next(batches, None)
             if batch is None:
                 return
+            self._num_own += len(batch)
             yield batch
 
+    def forward_of(self, network: nn.Module) -> nn.Module:
+        """Return the network with its forward pass measured as own work."""
+        return _Measured(network, self)
+
     def count(self, num_images: int) -> None:
-        """Hear how many images the whole group has trained on since the last time."""
+        """Add images that the whole group has trained on since the last call."""
         self._num_all += num_images
 
     @property
     def images_per_s(self) -> float:
-        """Images a second of the whole group, all it waits for included."""
+        """Images per second of the whole group, all it waits for included."""
         return self._num_all / max(time.perf_counter() - self._start_s, 1e-9)
 
-    def of_ranks(self) -> dict[str, float]:
-        """Give the group's images a second, each rank's in its own work, and the slowest rank.
+    def by_rank(self) -> dict[str, float]:
+        """Return the group's images per second, each rank's in its own work, the slowest rank.
 
         Every rank must call it.
         """
@@ -66,3 +73,14 @@ class Pace:
             return metrics
         metrics |= {f"images_per_s_rank_{rank}": speed for rank, speed in enumerate(speeds)}
         return metrics | {"slowest_rank": float(speeds.index(min(speeds)))}
+
+
+class _Measured(nn.Module):
+    def __init__(self, network: nn.Module, throughput: Throughput) -> None:
+        super().__init__()
+        self._network, self._throughput = network, throughput
+
+    def forward(self, images: Tensor) -> LABNOutput:
+        with self._throughput.own_work():
+            output: LABNOutput = self._network(images)
+        return output

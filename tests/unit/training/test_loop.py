@@ -14,38 +14,24 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from bitwise import assert_same
 from small_run import (
-    BATCH_SIZE,
     STEPS_PER_EPOCH,
+    FixedBatches,
     Hooks,
+    first_batch,
     make_batches,
     make_model,
     make_objective,
     make_settings,
     make_trainer,
 )
-from torch import nn
 
 from labn.errors import Interrupted, RunFailed
-from labn.model.network import LABNOutput
 from labn.training import checkpoint
-from labn.training.losses import mask_with_bias
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "loss_curve.json"
 NUM_STEPS = 2 * STEPS_PER_EPOCH
-
-
-class FixedBatches:
-    """The same batch at every step."""
-
-    def __init__(self, batch, steps_per_epoch=1):
-        self.batch, self.steps_per_epoch = batch, steps_per_epoch
-
-    def epoch(self, epoch, start_step=0):
-        for _ in range(start_step, self.steps_per_epoch):
-            yield self.batch
 
 
 class PoisonedBatches:
@@ -61,29 +47,6 @@ class PoisonedBatches:
             if (epoch, step) >= (self.epoch_hit, self.step_hit):
                 batch.images[1, 0, 3, 4] = self.value
             yield batch
-
-
-class PlainNetwork(nn.Module):
-    """A network with LABN's outputs and without batch normalisation: no image sees another."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.stem = nn.Conv2d(3, 8, 7, stride=4)
-        self.attention_branch = nn.Conv2d(8, 3, 1)
-        self.fc = nn.Linear(8, 2)
-
-    def forward(self, images):
-        features = self.stem(images).tanh()
-        branch = self.attention_branch(features)
-        attention = branch[:, :1].sigmoid()
-        return LABNOutput(
-            self.fc((features * attention).mean((2, 3))), branch[:, 1:].mean((2, 3)), attention
-        )
-
-
-def first_batch(size=BATCH_SIZE):
-    return next(make_batches(make_settings(batch_size=size)).epoch(0))
 
 
 def run(**changes):
@@ -136,70 +99,7 @@ def test_the_losses_of_twenty_steps_are_the_golden_ones():
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
 
 
-# One step.
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 5, 9])
-def test_the_gradient_is_that_of_eq_8_in_however_many_parts_it_is_computed(num_parts):
-    batch = first_batch()
-    weights = torch.tensor([2.0, 0.7])
-    objective = make_objective(class_weights=weights, lambda_lab=0.3, lambda_kl=1.5)
-    model = PlainNetwork()
-    output = model(batch.images)
-    masked = mask_with_bias(batch.images, output.attention, objective.bias_image, 0.5)
-    divergence = F.kl_div(
-        model(masked).logits.log_softmax(1),
-        output.logits.softmax(1),
-        reduction="batchmean",
-    )
-    loss = (
-        F.cross_entropy(output.logits, batch.labels, weights)
-        + 0.3 * F.cross_entropy(output.branch_logits, batch.labels, weights)
-        + 1.5 * divergence
-    )
-    expected = torch.autograd.grad(loss, list(model.parameters()))
-
-    hooks = Hooks(objective, losses=[0.0])
-    trainer = make_trainer(
-        model=copy.deepcopy(model),
-        batches=FixedBatches(batch),
-        objective=objective,
-        hooks=hooks,
-        epochs=1,
-        accumulation_steps=num_parts,
-    )
-    trainer.run()
-
-    assert hooks.step_losses == pytest.approx([loss.item()], rel=1e-6)
-    for parameter, gradient in zip(trainer.model.parameters(), expected, strict=True):
-        # Five images' gradients in float32, added in another order.
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)
-
-
-STANDSTILL = {"learning_rate_head": 1e-12, "learning_rate_backbone": 1e-12}
-
-
-def test_clipping_shortens_the_gradient_and_reports_its_own_length():
-    free, clipped = (
-        run(
-            model=PlainNetwork(),
-            batches=FixedBatches(first_batch(), steps_per_epoch=3),
-            hooks=Hooks(make_objective(), losses=[0.0]),
-            epochs=1,
-            gradient_clip=limit,
-            **STANDSTILL,
-        )
-        for limit in (None, 0.01)
-    )
-
-    gradients = [parameter.grad for parameter in free.model.parameters()]
-    length = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
-    assert length > 0.1
-    for trainer in (free, clipped):
-        assert trainer.progress.history[0]["gradient_norm"] == pytest.approx(length, rel=1e-6)
-    for parameter, gradient in zip(clipped.model.parameters(), gradients, strict=True):
-        # clip_grad_norm_ divides by the length + 1e-6.
-        torch.testing.assert_close(parameter.grad, gradient * (0.01 / length), rtol=1e-4, atol=0)
+# Precision and averages.
 
 
 def test_bf16_trains_close_to_float32_but_not_the_same():

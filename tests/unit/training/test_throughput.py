@@ -6,7 +6,7 @@ import pytest
 
 import labn.training.throughput
 from labn.training.process_group import SINGLE, Group
-from labn.training.throughput import Pace
+from labn.training.throughput import Throughput
 
 
 @pytest.fixture
@@ -24,19 +24,19 @@ class Three(Group):
 
 
 def test_one_process_has_a_speed_and_no_ranks(clock):
-    pace = Pace(SINGLE)  # second 0
-    pace.count(12)
-    assert pace.of_ranks() == {"images_per_s": 12.0, "world_size": 1.0}
+    throughput = Throughput(SINGLE)  # second 0
+    throughput.count(12)
+    assert throughput.by_rank() == {"images_per_s": 12.0, "world_size": 1.0}
 
 
 def test_a_group_names_its_slowest_rank(clock):
-    pace = Pace(Three(0, 3))  # second 0
-    for _ in pace.loading(iter("a")):  # 1 to 2, and 5 to 6 to find that there is no more
-        with pace.own_work(9):  # 3 to 4
+    throughput = Throughput(Three(0, 3))  # second 0
+    for _ in throughput.loading(iter(["9 images."])):  # 1 to 2; 5 to 6: no more
+        with throughput.own_work():  # 3 to 4
             pass
-    pace.count(28)
+    throughput.count(28)
 
-    assert pace.of_ranks() == {
+    assert throughput.by_rank() == {
         "images_per_s": 28 / 7,
         "world_size": 3.0,
         "images_per_s_rank_0": 9 / 3,
