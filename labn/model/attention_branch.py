@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from labn.model import kernels
 from labn.model.backbone import Bottleneck, convolution_spatial
 from labn.model.kernels.half import at_least_float32
-from labn.model.norm import normalise, recomputed
 
 _EXPANSION = 4
 _NUM_FEATURES = 10
@@ -59,9 +59,8 @@ class AttentionBranch(nn.Module):
         # Thresholds make of a small error of alpha~ another map, and the heads cost next to
         # nothing: under autocast too they compute in float32.
         with torch.autocast(wide.device.type, enabled=False):
-            y = normalise(self.bn1, wide, dtype=at_least_float32(wide).dtype)
-            with recomputed(y):
-                f = self.relu(self.conv1(y))
-            y = normalise(self.bn2, self.conv2(f), relu=True)
-            attention = normalise(self.bn3, self.conv3(y)).sigmoid()
+            y = kernels.norm(self.bn1, wide, dtype=at_least_float32(wide).dtype)
+            f = self.relu(kernels.apply(self.conv1, y))
+            y = kernels.norm(self.bn2, self.conv2(f), relu=True)
+            attention = kernels.norm(self.bn3, self.conv3(y)).sigmoid()
             return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))

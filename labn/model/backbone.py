@@ -7,9 +7,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from labn.model import kernels
 from labn.model.architectures import BackbonePlan
 from labn.model.lambda_layer import LambdaLayer
-from labn.model.norm import normalise, recomputed
 
 Spatial = Callable[[int, int], nn.Module]
 """Makes the middle of a bottleneck from its width and stride."""
@@ -36,10 +36,8 @@ class Stem(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Turn images into the first feature map."""
-        y = normalise(self.bn1, self.conv1(images), relu=True)
-        with recomputed(y):
-            features: Tensor = self.maxpool(y)
-        return features
+        y = kernels.norm(self.bn1, self.conv1(images), relu=True)
+        return kernels.apply(self.maxpool, y)
 
 
 class Bottleneck(nn.Module):
@@ -66,18 +64,16 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Add the transformed input to the input."""
+        """Add the transformed input to the input, projected where their shapes differ."""
         shortcut = x
         if self.downsample is not None:
-            convolution, norm = self.downsample
-            shortcut = normalise(norm, convolution(x))
-        y = normalise(self.bn1, self.conv1(x), relu=True)
-        with recomputed(y):
-            y = self.conv2(y)
-        y = normalise(self.bn2, y, relu=True)
-        with recomputed(y):
-            y = self.conv3(y)
-        return normalise(self.bn3, y, relu=True, shortcut=shortcut)
+            projection, bn = self.downsample
+            shortcut = kernels.norm(bn, projection(x))
+        y = kernels.norm(self.bn1, self.conv1(x), relu=True)
+        y = kernels.apply(self.conv2, y)
+        y = kernels.norm(self.bn2, y, relu=True)
+        y = kernels.apply(self.conv3, y)
+        return kernels.norm(self.bn3, y, relu=True, shortcut=shortcut)
 
 
 def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:

@@ -1,7 +1,8 @@
 """The lambda layer (Bello 2021; eq. 3-7 of Iida 2022).
 
-Symbols: Q queries, K keys, V values; lambda_c content lambda, lambda_p position lambdas.
-Axes: b images, h heads, k key depth, v value depth, m positions, row by row.
+Symbols: q queries, k keys, v values; lambda_c content lambda, lambda_p position lambdas, w their
+kernel. Axes: b images, h heads, k key depth, v value depth, m positions, row by row, r the
+kernel's rows and columns.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labn.model.kernels import compiled_lambda
+from labn.model import kernels
 from labn.model.kernels.half import at_least_float32
-from labn.model.kernels.position_lambda import position_lambda
-from labn.model.norm import normalise, recomputed
 
 
 class Projections(NamedTuple):
-    """What a lambda layer computes from its input: Q, K (softmaxed over positions), V."""
+    """The linear maps of a lambda layer's input: Q, K (softmaxed over positions), V."""
 
     queries_bhkm: Tensor
     keys_bkm: Tensor
@@ -33,7 +32,8 @@ def content_lambda(
 
     Keys are normalised already, over positions (eq. 4).
     """
-    return torch.einsum("bkm,bvm->bkv", keys_bkm, values_bvm)
+    with torch.autocast(keys_bkm.device.type, enabled=False):
+        return torch.einsum("bkm,bvm->bkv", keys_bkm, values_bvm)
 
 
 class LambdaLayer(nn.Module):
@@ -79,7 +79,7 @@ class LambdaLayer(nn.Module):
         )
         self.norm_q = nn.BatchNorm2d(num_queries)
         self.norm_v = nn.BatchNorm2d(self.value_depth)
-        # Only holds kernel and bias, under public checkpoints' names; position_lambda applies them.
+        # Only holds kernel and bias, under public checkpoints' names; kernels.lambdas applies them.
         self.lambda_conv = nn.Conv3d(1, key_depth, (1, receptive_field, receptive_field))
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
         nn.init.normal_(self.conv_qkv.weight, std=channels**-0.5)
@@ -88,17 +88,12 @@ class LambdaLayer(nn.Module):
 
     def project(self, x: Float[Tensor, "b c h w"]) -> Projections:
         """Compute Q, K and V (eq. 3 and 4)."""
-        return self._arrange(*self._normalised_maps(x))
-
-    def _normalised_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
         # Sums over hundreds of positions follow: under autocast they are still taken in float32.
         dtype = at_least_float32(x).dtype
-        return normalise(self.norm_q, q, dtype=dtype), k, normalise(self.norm_v, v, dtype=dtype)
-
-    def _arrange(self, q: Tensor, k: Tensor, v: Tensor) -> Projections:
+        q, v = kernels.norm(self.norm_q, q, dtype=dtype), kernels.norm(self.norm_v, v, dtype=dtype)
         return Projections(
             q.reshape(q.shape[0], self.num_heads, self.key_depth, -1),
             at_least_float32(k.flatten(2).softmax(dim=-1)),
@@ -106,28 +101,14 @@ class LambdaLayer(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Apply content and position lambdas to the queries (eq. 7)."""
-        q_map, k_map, v_map = self._normalised_maps(x)
-        q, k, v = self._arrange(q_map, k_map, v_map)
-        bias: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
-        with torch.autocast(x.device.type, enabled=False), recomputed(q_map, v_map):
-            # The kernel's bias adds the same to every position's lambda: fold it into the content.
-            content_bkv = content_lambda(k, v) + bias[:, None]
-            y_bchw = self._apply_lambdas(q, v, content_bkv, (x.shape[2], x.shape[3]))
-        y: Tensor = self.pool(y_bchw)
-        return y
-
-    def _apply_lambdas(
-        self, q_bhkm: Tensor, v_bvm: Tensor, content_bkv: Tensor, map_size: tuple[int, int]
-    ) -> Tensor:
-        kernel_krr = self.lambda_conv.weight[:, 0, 0]
-        if compiled_lambda.is_available(q_bhkm):
-            # In and out with the channels last, as the convolutions around prefer it.
-            y_bmhv = compiled_lambda.apply_lambdas(
-                q_bhkm.permute(0, 3, 1, 2), v_bvm.mT, content_bkv, kernel_krr, map_size
+        """Apply content and position lambdas to the queries (eq. 3-7)."""
+        q_bhkm, k_bkm, v_bvm = self.project(x)  # eq. 3 and 4
+        w_krr: Tensor = self.lambda_conv.weight[:, 0, 0]
+        bias_k: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
+        with kernels.recomputed(q_bhkm, v_bvm):
+            lambda_c_bkv = content_lambda(k_bkm, v_bvm)  # eq. 5
+            y = kernels.lambdas(  # eq. 6 and 7
+                q_bhkm, v_bvm, lambda_c_bkv, w_krr, bias_k, map_size=(x.shape[2], x.shape[3])
             )
-            return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
-        y_bhvm = torch.einsum("bhkm,bkv->bhvm", q_bhkm, content_bkv)
-        y_bhvm = y_bhvm + position_lambda(q_bhkm, v_bvm, kernel_krr, map_size)
-        # Not len(), which would fix the batch size of an exported network.
-        return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
+        pooled: Tensor = self.pool(y)
+        return pooled

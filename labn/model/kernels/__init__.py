@@ -1,1 +1,6 @@
-"""The forms that compute lambdas and batch norms, chosen by device, type and shape."""
+"""Lambdas and batch norms, computed by the form that ``dispatch`` chooses."""
+
+from labn.model.kernels.dispatch import lambdas, norm
+from labn.model.kernels.recompute import apply, recomputed
+
+__all__ = ["apply", "lambdas", "norm", "recomputed"]

@@ -1,4 +1,4 @@
-"""The position lambda applied to its queries, exactly, without ever forming the lambdas.
+"""The position lambda applied to its queries, exactly, by torch: three forms.
 
 Written out, eq. 6 and 7 convolve the values with a kernel and contract the result with the query:
 
@@ -9,10 +9,10 @@ positions x values x key depth:
 
     S[h, m, n] = sum_k q[h, k, m] W[k, n - m],    y[h, v, m] = sum_n S[h, m, n] v[v, n]
 
-Maps of up to 256 positions are one such product (taps that cannot touch the map never enter it);
-larger maps are cut into tiles with a margin. With few values (V < 16) the contraction first no
-longer pays, and the convolution is done by FFT. On CPUs with a compiler ``compiled_lambda`` takes
-this module's place.
+Where a map is small this is one such product (``dense``), else the map is cut into tiles with a
+margin (``tiled``). With few values the contraction first does not pay, and the convolution is done
+by FFT (``by_fft``). ``dispatch`` chooses. All take queries (b h k m), values (b v m), a kernel
+(k r r) of odd r and the map's (height, width), pad with zeros, and return y (b h v m).
 
 Axes: b images (or tiles), h heads, m output positions, n input positions, k key depth, v values.
 """
@@ -23,48 +23,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MAX_DENSE_POSITIONS = 256
-_MIN_VALUES_FOR_TILES = 16
 _TILE = 7
 _CHUNK_BYTES = 4 << 20  # a strip of S that stays in a core's cache
 
 
-def position_lambda(
-    queries: Float[Tensor, "b h k m"],
-    values: Float[Tensor, "b v m"],
-    kernel: Float[Tensor, "k r r"],
-    map_size: tuple[int, int],
-) -> Float[Tensor, "b h v m"]:
-    """Convolve the values with the kernel (zero padding, odd r) and apply it to the queries.
-
-    Positions m run row by row over a map of ``map_size`` (height, width). The same as eq. 6
-    followed by eq. 7 (Iida 2022), to rounding.
-    """
-    height, width = map_size
-    if torch.compiler.is_exporting():
-        # The one form without a loop over images, which would fix the exported batch size.
-        return _by_fft(queries, values, kernel, height, width)
-    if height * width <= _MAX_DENSE_POSITIONS:
-        return _dense(queries, values, kernel, height, width)
-    if values.shape[1] >= _MIN_VALUES_FOR_TILES:
-        return _tiled(queries, values, kernel, height, width)
-    return _by_fft(queries, values, kernel, height, width)
-
-
-def _dense(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, height: int, width: int) -> Tensor:
-    margin = w_krr.shape[-1] // 2
-    taps_mkn = _taps(w_krr, (height, width), (height, width), margin)
+def dense(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Take all positions of the map as one tile; taps that cannot touch it never enter."""
+    taps_mkn = _taps(w_krr, map_size, map_size, margin=w_krr.shape[-1] // 2)
     y_bhmv = _contract(q_bhkm.transpose(2, 3), v_bvm.transpose(1, 2), taps_mkn)
     return y_bhmv.transpose(2, 3)
 
 
-def _tiled(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, height: int, width: int) -> Tensor:
+def tiled(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
     """Cut the map into tiles; each sees its own positions and a margin of the kernel's reach."""
-    b, h, k, _ = q_bhkm.shape
+    (b, h, k, _), (height, width) = q_bhkm.shape, map_size
     v, margin = v_bvm.shape[1], w_krr.shape[-1] // 2
     rows, columns = -(-height // _TILE), -(-width // _TILE)
     below, right = rows * _TILE - height, columns * _TILE - width
@@ -86,8 +61,9 @@ def _tiled(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, height: int, width: int
     return y[..., :height, :width].flatten(3)
 
 
-def _by_fft(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, height: int, width: int) -> Tensor:
-    b, v, _ = v_bvm.shape
+def by_fft(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Convolve by FFT, and contract the lambdas with the queries."""
+    (b, v, _), (height, width) = v_bvm.shape, map_size
     margin = w_krr.shape[-1] // 2
     padded = (height + 2 * margin, width + 2 * margin)
     values_f = torch.fft.rfft2(v_bvm.reshape(b, 1, v, height, width), padded)

@@ -10,7 +10,7 @@ import torch
 
 from labn.model.kernels import compiled, compiled_lambda
 from labn.model.kernels.compiled_lambda import apply_lambdas
-from labn.model.kernels.position_lambda import _by_fft, _dense
+from labn.model.kernels.position_lambda import by_fft, dense
 from labn.model.lambda_layer import LambdaLayer
 
 needs_compiler = pytest.mark.skipif(
@@ -41,10 +41,10 @@ def make_case(seed, shape):
     return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
 
 
-def by_torch(q, v, content, kernel, map_size, path=_by_fft):
+def by_torch(q, v, content, kernel, map_size, path=by_fft):
     """The same by forms that are themselves compared with the definition, position by position."""
     queries = q.permute(0, 2, 3, 1)
-    y = path(queries, v.mT, kernel, *map_size)
+    y = path(queries, v.mT, kernel, map_size)
     return (y + torch.einsum("bhkm,bkv->bhvm", queries, content)).permute(0, 3, 1, 2)
 
 
@@ -56,7 +56,7 @@ def with_gradients(function, inputs, map_size, weights):
 
 
 @needs_compiler
-@pytest.mark.parametrize("path", [_by_fft, _dense])
+@pytest.mark.parametrize("path", [by_fft, dense])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_results_and_gradients_are_those_of_the_forms_in_torch(shape, path):
     inputs = make_case(0, shape)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labn.model.kernels import compiled, compiled_norm
-from labn.model.norm import normalise, recomputed
+from labn.model.kernels import compiled, compiled_norm, recomputed
+from labn.model.kernels import norm as normalise
+from labn.model.lambda_layer import LambdaLayer
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
@@ -175,6 +176,20 @@ def test_a_recomputed_map_is_not_held_and_gives_the_same_gradients():
         results.append([x.grad, kernel.grad, norm.weight.grad])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
     assert is_held == [False, True]
+
+
+def test_a_lambda_layer_makes_its_queries_and_values_anew(monkeypatch):
+    layer = LambdaLayer(64, key_depth=4, receptive_field=3)
+    made, apply = [], compiled_norm._apply
+    monkeypatch.setattr(compiled_norm, "_apply", lambda node: made.append(node) or apply(node))
+    x = torch.randn(2, 64, 5, 6).contiguous(memory_format=torch.channels_last)
+
+    y = layer(x)
+
+    assert not made
+    y.sum().backward()
+    # The queries for the lambdas; the values for those and for the content lambda.
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize(
