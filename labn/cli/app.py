@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from labn.cli.progress import ConsoleReporter
-from labn.config import Config, load_config
+from labn.config import Config, DataConfig, load_config
 from labn.errors import UserError
 
 app = typer.Typer(
@@ -113,10 +113,9 @@ def data_check(
 
     if place.is_dir() and not (place / "config.yaml").is_file():
         layout = name or detect_layout(place)
-        tree = {"data": {"name": layout, "root": place}, "output_dir": "."}
-        reader = build_reader(Config.model_validate(tree))
+        reader = build_reader(DataConfig.model_validate({"name": layout, "root": place}))
     else:
-        reader = build_reader(resolve_config(place, overrides))
+        reader = build_reader(resolve_config(place, overrides).data)
     with ConsoleReporter() as reporter:
         found = audit(
             reader,

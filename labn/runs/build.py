@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from labn.config import Config
+from labn.config import DataConfig, LossConfig, ModelConfig, TrainConfig, ValidationConfig
 from labn.data.augment import Augmentation
-from labn.data.batches import EvaluationBatches, TrainingBatches
+from labn.data.batches import TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.decode import Progress
 from labn.data.open import open_reader
@@ -29,9 +29,9 @@ _LEAST_INTERVALS = 4
 """Of a curve; with less it hardly says more than its ends."""
 
 
-def build_reader(config: Config, report_progress: Progress | None = None) -> Reader:
-    """Open the data set that a configuration names, once it is on this machine."""
-    data, root = config.data, config.data.root
+def build_reader(data: DataConfig, report_progress: Progress | None = None) -> Reader:
+    """Open the data set that the settings name, once it is on this machine."""
+    root = data.root
     if root is not None and is_remote(root):
         root = mirror(str(root), data.cache_dir, report_progress)
     return open_reader(
@@ -45,11 +45,14 @@ def build_reader(config: Config, report_progress: Progress | None = None) -> Rea
     )
 
 
-def load_dataset(config: Config, reporter: Reporter) -> Dataset:
-    """Read, cache and split the data; say what was left out."""
-    data = config.data
+def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Dataset:
+    """Read, cache and split the data; report what was left out.
+
+    Raises:
+        UserError: the data cannot be used, or the loss weighs another number of classes.
+    """
     dataset = prepare_dataset(
-        build_reader(config, partial(reporter.advance, "fetching data")),
+        build_reader(data, partial(reporter.advance, "fetching data")),
         image_size=data.image_size,
         cache_dir=data.cache_dir.expanduser(),
         validation_fraction=data.validation_fraction,
@@ -59,9 +62,9 @@ def load_dataset(config: Config, reporter: Reporter) -> Dataset:
         conflicting_labels=data.conflicting_labels,
         report_progress=partial(reporter.advance, "reading images"),
     )
-    num_weights = len(config.loss.class_weights or dataset.class_names)
+    num_weights = len(loss.class_weights or dataset.class_names)
     if num_weights != len(dataset.class_names):
-        given = list(config.loss.class_weights or ())
+        given = list(loss.class_weights or ())
         raise UserError(
             f"loss.class_weights = {given}: must have one weight for each of the"
             f" {len(dataset.class_names)} classes ({', '.join(dataset.class_names)})"
@@ -84,50 +87,53 @@ def require_part(dataset: Dataset, part: Partition) -> Split:
     return split
 
 
-def build_network(config: Config, num_channels: int, num_classes: int) -> LABN:
-    """Draw an untrained network from the run's seed."""
-    torch.manual_seed(config.train.seed)
+def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *, seed: int) -> LABN:
+    """Draw an untrained network from a seed."""
+    torch.manual_seed(seed)
     return build_model(
-        config.model.backbone,
+        settings.backbone,
         num_classes=num_classes,
         in_channels=num_channels,
-        split=config.model.split,
-        theta_alpha=config.model.theta_alpha,
-        branch_width=config.model.branch_width,
+        split=settings.split,
+        theta_alpha=settings.theta_alpha,
+        branch_width=settings.branch_width,
     )
 
 
-def start_network(config: Config, dataset: Dataset, reporter: Reporter) -> LABN:
+def start_network(
+    settings: ModelConfig, dataset: Dataset, reporter: Reporter, *, seed: int
+) -> LABN:
     """Build the network that training starts from, with pretrained tensors where given."""
-    model = build_network(config, dataset.num_channels, len(dataset.class_names))
-    if config.model.pretrained is not None:
-        report = load_pretrained(model, config.model.pretrained.expanduser())
-        reporter.say(f"{config.model.pretrained}: {report}")
+    model = build_network(settings, dataset.num_channels, len(dataset.class_names), seed=seed)
+    if settings.pretrained is not None:
+        report = load_pretrained(model, settings.pretrained.expanduser())
+        reporter.say(f"{settings.pretrained}: {report}")
     return model
 
 
-def restore_network(best: ModelCheckpoint, config: Config) -> LABN:
+def restore_network(best: ModelCheckpoint, settings: ModelConfig) -> LABN:
     """Rebuild a trained network from its checkpoint.
 
     Raises:
-        UserError: the configuration's network is another one.
+        UserError: the settings are those of another network.
     """
-    model = build_network(config, best["num_channels"], len(best["class_names"]))
+    # From any seed: all that is drawn is replaced.
+    model = build_network(settings, best["num_channels"], len(best["class_names"]), seed=0)
     try:
         model.load_state_dict(best["model"])
     except RuntimeError:
         trained = ", ".join(f"{key}={value}" for key, value in best["config"]["model"].items())
         raise UserError(
-            f"model = {config.model}: is not the network that was trained ({trained});"
+            f"model = {settings}: is not the network that was trained ({trained});"
             " leave backbone, split and branch_width as they were"
         ) from None
     return model
 
 
-def place_network(model: LABN, config: Config, device: torch.device) -> LABN:
-    """Bring a network to its device, in the memory layout that is fastest there."""
+def place_network(model: LABN, device: torch.device, *, channels_last: bool) -> LABN:
+    """Bring a network to its device, and its weights into the memory layout asked for."""
     model = model.to(device)
-    if config.train.channels_last:
+    if channels_last:
         for parameter in model.parameters():
             # Module.to(memory_format=...) would stumble over the position kernels' five axes.
             if parameter.dim() == 4:
@@ -136,49 +142,48 @@ def place_network(model: LABN, config: Config, device: torch.device) -> LABN:
 
 
 def build_objective(
-    config: Config, statistics: ChannelStatistics, device: torch.device
+    loss: LossConfig, statistics: ChannelStatistics, device: torch.device
 ) -> Objective:
     """Make the loss of eq. 8 from the settings and the data set's bias image."""
-    weights = config.loss.class_weights
+    weights = loss.class_weights
     return Objective(
         bias_image=statistics.bias_image.to(device),
-        theta_b=config.loss.theta_b,
-        lambda_lab=config.loss.lambda_lab,
-        lambda_kl=config.loss.lambda_kl,
+        theta_b=loss.theta_b,
+        lambda_lab=loss.lambda_lab,
+        lambda_kl=loss.lambda_kl,
         class_weights=torch.tensor(weights, device=device) if weights else None,
     )
 
 
 def training_batches(
-    config: Config, dataset: Dataset, device: torch.device, group: Group = SINGLE
+    dataset: Dataset,
+    data: DataConfig,
+    train: TrainConfig,
+    device: torch.device,
+    group: Group = SINGLE,
 ) -> TrainingBatches:
     """Make the course of training batches, or this rank's share of it."""
     return TrainingBatches(
         require_part(dataset, "train"),
         dataset.statistics,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        bias_copies=config.data.bias_copies,
-        balanced=config.train.balanced_sampling,
-        augment=Augmentation(**config.data.augment.model_dump()),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        bias_copies=data.bias_copies,
+        balanced=train.balanced_sampling,
+        augment=Augmentation(**data.augment.model_dump()),
         device=device,
         shard=group.share,
     )
 
 
-def evaluation_batches(
-    config: Config, split: Split, statistics: ChannelStatistics, device: torch.device
-) -> EvaluationBatches:
-    """Make the batches that score one part."""
-    return EvaluationBatches(split, statistics, config.validation.batch_size, device)
-
-
-def faithfulness(config: Config, epoch: int, num_positives_before: int = 0) -> Faithfulness:
-    """Say how an epoch's PID is measured, where other ranks have so many positives before.
+def faithfulness(
+    settings: ValidationConfig, epoch: int, num_positives_before: int = 0
+) -> Faithfulness:
+    """Return how an epoch's PID is measured, where other ranks have so many positives before.
 
     Epochs are counted from 1.
     """
-    settings, most = config.validation, config.validation.pid_max_images
+    most = settings.pid_max_images
     num_points = settings.pid_num_points
     num_halvings = sum(epoch < start for start in settings.pid_growth_epochs)
     coarse = max((num_points - 1) >> num_halvings, _LEAST_INTERVALS) + 1

@@ -14,17 +14,16 @@ import torch
 from torch import nn
 
 from labn.config import Config, flatten
+from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Split
 from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
     build_objective,
-    evaluation_batches,
     faithfulness,
     place_network,
     require_part,
-    restore_network,
     start_network,
     training_batches,
 )
@@ -33,6 +32,7 @@ from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter, StoppingReporter
 from labn.runs.scoring import log_scores, score_part
 from labn.runs.tracked import closing_entry, log_settings, open_entry
+from labn.runs.trained import TrainedRun
 from labn.storage.files import write_atomically, write_json
 from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import NoTracker, Tracker, environment_tags, redact
@@ -79,7 +79,7 @@ class Participant:
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
         self.validation: Split = require_part(dataset, "validation")
-        self.objective: Objective = build_objective(config, dataset.statistics, self.device)
+        self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
         self.tracker: Tracker = NoTracker()
         if group.is_first:
@@ -103,7 +103,8 @@ class Participant:
 
     def _build_trainer(self) -> Trainer:
         config, device, group = self.config, self.device, self.group
-        model = place_network(start_network(config, self.dataset, self.reporter), config, device)
+        model = start_network(config.model, self.dataset, self.reporter, seed=config.train.seed)
+        model = place_network(model, device, channels_last=config.train.channels_last)
         if group.size > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         elif group.size > 1:
@@ -112,7 +113,7 @@ class Participant:
                 " worker's part of a batch, and keeps the first worker's"
             )
         optimizer = build_optimizer(model, config.train)
-        batches = training_batches(config, self.dataset, device, group)
+        batches = training_batches(self.dataset, config.data, config.train, device, group)
         average = build_average(model, config.train)
         if config.train.compile:
             model.compile()
@@ -176,12 +177,11 @@ class Participant:
     def _finish(self, num_epochs: int, best_epoch: int) -> Summary:
         """Score the best epoch with its control, and log tables, pictures and the network."""
         folder, config = self.folder, self.config
-        best = folder.load_best()
-        model = place_network(restore_network(best, config), config, self.device)
+        trained = TrainedRun.restore(folder, config, self.device)
         # Each scored image is kept: a stop costs one of them at most.
         reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
-            scores = score_part(config, self.dataset, model, "validation", place, reporter)
+            scores = score_part(config, self.dataset, trained.model, "validation", place, reporter)
         save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
@@ -195,7 +195,7 @@ class Participant:
         if config.tracking.log_model:
             size = config.data.image_size
             example = torch.zeros(1, self.dataset.num_channels, size, size)
-            self.tracker.log_model(model.cpu(), example.numpy())
+            self.tracker.log_model(trained.model.cpu(), example.numpy())
         return Summary(
             run=str(folder.path),
             num_epochs=num_epochs,
@@ -212,7 +212,8 @@ class Participant:
         assert isinstance(model, LABN)
         whole, rows = self.validation, self.group.share(len(self.validation))
         part = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
-        batches = evaluation_batches(self.config, part, self.dataset.statistics, self.device)
+        settings, statistics = self.config.validation, self.dataset.statistics
+        batches = EvaluationBatches(part, statistics, settings.batch_size, self.device)
         num_positives_before = int((whole.labels[: rows.start] > 0).sum())
         num_done = 0
 
@@ -227,7 +228,7 @@ class Participant:
                 model,
                 batches,
                 self.objective,
-                faithfulness(self.config, epoch + 1, num_positives_before),
+                faithfulness(settings, epoch + 1, num_positives_before),
                 on_batch=advance,
                 group=self.group,
             )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from labn.config import Config
+from labn.config import Config, TrainConfig
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
 from labn.runs.build import load_dataset, start_network, training_batches
@@ -36,14 +37,16 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
     Raises:
         UserError: training would refuse the settings or the data.
     """
-    dataset = load_dataset(config, reporter)
-    model = start_network(config, dataset, reporter)
+    dataset = load_dataset(config.data, config.loss, reporter)
+    model = start_network(config.model, dataset, reporter, seed=config.train.seed)
+    batches = training_batches(dataset, config.data, config.train, torch.device("cpu"))
+    bias_image = dataset.statistics.bias_image
     return Plan(
         config=config.model_dump(mode="json"),
         parameters=_count_parameters(model),
-        attention_size=_attention_size(config, dataset, model),
+        attention_size=_attention_size(model, bias_image[None]),
         data=_describe_data(dataset),
-        schedule=_describe_schedule(config, dataset, model),
+        schedule=_describe_schedule(config.train, batches.steps_per_epoch, model),
     )
 
 
@@ -59,11 +62,9 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _attention_size(config: Config, dataset: Dataset, model: LABN) -> tuple[int, int]:
-    size = config.data.image_size
+def _attention_size(model: LABN, image: Float[Tensor, "1 c h w"]) -> tuple[int, int]:
     with torch.inference_mode():
-        output = model.eval()(torch.zeros(1, dataset.num_channels, size, size))
-    height, width = output.attention.shape[2:]
+        height, width = model.eval()(image).attention.shape[2:]
     return height, width
 
 
@@ -82,20 +83,19 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _describe_schedule(config: Config, dataset: Dataset, model: LABN) -> dict[str, Any]:
+def _describe_schedule(train: TrainConfig, steps_per_epoch: int, model: LABN) -> dict[str, Any]:
     """Walk through the schedule as training would, and keep the rates at each epoch's start."""
-    steps_per_epoch = training_batches(config, dataset, torch.device("cpu")).steps_per_epoch
-    optimizer = build_optimizer(model, config.train)
-    schedule = build_schedule(optimizer, config.train, steps_per_epoch)
+    optimizer = build_optimizer(model, train)
+    schedule = build_schedule(optimizer, train, steps_per_epoch)
     rates = []
-    for _ in range(config.train.epochs):
+    for _ in range(train.epochs):
         rates.append([group["lr"] for group in optimizer.param_groups])
         for _ in range(steps_per_epoch):
             optimizer.step()
             schedule.step()
     return {
         "steps_per_epoch": steps_per_epoch,
-        "num_steps": steps_per_epoch * config.train.epochs,
+        "num_steps": steps_per_epoch * train.epochs,
         "learning_rate_head_by_epoch": [head for head, _ in rates],
         "learning_rate_backbone_by_epoch": [backbone for _, backbone in rates],
     }

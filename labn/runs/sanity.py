@@ -92,12 +92,12 @@ def check_run(
 
 
 def _untrained_network(trained: TrainedRun, seed: int) -> LABN:
-    config = trained.config
     # Never the weights that training started from, which the trained ones still resemble.
-    words = np.random.SeedSequence([config.train.seed, seed, 1]).generate_state(1)
-    train = config.train.model_copy(update={"seed": int(words[0])})
-    config = config.model_copy(update={"train": train})
-    return build_network(config, trained.best["num_channels"], len(trained.class_names))
+    (word,) = np.random.SeedSequence([trained.config.train.seed, seed, 1]).generate_state(1)
+    best = trained.best
+    return build_network(
+        trained.config.model, best["num_channels"], len(best["class_names"]), seed=int(word)
+    )
 
 
 def _describe(check: SanityCheck, names: Sequence[str], seed: int) -> dict[str, object]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from labn.config import Config
-from labn.data.batches import standardise
+from labn.data.batches import EvaluationBatches, standardise
 from labn.data.dataset import Dataset, Split
 from labn.data.records import Partition
 from labn.errors import UserError
@@ -23,7 +23,7 @@ from labn.runs.assessment import (
     default_patch_sizes,
     minimal_assessment,
 )
-from labn.runs.build import build_objective, evaluation_batches, require_part
+from labn.runs.build import build_objective, require_part
 from labn.runs.pictures import (
     draw_attention,
     draw_confusion,
@@ -169,7 +169,9 @@ def _evaluate(
     config: Config, dataset: Dataset, model: LABN, part: Partition, reporter: Reporter
 ) -> Evaluation:
     device = next(model.parameters()).device
-    batches = evaluation_batches(config, dataset.splits[part], dataset.statistics, device)
+    batches = EvaluationBatches(
+        dataset.splits[part], dataset.statistics, config.validation.batch_size, device
+    )
     num_done = 0
 
     def advance() -> None:
@@ -177,7 +179,7 @@ def _evaluate(
         num_done += 1
         reporter.advance(f"classifying {part}", num_done, len(batches))
 
-    objective = build_objective(config, dataset.statistics, device)
+    objective = build_objective(config.loss, dataset.statistics, device)
     with autocast(config.train, device):
         return evaluate(model, batches, objective, None, on_batch=advance)
 

@@ -61,7 +61,9 @@ class TrainedRun:
             UserError: there is no trained network, or the settings are those of another one.
         """
         best = folder.load_best()
-        model = place_network(restore_network(best, config), config, device).eval()
+        model = place_network(
+            restore_network(best, config.model), device, channels_last=config.train.channels_last
+        ).eval()
         return cls(folder, config, best, device, model)
 
     @property
@@ -81,7 +83,7 @@ class TrainedRun:
         Raises:
             UserError: its classes or its images are not like those of training.
         """
-        dataset = load_dataset(self.config, reporter)
+        dataset = load_dataset(self.config.data, self.config.loss, reporter)
         data, size = self.config.data, self.best["bias_image"].shape[-1]
         if dataset.class_names != self.class_names:
             raise UserError(

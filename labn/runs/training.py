@@ -50,7 +50,7 @@ def train_run(
             reporter.say(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train.device)
-        dataset = load_dataset(config, reporter)
+        dataset = load_dataset(config.data, config.loss, reporter)
         run = Participant(
             config, folder, device, dataset, reporter, should_stop, group, copies, should_save
         )
@@ -66,7 +66,8 @@ def assist_run(
 ) -> None:
     """Do the part of a rank other than 0 in training; only rank 0 writes and speaks."""
     device, reporter = choose_device(config.train.device), SilentReporter()
-    folder, dataset = RunFolder(config.output_dir), load_dataset(config, reporter)
+    folder = RunFolder(config.output_dir)
+    dataset = load_dataset(config.data, config.loss, reporter)
     Participant(
         config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save
     ).assist()

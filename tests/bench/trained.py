@@ -15,9 +15,9 @@ from labn.data.batches import standardise
 from labn.metrics.faithfulness import PatchInsertionDeletion
 from labn.model.fusion import folded
 from labn.model.network import upsample_attention
-from labn.runs.build import load_dataset, place_network, require_part, restore_network
-from labn.runs.folder import RunFolder
+from labn.runs.build import require_part
 from labn.runs.reporting import SilentReporter
+from labn.runs.trained import TrainedRun
 from tests.bench.timing import Row, compare, interleave
 
 _NUM_IMAGES = 8
@@ -30,18 +30,17 @@ def trained_rows(num_rounds: int, runs: list[Path], out: Path) -> list[Row]:
         runs = [out / "trained"]
         command = ("train", "configs/demo.yaml", f"output_dir={runs[0]}", "tracking.uri=none")
         subprocess.run([sys.executable, "-m", "labn", *command], check=True, capture_output=True)
-    return [_row(num_rounds, RunFolder(run)) for run in runs]
+    return [_row(num_rounds, TrainedRun.open(run, ("train.device=cpu",))) for run in runs]
 
 
-def _row(num_rounds: int, folder: RunFolder) -> Row:
-    config = folder.load_config()
-    best = folder.load_best()
-    dataset = load_dataset(config, SilentReporter())
-    cpu = torch.device("cpu")
-    model = place_network(folded(restore_network(best, config)), config, cpu).eval()
+def _row(num_rounds: int, run: TrainedRun) -> Row:
+    config, model = run.config, folded(run.model)
+    dataset = run.load_dataset(SilentReporter())
     part = require_part(dataset, "validation")
     positives = part.select((part.labels > 0).nonzero()[0][:_NUM_IMAGES])
-    images = standardise(positives.pixels(np.arange(len(positives))), dataset.statistics, cpu)
+    images = standardise(
+        positives.pixels(np.arange(len(positives))), dataset.statistics, run.device
+    )
     labels = torch.as_tensor(positives.labels)
     with torch.inference_mode():
         size = (config.data.image_size, config.data.image_size)

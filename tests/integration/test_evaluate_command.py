@@ -19,11 +19,11 @@ from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_conf
 from labn.config import load_config
 from labn.data.synthetic import write_synthetic
 from labn.runs.assessment import METHODS, Assessment, assessment_basis
-from labn.runs.build import load_dataset, restore_network
 from labn.runs.folder import RunFolder
 from labn.runs.positives import build_scorer, chosen_positions, fingerprint, score_positions
 from labn.runs.reporting import SilentReporter
 from labn.runs.scoring import evaluate_run
+from labn.runs.trained import TrainedRun
 from labn.runs.training import train_run
 
 SMALL = ("--patch-sizes", "4,8", "--num-masks", 20)
@@ -159,10 +159,9 @@ def test_scores_are_the_same_in_batches_of_any_size(trained, labn):
 def score_some(folder, start, parts):
     """Score every other positive, in a process of its own."""
     torch.set_num_threads(1)
-    run_folder = RunFolder(folder)
-    config = run_folder.load_config()
-    dataset = load_dataset(config, SilentReporter())
-    model = restore_network(run_folder.load_best(), config)
+    run = TrainedRun.open(folder)
+    config, model = run.config, run.model
+    dataset = run.load_dataset(SilentReporter())
     basis = assessment_basis(config)
     assessment = Assessment(patch_sizes=(4, 8), num_masks=20, **basis)
     split = dataset.splits["test"]

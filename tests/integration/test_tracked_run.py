@@ -146,7 +146,7 @@ def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeyp
     config = load_config(tracked.folder / "config.yaml")
     best = checkpoint.load(tracked.folder / "checkpoints" / "best.pt")
     with torch.inference_mode():
-        expected = restore_network(best, config).eval()(torch.from_numpy(images))
+        expected = restore_network(best, config.model).eval()(torch.from_numpy(images))
     assert answer.keys() == {"probabilities", "attention"}
     # The exported program may fuse operations, which round differently.
     for name, value in {

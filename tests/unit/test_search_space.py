@@ -8,7 +8,7 @@ import optuna
 import pytest
 import yaml
 
-from labn.config import Config, load_config, load_search
+from labn.config import Config, ValidationConfig, load_config, load_search
 from labn.config.search import PruningConfig, SamplerConfig
 from labn.errors import UserError
 from labn.runs.build import faithfulness
@@ -188,13 +188,12 @@ def test_the_searches_in_configs_are_sound(name, tmp_path):
 
 
 def test_early_epochs_are_measured_on_fewer_points():
-    tree = RUN | {"output_dir": "run", "validation": {"pid_num_points": 17}}
-    growing = tree | {"validation": {"pid_num_points": 17, "pid_growth_epochs": (3, 7)}}
+    growing = ValidationConfig(pid_num_points=17, pid_growth_epochs=(3, 7))
 
-    points = [faithfulness(Config.model_validate(growing), n).num_points for n in range(1, 9)]
+    points = [faithfulness(growing, n).num_points for n in range(1, 9)]
 
-    few = tree | {"validation": {"pid_num_points": 3, "pid_growth_epochs": (3, 7)}}
-    assert faithfulness(Config.model_validate(few), 1).num_points == 3
+    few = ValidationConfig(pid_num_points=3, pid_growth_epochs=(3, 7))
+    assert faithfulness(few, 1).num_points == 3
     assert points == [5, 5, 9, 9, 9, 9, 17, 17]
-    assert faithfulness(Config.model_validate(tree), 1).num_points == 17
+    assert faithfulness(ValidationConfig(pid_num_points=17), 1).num_points == 17
     assert list_rungs(PruningConfig(grace_epochs=2, reduction=3), 18) == (2, 6)
