@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-import torch
-
 from labn.ablation.study import Study, StudyRun, settings_as_text
 from labn.ablation.work import is_finished, read_outcome, reason_of
 from labn.errors import RunFailed
@@ -79,11 +77,10 @@ def _register(run: StudyRun, *, name: str, card: str, tags: Mapping[str, str]) -
 
 def _log_network(run: StudyRun) -> None:
     trained = TrainedRun.open(run.config.output_dir, without_data(["train.device=cpu"]))
-    example = torch.zeros_like(trained.statistics.bias_image)[None].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch, "model")
         try:
-            save_servable(trained.model, example, exported)
+            save_servable(trained.model, trained.example, exported)
         except Exception as error:
             raise RunFailed(f"the network cannot be exported ({reason_of(error)})") from error
         with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:

@@ -15,7 +15,7 @@ from labn.config.ablation import StudyConfig
 from labn.config.messages import describe_unknown, shown
 from labn.config.reading import check_paths, resolve_base, set_key, validate
 from labn.errors import UserError
-from labn.runs.assessment import Assessment, assessment_basis, default_patch_sizes
+from labn.runs.assessment import Assessment
 from labn.runs.scored import condition_settings
 from labn.storage.files import write_atomically
 from labn.storage.remote import absolute, below
@@ -155,9 +155,8 @@ def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
 
 
 def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
-    sizes = {"patch_sizes": default_patch_sizes(config)}
     try:
-        Assessment(**(assessment_basis(config) | sizes | settings.evaluate.choices()))
+        Assessment.of(config, settings.evaluate.choices())
     except UserError as error:
         option = re.match(r"--([a-z-]+) ?", str(error))
         assert option is not None

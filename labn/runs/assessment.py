@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labn.config import Config
+from labn.config import Config, ValidationConfig
 from labn.errors import UserError, did_you_mean
 from labn.metrics.failures import ErrorThresholds
 from labn.scoring import Baseline
@@ -68,6 +68,24 @@ class Assessment:
                 f"--tolerance {self.tolerance:g}: must be between 0 and 1, such as 0.005"
             )
 
+    @classmethod
+    def of(cls, config: Config, choices: Mapping[str, Any]) -> Assessment:
+        """Return these choices for a run, and for all else what its validation does.
+
+        Without a choice of patch sizes they are the paper's and validation's, as far as they fit
+        into the image.
+        """
+        validation, image_size = config.validation, config.data.image_size
+        sizes = sorted({2, 4, 8, 16, validation.pid_patch_size})
+        defaults: dict[str, Any] = {
+            "patch_sizes": tuple(size for size in sizes if size <= image_size),
+            "num_points": validation.pid_num_points,
+            "seed": config.train.seed,
+            "image_size": image_size,
+            "preferred_patch_size": validation.pid_patch_size,
+        }
+        return cls(**(defaults | dict(choices)))
+
     @property
     def headline_patch_size(self) -> int:
         """The patch size of validation's PID where that is scored, else the largest."""
@@ -75,29 +93,9 @@ class Assessment:
         return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
 
 
-def default_patch_sizes(config: Config) -> tuple[int, ...]:
-    """List the paper's patch sizes and validation's, as far as they fit into the image."""
-    sizes = {2, 4, 8, 16, config.validation.pid_patch_size}
-    return tuple(size for size in sorted(sizes) if size <= config.data.image_size)
-
-
-def minimal_assessment(config: Config) -> Assessment:
-    """Score as validation does, and beside the network's maps random ones."""
-    return Assessment(
-        methods=("LABN", "random"),
-        patch_sizes=(config.validation.pid_patch_size,),
-        **assessment_basis(config),
-    )
-
-
-def assessment_basis(config: Config) -> dict[str, Any]:
-    """Give what an assessment takes from the run's configuration."""
-    return {
-        "num_points": config.validation.pid_num_points,
-        "seed": config.train.seed,
-        "image_size": config.data.image_size,
-        "preferred_patch_size": config.validation.pid_patch_size,
-    }
+def choices_of_validation(validation: ValidationConfig) -> dict[str, Any]:
+    """Return what scores maps as validation does, and random ones beside the network's."""
+    return {"methods": ("LABN", "random"), "patch_sizes": (validation.pid_patch_size,)}
 
 
 def _known_methods(names: Sequence[str]) -> tuple[str, ...]:

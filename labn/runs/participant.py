@@ -19,6 +19,7 @@ from labn.data.dataset import Dataset, Split
 from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
+from labn.runs.assessment import Assessment, choices_of_validation
 from labn.runs.build import (
     build_objective,
     faithfulness,
@@ -30,7 +31,7 @@ from labn.runs.build import (
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter, StoppingReporter
-from labn.runs.scoring import log_scores, score_part
+from labn.runs.scoring import SubsetEvaluation, log_scores
 from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_atomically, write_json
@@ -178,10 +179,14 @@ class Participant:
         """Score the best epoch with its control, and log tables, pictures and the network."""
         folder, config = self.folder, self.config
         trained = TrainedRun.restore(folder, config, self.device)
+        dataset = trained.as_trained(self.dataset)
+        options = Assessment.of(config, choices_of_validation(config.validation))
         # Each scored image is kept: a stop costs one of them at most.
         reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
-            scores = score_part(config, self.dataset, trained.model, "validation", place, reporter)
+            scores = SubsetEvaluation(
+                trained, dataset, "validation", options, place, reporter, draws_maps=False
+            ).complete()
         save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
@@ -193,9 +198,7 @@ class Participant:
             self.tracker.log_artifact(path, None)
         log_settings(self.tracker, folder.config_file)
         if config.tracking.log_model:
-            size = config.data.image_size
-            example = torch.zeros(1, self.dataset.num_channels, size, size)
-            self.tracker.log_model(trained.model.cpu(), example.numpy())
+            self.tracker.log_model(trained.model.cpu(), trained.example)
         return Summary(
             run=str(folder.path),
             num_epochs=num_epochs,

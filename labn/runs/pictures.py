@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from labn.data.dataset import Dataset, Split
+from labn.data.dataset import Split
 from labn.metrics.failures import FAILURES
 from labn.report import (
     MethodCurves,
@@ -39,10 +39,10 @@ def draw_curves(positives: PositiveScores, score: str, path: Path) -> None:
     save_figure(method_curves_figure(np.array(rows["fractions"].iloc[0]), methods, score), path)
 
 
-def draw_confusion(evaluation: Evaluation, dataset: Dataset, path: Path) -> None:
+def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix."""
     confusion = evaluation.classification.confusion.numpy()
-    save_figure(confusion_figure(confusion, dataset.class_names), path)
+    save_figure(confusion_figure(confusion, class_names), path)
 
 
 def draw_attention(

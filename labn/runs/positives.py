@@ -14,9 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from labn.config import Config
-from labn.data.batches import standardise
-from labn.data.dataset import Dataset, Split
+from labn.data.dataset import Split
 from labn.errors import UserError
 from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
@@ -26,6 +24,7 @@ from labn.explain.rise import Rise
 from labn.model.network import LABN
 from labn.runs.assessment import LAMBDA_ATTENTION, Assessment
 from labn.runs.reporting import Reporter
+from labn.runs.trained import TrainedRun
 from labn.scoring import (
     ImageScores,
     Measure,
@@ -37,90 +36,69 @@ from labn.scoring import (
 )
 from labn.storage.files import write_atomically
 from labn.training.evaluate import predictor
-from labn.training.optim import autocast
 
 _NUM_IMAGES_TO_CHOOSE_BY = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores images of one part by their positions; methods are built once."""
+    """Scores images of one subset by their positions; methods are built once."""
 
-    config: Config
-    dataset: Dataset
+    trained: TrainedRun
     split: Split
-    model: LABN
+    options: Assessment
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
-    num_points: int
-    tolerance: float | None = None
 
     def only(self, name: str) -> Scorer:
-        """Give a scorer of one of the methods alone."""
+        """Return a scorer of one of the methods alone."""
         return replace(self, methods=tuple(m for m in self.methods if m.name == name))
 
     def sample(self, position: int) -> Sample:
-        """Read the image at one position of the part."""
-        split, positions = self.split, np.array([position])
-        device = next(self.model.parameters()).device
+        """Read the image at one position of the subset."""
+        split = self.split
         mask = None
         if split.masks is not None and split.has_mask[position]:
             mask = split.masks[split.indices[position]]
         return Sample(
             name=split.names[position],
             label=int(split.labels[position]),
-            image=standardise(split.pixels(positions), self.dataset.statistics, device)[0],
+            image=self.trained.prepare(split.pixels(np.array([position])))[0],
             mask=mask,
         )
 
     def maps(self, position: int) -> dict[str, Float[np.ndarray, "h w"]]:
         """Make each method's map of the image at one position, by the method's name."""
-        sample = self.sample(position)
-        with autocast(self.config.train, sample.image.device):
-            maps = explain(sample, self.methods).cpu().numpy()
+        with self.trained.autocast():
+            maps = explain(self.sample(position), self.methods).cpu().numpy()
         return {method.name: single for method, single in zip(self.methods, maps, strict=True)}
 
     def score(self, position: int) -> ImageScores:
-        """Score the image at one position of the part."""
-        sample = self.sample(position)
-        with autocast(self.config.train, sample.image.device):
+        """Score the image at one position of the subset."""
+        trained, sample = self.trained, self.sample(position)
+        with trained.autocast():
             return score_image(
-                predictor(self.model),
+                predictor(trained.model),
                 sample,
                 self.methods,
                 self.measures,
-                self.dataset.statistics,
-                num_points=self.num_points,
-                tolerance=self.tolerance,
-                batch_size=self.config.validation.batch_size,
+                trained.statistics,
+                num_points=self.options.num_points,
+                tolerance=self.options.tolerance,
+                batch_size=trained.config.validation.batch_size,
             )
 
 
 def build_scorer(
-    config: Config,
-    dataset: Dataset,
-    split: Split,
-    model: LABN,
-    assessment: Assessment,
-    layer: int | None,
+    trained: TrainedRun, split: Split, options: Assessment, layer: int | None
 ) -> Scorer:
-    """Build what scores the images of a part; ``layer`` is that of "lambda attention"."""
-    model.eval()
-    methods = tuple(_build_method(name, model, assessment, layer) for name in assessment.methods)
-    wanted = measures(assessment.patch_sizes, assessment.baseline)
-    return Scorer(
-        config,
-        dataset,
-        split,
-        model,
-        methods,
-        wanted,
-        assessment.num_points,
-        assessment.tolerance,
-    )
+    """Build what scores the images of a subset; ``layer`` is that of "lambda attention"."""
+    methods = tuple(_build_method(name, trained.model, options, layer) for name in options.methods)
+    wanted = measures(options.patch_sizes, options.baseline)
+    return Scorer(trained, split, options, methods, wanted)
 
 
-def _build_method(name: str, model: LABN, assessment: Assessment, layer: int | None) -> Method:
+def _build_method(name: str, model: LABN, options: Assessment, layer: int | None) -> Method:
     if name.startswith(LAMBDA_ATTENTION):
         number = name.removeprefix(LAMBDA_ATTENTION)
         index = int(number) if number else layer
@@ -134,14 +112,14 @@ def _build_method(name: str, model: LABN, assessment: Assessment, layer: int | N
         return LambdaAttention(model, index)
     if name == "RISE":
         # In batches of their own size: a map must not depend on validation.batch_size.
-        return Rise(predict=predictor(model), num_masks=assessment.num_masks, seed=assessment.seed)
+        return Rise(predict=predictor(model), num_masks=options.num_masks, seed=options.seed)
     simple: dict[str, Method] = {
         method.name: method
         for method in (
             LabnAttention(model),
             GradCam(model),
             InputGradient(model),
-            RandomMap(assessment.seed),
+            RandomMap(options.seed),
             CentredGaussian(),
             EdgeEnergy(),
         )
@@ -156,40 +134,34 @@ def chosen_positions(split: Split, max_images: int | None) -> list[int]:
 
 
 def choose_layer(
-    config: Config,
-    dataset: Dataset,
-    model: LABN,
-    assessment: Assessment,
-    parts: Path,
-    reporter: Reporter,
+    trained: TrainedRun, validation: Split, options: Assessment, parts: Path, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Choose the lambda layer whose maps have the best PID on validation positives.
 
-    At the largest patch size, over at most 16 images (Iida 2022, 5.2, names no rule). Gives the
+    At the largest patch size, over at most 16 images (Iida 2022, 5.2, names no rule). Return the
     ``layer`` and what it was chosen by; None where no method asks for it.
 
     Raises:
         UserError: there are several layers, and no validation positives to choose by.
     """
-    if LAMBDA_ATTENTION not in assessment.methods:
+    if LAMBDA_ATTENTION not in options.methods:
         return None
-    candidates = lambda_attentions(model)
+    candidates = lambda_attentions(trained.model)
     if len(candidates) == 1:
         return {"layer": 0, "chosen_by": "the only one"}
     path = parts / "layer.json"
     if not path.is_file():
-        split = dataset.splits["validation"]
-        positions = chosen_positions(split, _NUM_IMAGES_TO_CHOOSE_BY)
+        positions = chosen_positions(validation, _NUM_IMAGES_TO_CHOOSE_BY)
         if not positions:
             raise UserError(
                 f"--methods {LAMBDA_ATTENTION}: its layer is chosen by the PID of validation"
                 " positives, and there are none; name a layer, such as"
                 f' "{LAMBDA_ATTENTION} 0", or leave it out'
             )
-        size = assessment.patch_sizes[-1]
-        wanted = (Measure(pid_name(size), size, assessment.baseline),)
-        points = assessment.num_points
-        scorer = Scorer(config, dataset, split, model, tuple(candidates), wanted, points)
+        size = options.patch_sizes[-1]
+        wanted = (Measure(pid_name(size), size, options.baseline),)
+        exact = replace(options, tolerance=None)
+        scorer = Scorer(trained, validation, exact, tuple(candidates), wanted)
         sums = np.zeros(len(candidates))
         for done, position in enumerate(positions, start=1):
             sums += [row["value"] for row in scorer.score(position).scores]
@@ -197,7 +169,7 @@ def choose_layer(
         means = sums / len(positions)
         choice = {
             "layer": int(means.argmax()),
-            "chosen_by": f"mean validation {pid_name(size)}, {assessment.baseline} baseline",
+            "chosen_by": f"mean validation {pid_name(size)}, {options.baseline} baseline",
             "num_images": len(positions),
             "means_by_layer": means.tolist(),
         }
@@ -206,25 +178,21 @@ def choose_layer(
     return found
 
 
-def fingerprint(config: Config, dataset: Dataset, model: LABN, assessment: Assessment) -> str:
+def fingerprint(trained: TrainedRun, data_digest: str, options: Assessment) -> str:
     """Name settings, weights and data, as far as scores depend on them."""
     digest = hashlib.sha256()
-    statistics = dataset.statistics
-    asked = asdict(assessment)
+    asked = asdict(options)
     del asked["thresholds"]  # failures are told apart after scoring
-    settings = [
-        asked,
-        config.model.theta_alpha,
-        config.train.precision,
-        dataset.digest,
-    ]
+    config = trained.config
+    settings = [asked, config.model.theta_alpha, config.train.precision, data_digest]
     digest.update(json.dumps(settings).encode())
-    for tensor in (*model.state_dict().values(), *vars(statistics).values()):
+    tensors = (*trained.model.state_dict().values(), *vars(trained.statistics).values())
+    for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PositiveScores:
     """Scores of the positives at these positions of a part, by name.
 

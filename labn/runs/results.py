@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
-from labn.runs.assessment import Assessment
 from labn.runs.positives import PositiveScores
-from labn.scoring import ID, Measure, measures, pid_name
+from labn.scoring import ID, Measure, pid_name
 from labn.storage.files import write_atomically
 from labn.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.training.evaluate import Evaluation
@@ -23,20 +22,19 @@ _FAILURE_PATCH_SIZE = 16
 _LOCALISATION = ("pointing_hit", "energy_inside", "auroc")
 
 
-def positive_metrics(
-    positives: PositiveScores, assessment: Assessment, prefix: str
-) -> dict[str, float]:
+def positive_metrics(positives: PositiveScores, prefix: str) -> dict[str, float]:
     """Name the mean scores of each method, as trackers allow: letters, digits, underscores.
 
     ``<prefix>_pid`` is the network's own at the patch size that validation uses, against the bias
     image; so it is left out where that was not scored.
     """
     metrics = {f"{prefix}_pid_images": float(len(positives.positions))}
-    for measure in measures(assessment.patch_sizes, assessment.baseline):
-        for method in positives.scorer.methods:
+    scorer, options = positives.scorer, positives.scorer.options
+    for measure in scorer.measures:
+        for method in scorer.methods:
             mean = float(np.mean(list(positives.values(method.name, measure.name).values())))
             metrics[f"{prefix}_{_key(measure)}_{_plain(method.name)}"] = mean
-            is_headline = measure.patch_size == assessment.preferred_patch_size
+            is_headline = measure.patch_size == options.preferred_patch_size
             if is_headline and measure.baseline == "bias" and measure.name != ID:
                 if method.name == "LABN":
                     metrics[f"{prefix}_pid"] = mean
@@ -85,22 +83,21 @@ class Failures:
         }
 
 
-def find_failures(
-    positives: PositiveScores, evaluation: Evaluation, assessment: Assessment
-) -> Failures | None:
+def find_failures(positives: PositiveScores, evaluation: Evaluation) -> Failures | None:
     """Say why the network's own maps fail (Table 5); None where they were not scored.
 
     By PID at m = 16 as in the paper, or at the largest m that was scored instead.
     """
     if not any(method.name == "LABN" for method in positives.scorer.methods):
         return None
-    sizes = assessment.patch_sizes
+    options = positives.scorer.options
+    sizes = options.patch_sizes
     size = _FAILURE_PATCH_SIZE if _FAILURE_PATCH_SIZE in sizes else max(sizes)
     pids = positives.values("LABN", pid_name(size))
     scorer = positives.scorer.only("LABN")
-    theta_alpha = scorer.config.model.theta_alpha
+    theta_alpha = scorer.trained.model.theta_alpha
     predicted = evaluation.probabilities.argmax(dim=1)
-    failures = Failures({}, {}, size, assessment.thresholds)
+    failures = Failures({}, {}, size, options.thresholds)
     for position in positives.positions:
         saliency = torch.from_numpy(scorer.maps(position)["LABN"])[None]
         (code,) = classify_failures(
@@ -116,9 +113,9 @@ def find_failures(
     return failures
 
 
-def score_table(positives: PositiveScores, assessment: Assessment, part: str) -> Table:
+def score_table(positives: PositiveScores, part: str) -> Table:
     """Lay out ID and PID of each method (Table 2)."""
-    wanted = measures(assessment.patch_sizes, assessment.baseline)
+    wanted, options = positives.scorer.measures, positives.scorer.options
     rows: list[tuple[Cell, ...]] = [
         (
             method.name,
@@ -127,25 +124,23 @@ def score_table(positives: PositiveScores, assessment: Assessment, part: str) ->
         for method in positives.scorer.methods
     ]
     baseline = {"bias": "the bias image", "zero": "zero", "black": "black"}.get(
-        assessment.baseline, "the blurred image"
+        options.baseline, "the blurred image"
     )
     caption = (
         f"ID and PID of explanation methods, mean ± standard deviation over the"
         f" n = {len(positives.positions)} positive images of the {part} part; ID against zero, PID"
-        f" against {baseline}; {_describe_curves(positives, assessment)}; the best means are bold."
+        f" against {baseline}; {_describe_curves(positives)}; the best means are bold."
     )
     columns = (Column("Method"), *(Column(measure.name, True) for measure in wanted))
     return Table(columns=columns, rows=tuple(rows), caption=caption)
 
 
-def _describe_curves(positives: PositiveScores, assessment: Assessment) -> str:
+def _describe_curves(positives: PositiveScores) -> str:
+    tolerance = positives.scorer.options.tolerance
     num_points = positives.scores.groupby("score", sort=False)["num_points"]
-    if assessment.tolerance is not None:
+    if tolerance is not None:
         means = ", ".join(f"{mean:.0f} ({name})" for name, mean in num_points.mean().items())
-        return (
-            f"each area to within {assessment.tolerance:g}, by {means} forward passes a map on"
-            " average"
-        )
+        return f"each area to within {tolerance:g}, by {means} forward passes a map on average"
     points = ", ".join(sorted({str(n) for n in num_points.max()}, key=int))
     return f"curves of {points} points"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn.data.batches import standardise
 from labn.data.records import Partition
 from labn.errors import UserError
 from labn.explain.attention import LabnAttention, LambdaAttention
@@ -69,8 +68,7 @@ def check_run(
             the data is not like that of training.
     """
     trained = TrainedRun.open(run, overrides)
-    dataset = trained.load_dataset(reporter)
-    split = require_part(dataset, part)
+    split = require_part(trained.load_dataset(reporter), part)
     positives = np.flatnonzero(split.labels > 0)[:num_images]
     if not len(positives):
         raise UserError(f"{run}: the {part} part has no positive image to explain; give another")
@@ -79,7 +77,7 @@ def check_run(
         trained.model,
         _untrained_network(trained, seed),
         methods,
-        standardise(chosen.pixels(np.arange(len(chosen))), dataset.statistics, trained.device),
+        trained.prepare(chosen.pixels(np.arange(len(chosen)))),
         torch.from_numpy(chosen.labels).to(trained.device),
         chosen.names,
         on_stage=partial(reporter.advance, "randomising layers"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from labn.data.dataset import Dataset
 from labn.data.records import Partition
 from labn.runs.assessment import Assessment
 from labn.runs.positives import PositiveScores
@@ -26,9 +26,7 @@ def remove_earlier(folder: Path) -> None:
             path.unlink()
 
 
-def write_positives(
-    positives: PositiveScores, assessment: Assessment, part: Partition, folder: Path
-) -> None:
+def write_positives(positives: PositiveScores, part: Partition, folder: Path) -> None:
     """Write a row an image, method and measure, the mean curves, and Table 2."""
     _write_parquet(positives.scores.drop(columns=_CURVES), folder / "scores.parquet")
     if len(positives.localisation):
@@ -41,9 +39,9 @@ def write_positives(
             low, high = np.quantile(stacked, (0.25, 0.75), axis=0)
             means = {"mean": stacked.mean(axis=0), "lower_quartile": low, "upper_quartile": high}
             curves |= {f"{method}/{score}/{name}_{key}": curve for key, curve in means.items()}
-    if assessment.tolerance is None:
+    if positives.scorer.options.tolerance is None:
         write_atomically(folder / "curves.npz", lambda file: np.savez(file, **curves))
-    write_table(score_table(positives, assessment, part), folder / "table2")
+    write_table(score_table(positives, part), folder / "table2")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -87,7 +85,7 @@ def describe_settings(assessment: Assessment, part: Partition) -> dict[str, Any]
 
 def describe(
     evaluation: Evaluation,
-    dataset: Dataset,
+    class_names: Sequence[str],
     settings: dict[str, Any],
     positives: PositiveScores | None,
     failures: Failures | None,
@@ -99,7 +97,7 @@ def describe(
         "num_images": len(evaluation.names),
         "num_positives_scored": len(positives.positions) if positives else 0,
         "confusion": evaluation.classification.confusion.tolist(),
-        "class_names": list(dataset.class_names),
+        "class_names": list(class_names),
         "settings": settings,
         "lambda_attention": positives.layer if positives else None,
         "failures": failures.as_json() if failures else None,

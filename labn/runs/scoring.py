@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from labn.config import Config
-from labn.data.batches import EvaluationBatches, standardise
+from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Split
 from labn.data.records import Partition
 from labn.errors import UserError
-from labn.model.network import LABN, upsample_attention
-from labn.runs.assessment import (
-    Assessment,
-    assessment_basis,
-    default_patch_sizes,
-    minimal_assessment,
-)
+from labn.runs.assessment import Assessment
 from labn.runs.build import build_objective, require_part
 from labn.runs.pictures import (
     draw_attention,
@@ -41,7 +33,7 @@ from labn.runs.positives import (
     score_positives,
 )
 from labn.runs.reporting import Reporter
-from labn.runs.results import find_failures, positive_metrics
+from labn.runs.results import Failures, find_failures, positive_metrics
 from labn.runs.score_files import (
     describe,
     describe_settings,
@@ -55,7 +47,6 @@ from labn.scoring import pid_name
 from labn.storage.files import write_json
 from labn.tracking import Tracker
 from labn.training.evaluate import Evaluation, evaluate
-from labn.training.optim import autocast
 
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
@@ -98,18 +89,18 @@ def evaluate_run(
             in it, or a choice breaks its rule.
     """
     trained = TrainedRun.open(run, overrides)
-    config, folder = trained.config, trained.folder
-    sizes = {"patch_sizes": default_patch_sizes(config)}
-    assessment = Assessment(**(assessment_basis(config) | sizes | dict(choices or {})))
+    options = Assessment.of(trained.config, choices or {})
     dataset = trained.load_dataset(reporter)
     if not (require_part(dataset, part).labels > 0).any():
         raise UserError(
             f"--split {part}: holds no positives, of which alone explanations are scored;"
             " give another part"
         )
+    config, folder = trained.config, trained.folder
     # The tracker is opened before the work, for an address that is wrong is better known now.
     with folder.claimed_evaluation(part) as place, reopened_entry(config, folder) as tracker:
-        scores = score_part(config, dataset, trained.model, part, place, reporter, assessment)
+        evaluation = SubsetEvaluation(trained, dataset, part, options, place, reporter)
+        scores = evaluation.complete()
         tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
         log_scores(tracker, scores, part)
     return scores
@@ -122,111 +113,100 @@ def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:
             tracker.log_artifact(path, f"evaluation/{part}")
 
 
-def score_part(
-    config: Config,
-    dataset: Dataset,
-    model: LABN,
-    part: Partition,
-    folder: Path,
-    reporter: Reporter,
-    assessment: Assessment | None = None,
-) -> Scores:
-    """Score a network over one part; write figures, rows, tables and pictures to a folder.
+@dataclass(frozen=True, eq=False)
+class SubsetEvaluation:
+    """The evaluation of a trained run over one subset of its data, written to a folder.
 
-    Without an assessment, explanations are scored as in validation, and fewer pictures made.
+    With ``draws_maps``, every method's maps and the network's failures are drawn as well.
     """
-    wanted = assessment or minimal_assessment(config)
-    split = require_part(dataset, part)
-    evaluation = _evaluate(config, dataset, model, part, reporter)
-    metrics = evaluation.as_metrics(PREFIXES[part])
-    parts = folder / f"parts-{fingerprint(config, dataset, model, wanted)}"
-    positives = _score_positives(config, dataset, split, model, wanted, parts, reporter)
-    failures = None
-    remove_earlier(folder)
-    if positives is not None:
-        metrics |= positive_metrics(positives, wanted, PREFIXES[part])
-        failures = find_failures(positives, evaluation, wanted)
-        write_positives(positives, wanted, part, folder)
-        if wanted.tolerance is None:  # otherwise each curve has points of its own
-            draw_curves(positives, pid_name(wanted.headline_patch_size), folder / "curves.png")
-    write_part(evaluation, failures, part, folder)
-    draw_confusion(evaluation, dataset, folder / "confusion.png")
-    _draw_sheet(config, model, dataset, split, evaluation, positives, wanted, folder)
-    if assessment is not None and positives is not None:
-        reporter.say("drawing examples")
-        draw_examples(positives, pid_name(wanted.headline_patch_size), folder / "examples.png")
-        if failures is not None:
-            draw_failures(failures, positives, evaluation, folder)
-    # Last: who finds it finds all that it speaks of.
-    settings = describe_settings(wanted, part)
-    description = describe(evaluation, dataset, settings, positives, failures, metrics)
-    write_json(folder / "metrics.json", description)
-    shutil.rmtree(parts, ignore_errors=True)
-    return Scores(folder, metrics)
 
+    trained: TrainedRun
+    dataset: Dataset
+    subset: Partition
+    options: Assessment
+    folder: Path
+    reporter: Reporter
+    draws_maps: bool = True
 
-def _evaluate(
-    config: Config, dataset: Dataset, model: LABN, part: Partition, reporter: Reporter
-) -> Evaluation:
-    device = next(model.parameters()).device
-    batches = EvaluationBatches(
-        dataset.splits[part], dataset.statistics, config.validation.batch_size, device
-    )
-    num_done = 0
+    def complete(self) -> Scores:
+        """Classify and explain; write figures, rows, tables and pictures."""
+        subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
+        evaluation = self._classify()
+        metrics = evaluation.as_metrics(PREFIXES[subset])
+        parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
+        positives = self._score_positives(parts)
+        failures = None
+        remove_earlier(folder)
+        if positives is not None:
+            metrics |= positive_metrics(positives, PREFIXES[subset])
+            failures = find_failures(positives, evaluation)
+            write_positives(positives, subset, folder)
+        write_part(evaluation, failures, subset, folder)
+        self._draw(evaluation, positives, failures)
+        # Last: who finds it finds all that it speaks of.
+        settings = describe_settings(self.options, subset)
+        description = describe(evaluation, class_names, settings, positives, failures, metrics)
+        write_json(folder / "metrics.json", description)
+        shutil.rmtree(parts, ignore_errors=True)
+        return Scores(folder, metrics)
 
-    def advance() -> None:
-        nonlocal num_done
-        num_done += 1
-        reporter.advance(f"classifying {part}", num_done, len(batches))
+    @property
+    def _split(self) -> Split:
+        return require_part(self.dataset, self.subset)
 
-    objective = build_objective(config.loss, dataset.statistics, device)
-    with autocast(config.train, device):
-        return evaluate(model, batches, objective, None, on_batch=advance)
+    def _classify(self) -> Evaluation:
+        trained, num_done = self.trained, 0
+        config, statistics, device = trained.config, trained.statistics, trained.device
+        batches = EvaluationBatches(self._split, statistics, config.validation.batch_size, device)
 
+        def advance() -> None:
+            nonlocal num_done
+            num_done += 1
+            self.reporter.advance(f"classifying {self.subset}", num_done, len(batches))
 
-def _score_positives(
-    config: Config,
-    dataset: Dataset,
-    split: Split,
-    model: LABN,
-    assessment: Assessment,
-    parts: Path,
-    reporter: Reporter,
-) -> PositiveScores | None:
-    positions = chosen_positions(split, assessment.max_images)
-    if not positions:
-        return None
-    layer = choose_layer(config, dataset, model, assessment, parts, reporter)
-    number = layer["layer"] if layer else None
-    scorer = build_scorer(config, dataset, split, model, assessment, number)
-    return score_positives(scorer, positions, layer, parts, reporter)
+        objective = build_objective(config.loss, statistics, device)
+        with trained.autocast():
+            return evaluate(trained.model, batches, objective, None, on_batch=advance)
 
+    def _score_positives(self, parts: Path) -> PositiveScores | None:
+        """Score the explanations of positives, each kept in ``parts``; None: there are none."""
+        split, trained, options = self._split, self.trained, self.options
+        positions = chosen_positions(split, options.max_images)
+        if not positions:
+            return None
+        validation = self.dataset.splits["validation"]
+        layer = choose_layer(trained, validation, options, parts, self.reporter)
+        scorer = build_scorer(trained, split, options, layer["layer"] if layer else None)
+        return score_positives(scorer, positions, layer, parts, self.reporter)
 
-def _draw_sheet(
-    config: Config,
-    model: LABN,
-    dataset: Dataset,
-    split: Split,
-    evaluation: Evaluation,
-    positives: PositiveScores | None,
-    assessment: Assessment,
-    folder: Path,
-) -> None:
-    """Draw the attention of the first positives and negatives by name."""
-    order = sorted(range(len(split)), key=split.names.__getitem__)
-    positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
-    positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
-    device = next(model.parameters()).device
-    images = standardise(split.pixels(np.array(positions)), dataset.statistics, device)
-    with autocast(config.train, device), torch.inference_mode():
-        attention = model(images).attention.float()
-    maps = upsample_attention(attention, (images.shape[2], images.shape[3])).cpu().numpy()
-    score = pid_name(assessment.headline_patch_size)
-    pids = positives.values("LABN", score) if positives else {}
-    titles = []
-    for position in positions:
-        name, label = split.names[position], int(split.labels[position])
-        pid = f", PID {pids[name]:.2f}" if name in pids else ""
-        probability = positive_probability(evaluation, position)
-        titles.append(f"{name} ({dataset.class_names[label]})\np(positive) {probability:.2f}{pid}")
-    draw_attention(maps, positions, split, titles, folder / "attention.png")
+    def _draw(
+        self, evaluation: Evaluation, positives: PositiveScores | None, failures: Failures | None
+    ) -> None:
+        folder, score = self.folder, pid_name(self.options.headline_patch_size)
+        draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
+        self._draw_sheet(evaluation, positives.values("LABN", score) if positives else {})
+        if positives is None:
+            return
+        if self.options.tolerance is None:  # otherwise each curve has points of its own
+            draw_curves(positives, score, folder / "curves.png")
+        if self.draws_maps:
+            self.reporter.say("drawing examples")
+            draw_examples(positives, score, folder / "examples.png")
+            if failures is not None:
+                draw_failures(failures, positives, evaluation, folder)
+
+    def _draw_sheet(self, evaluation: Evaluation, pids: Mapping[str, float]) -> None:
+        """Draw the attention of the first positives and negatives by name."""
+        split = self._split
+        order = sorted(range(len(split)), key=split.names.__getitem__)
+        positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
+        positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
+        pixels = split.pixels(np.array(positions))
+        maps = self.trained.attention(pixels, pixels.shape[1:3])
+        titles = []
+        for position in positions:
+            name, label = split.names[position], self.dataset.class_names[split.labels[position]]
+            pid = f", PID {pids[name]:.2f}" if name in pids else ""
+            probability = positive_probability(evaluation, position)
+            titles.append(f"{name} ({label})\np(positive) {probability:.2f}{pid}")
+        draw_attention(maps, positions, split, titles, self.folder / "attention.png")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
 
 from labn.config import Config
 from labn.data.batches import standardise
@@ -77,13 +78,26 @@ class TrainedRun:
         best = self.best
         return ChannelStatistics(mean=best["mean"], std=best["std"], bias_image=best["bias_image"])
 
+    @property
+    def example(self) -> Float32[np.ndarray, "1 c h w"]:
+        """A batch of one image as the network takes it: the mean colour everywhere."""
+        image: Float32[np.ndarray, "c h w"] = torch.zeros_like(self.best["bias_image"]).numpy()
+        return image[None]
+
     def load_dataset(self, reporter: Reporter) -> Dataset:
         """Load the data set, to be standardised as in training whatever training images it has.
 
         Raises:
             UserError: its classes or its images are not like those of training.
         """
-        dataset = load_dataset(self.config.data, self.config.loss, reporter)
+        return self.as_trained(load_dataset(self.config.data, self.config.loss, reporter))
+
+    def as_trained(self, dataset: Dataset) -> Dataset:
+        """Return a data set with the statistics of training.
+
+        Raises:
+            UserError: its classes or its images are not like those of training.
+        """
         data, size = self.config.data, self.best["bias_image"].shape[-1]
         if dataset.class_names != self.class_names:
             raise UserError(
@@ -98,10 +112,18 @@ class TrainedRun:
             )
         return replace(dataset, statistics=self.statistics)
 
+    def prepare(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Tensor, "b c h w"]:
+        """Standardise images as in training, on the network's device."""
+        return standardise(pixels, self.statistics, self.device)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network runs at its precision."""
+        return autocast(self.config.train, self.device)
+
     def predict(self, pixels: UInt8[np.ndarray, "b h w c"]) -> LABNOutput:
-        """Return the network's output for images of training's size, as decoded: 0 to 255."""
-        with autocast(self.config.train, self.device), torch.inference_mode():
-            output: LABNOutput = self.model(standardise(pixels, self.statistics, self.device))
+        """Return the network's output for images of training's size."""
+        with self.autocast(), torch.inference_mode():
+            output: LABNOutput = self.model(self.prepare(pixels))
         return output
 
     def attention(

@@ -18,7 +18,7 @@ from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_conf
 
 from labn.config import load_config
 from labn.data.synthetic import write_synthetic
-from labn.runs.assessment import METHODS, Assessment, assessment_basis
+from labn.runs.assessment import METHODS, Assessment
 from labn.runs.folder import RunFolder
 from labn.runs.positives import build_scorer, chosen_positions, fingerprint, score_positions
 from labn.runs.reporting import SilentReporter
@@ -160,15 +160,13 @@ def score_some(folder, start, parts):
     """Score every other positive, in a process of its own."""
     torch.set_num_threads(1)
     run = TrainedRun.open(folder)
-    config, model = run.config, run.model
     dataset = run.load_dataset(SilentReporter())
-    basis = assessment_basis(config)
-    assessment = Assessment(patch_sizes=(4, 8), num_masks=20, **basis)
+    options = Assessment.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
     split = dataset.splits["test"]
-    scorer = build_scorer(config, dataset, split, model, assessment, layer=0)
+    scorer = build_scorer(run, split, options, layer=0)
     positions = chosen_positions(split, None)[start::2]
     score_positions(scorer, positions, parts, SilentReporter())
-    (parts / f"digest-{start}").write_text(fingerprint(config, dataset, model, assessment))
+    (parts / f"digest-{start}").write_text(fingerprint(run, dataset.digest, options))
 
 
 @pytest.mark.slow
