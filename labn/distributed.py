@@ -25,7 +25,7 @@ from labn.connection import connected
 from labn.errors import Interrupted, RunFailed, UserError
 from labn.preflight import Requirements, check_nodes
 from labn.room import demand, num_slots, supply
-from labn.runs.folder import RunFolder
+from labn.runs.folder import TAKE_OVER_S, RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.training import Summary, assist_run, train_run
 from labn.training.process_group import Group
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 _POLL_S = 0.2
-_TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
 _RESIZE_S = 60.0
 """How often a number of workers that may change is looked at."""
 _ADVANCE_S = 0.5
@@ -68,7 +67,7 @@ def train_distributed(
     folder.check_same(config)
     if folder.summary_file.is_file():
         return train_run(config, reporter)  # says so
-    with folder.claimed(wait_s=_TAKE_OVER_S):
+    with folder.claimed(wait_s=TAKE_OVER_S):
         pass  # the workers of a driver that was killed have ended, and the disk can be written
     is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
     with connected(reporter.say, lambda: _check_room(workers)):
@@ -216,7 +215,7 @@ def _work(given: dict[str, Any]) -> None:
                 reporter,
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
-                take_over_s=_TAKE_OVER_S,
+                take_over_s=TAKE_OVER_S,
                 should_save=_Warned(reporter.say),
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))

@@ -6,21 +6,20 @@ test images would be reported too well.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from labn.ablation.study import Study, StudyRun, settings_as_text
-from labn.ablation.work import is_finished, read_outcome, reason_of
+from labn.ablation.study import AblationRun, AblationStudy, settings_as_text
 from labn.errors import RunFailed
 from labn.runs.folder import RunFolder
 from labn.runs.reporting import Reporter
 from labn.runs.tracked import reopened_entry
 from labn.runs.trained import TrainedRun, without_data
 from labn.storage.files import write_atomically
+from labn.sweeps.worker import describe_error, validation_metrics
 from labn.tracking import register_model, save_servable
 
 logger = logging.getLogger(__name__)
@@ -28,15 +27,15 @@ logger = logging.getLogger(__name__)
 _SCORE = "val_pid"
 
 
-def register_best(study: Study, reporter: Reporter) -> Path | None:
+def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
     """Register the best run of the best condition, by its mean validation PID; give its card.
 
     None: no run is finished, or nothing is tracked.
     """
-    finished = [run for run in study.runs() if is_finished(run, study.settings.evaluate)]
+    finished = [run for run in study.runs() if study.is_finished(run)]
     if not finished or study.base.tracking.uri == "none":
         return None
-    scores = {run.name: _validation(run)[_SCORE] for run in finished}
+    scores = {run.name: validation_metrics(run.config.output_dir)[_SCORE] for run in finished}
     by_condition = {
         name: fmean(scores[run.name] for run in finished if run.condition == name)
         for name in dict.fromkeys(run.condition for run in finished)
@@ -55,14 +54,14 @@ def register_best(study: Study, reporter: Reporter) -> Path | None:
         version = _register(best, name=name, card=card, tags=tags)
     # No export and no tracker is worth a finished study and its report.
     except Exception as error:
-        reporter.say(f"{best.name} is not registered: {reason_of(error)}")
+        reporter.say(f"{best.name} is not registered: {describe_error(error)}")
         logger.debug("the registration failed here", exc_info=True)
     else:
         reporter.say(f"registered {best.name} as {name}, version {version}")
     return place
 
 
-def _register(run: StudyRun, *, name: str, card: str, tags: Mapping[str, str]) -> int:
+def _register(run: AblationRun, *, name: str, card: str, tags: Mapping[str, str]) -> int:
     """Register the network of a run, which is logged first if it was not; return the version."""
     uri, run_id = run.config.tracking.uri, RunFolder(run.config.output_dir).tracker_run_id
     assert run_id is not None, f"{run.name} was tracked"
@@ -75,33 +74,27 @@ def _register(run: StudyRun, *, name: str, card: str, tags: Mapping[str, str]) -
     return version
 
 
-def _log_network(run: StudyRun) -> None:
+def _log_network(run: AblationRun) -> None:
     trained = TrainedRun.open(run.config.output_dir, without_data(["train.device=cpu"]))
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch, "model")
         try:
             save_servable(trained.model, trained.example, exported)
         except Exception as error:
-            raise RunFailed(f"the network cannot be exported ({reason_of(error)})") from error
+            raise RunFailed(f"the network cannot be exported ({describe_error(error)})") from error
         with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:
             entry.log_saved_model(exported)
 
 
-def _validation(run: StudyRun) -> dict[str, float]:
-    summary = json.loads(RunFolder(run.config.output_dir).summary_file.read_text(encoding="utf-8"))
-    metrics: dict[str, float] = summary["metrics"]
-    return metrics
-
-
-def _metrics(run: StudyRun) -> dict[str, float]:
+def _metrics(run: AblationRun) -> dict[str, float]:
     """Give the few metrics that a network is known by, of validation and of the scored part."""
-    outcome = read_outcome(run)
-    every: dict[str, float] = _validation(run) | (outcome.metrics if outcome else {})
+    outcome, every = run.outcome, validation_metrics(run.config.output_dir)
+    every |= outcome.metrics if outcome else {}
     wanted = ("pid", "pid_random", "auroc", "accuracy", "tss")
     return {key: value for key, value in every.items() if key.partition("_")[2] in wanted}
 
 
-def _card(study: Study, best: StudyRun, runs: Sequence[StudyRun]) -> str:
+def _card(study: AblationStudy, best: AblationRun, runs: Sequence[AblationRun]) -> str:
     config, metrics = best.config, _metrics(best)
     lines = [
         f"# {best.name} of {study.settings.title}",

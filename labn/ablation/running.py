@@ -6,38 +6,34 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from labn.ablation.records import Records
 from labn.ablation.registration import register_best
-from labn.ablation.study import Study, StudyRun
+from labn.ablation.study import AblationRun, AblationStudy, settings_as_text
 from labn.ablation.summary import StudySummary, summarise
-from labn.ablation.work import (
-    Outcome,
-    Task,
-    complete,
-    is_finished,
-    keep_outcome,
-    reason_of,
-    tell_failure,
-)
 from labn.connection import connected
 from labn.errors import RunFailed, Stopped
 from labn.preflight import Requirements, check_nodes
 from labn.room import check_room, max_concurrent, resources
 from labn.runs.folder import RunFolder, locked
-from labn.runs.reporting import Reporter
-from labn.runs.tracked import closing_entry
+from labn.runs.reporting import Reporter, SilentReporter
+from labn.runs.tracked import closing_entry, log_settings
+from labn.sweeps.entry import close_run_entry, open_sweep_entry
+from labn.sweeps.worker import Outcome, Worker
+from labn.tracking import Tracker
 
 _POLL_S = 0.5
+_LONGEST_NOTE = 7500
+"""Letters that a tracker surely takes of a note."""
 _TIMES_NAMED = 3
 """How many failures the last line names."""
 
 
 def run_study(
-    study: Study,
+    study: AblationStudy,
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
     *,
@@ -57,20 +53,20 @@ def run_study(
     with locked(folder, "runs this study", name=".ablation.lock"):
         for run in study.runs():
             RunFolder(run.config.output_dir).check_same(run.config)
-        records = Records(study)
-        with closing_entry(records.entry):
-            problem = _run_all(study, records, reporter, should_stop, is_serial)
+        entry = _open_entry(study)
+        with closing_entry(entry):
+            problem = _run_all(study, entry.run_id, reporter, should_stop, is_serial)
             summary = summarise(study, reporter)
             card = register_best(study, reporter)
-            records.keep(summary.means, summary.note, [*summary.files, *([card] if card else [])])
+            _log_report(entry, summary, [*summary.files, *([card] if card else [])])
             if problem:
                 raise RunFailed(problem)
     return summary
 
 
 def _run_all(
-    study: Study,
-    records: Records,
+    study: AblationStudy,
+    entry_id: str | None,
     reporter: Reporter,
     should_stop: Callable[[], bool],
     is_serial: bool,
@@ -80,14 +76,12 @@ def _run_all(
     Raises:
         Stopped: it was asked to.
     """
-    every = study.runs(records.entry.run_id)
-    left = [run for run in every if not is_finished(run, study.settings.evaluate)]
+    every = study.runs(entry_id)
+    left = [run for run in every if not study.is_finished(run)]
     num_done = len(every) - len(left)
     if num_done:
         reporter.say(f"{num_done} of {len(every)} runs are finished already")
-    task = _task(study)
-    task.stop_file.unlink(missing_ok=True)
-    session = _Session(study, reporter, should_stop, task, num_done, len(every))
+    session = _Session(study, reporter, should_stop, num_done, len(every))
     if left and is_serial:
         session.run_here(left)
     elif left:
@@ -95,7 +89,6 @@ def _run_all(
         with connected(reporter.say, lambda: check_room(processes, "each_run")):
             check_nodes(Requirements.of(study.base, processes), reporter.say)
             session.run_on_ray(left)
-    task.stop_file.unlink(missing_ok=True)
     if session.is_stopping:
         raise Stopped(
             f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
@@ -104,33 +97,58 @@ def _run_all(
     return _failures_as_text(session.failures, len(every))
 
 
+def _open_entry(study: AblationStudy) -> Tracker:
+    title, settings = study.settings.title, study.settings
+    conditions = {
+        f"conditions.{name}": settings_as_text(row) for name, row in study.differing().items()
+    }
+    others = {"seeds": settings.seeds, "evaluate": settings.evaluate.model_dump_json()}
+    entry = open_sweep_entry(study.base, title, conditions | others, {"study": title})
+    log_settings(entry, study.save())
+    return entry
+
+
+def _log_report(entry: Tracker, summary: StudySummary, files: Sequence[Path]) -> None:
+    """Log means by condition and metric, a note in Markdown, and the report's files."""
+    means = {
+        f"{condition}/{name}": value
+        for condition, row in summary.means.items()
+        for name, value in row.items()
+    }
+    entry.log_metrics(means, step=0)
+    entry.set_tags({"mlflow.note.content": summary.note[:_LONGEST_NOTE]})
+    for path in files:
+        entry.log_artifact(path, "report")
+
+
 class _Session:
     """What this process does for a study: hand out runs, keep and show what comes back."""
 
     def __init__(
         self,
-        study: Study,
+        study: AblationStudy,
         reporter: Reporter,
         should_stop: Callable[[], bool],
-        task: Task,
         num_finished: int,
         num_runs: int,
     ) -> None:
-        self._study, self._reporter, self._task = study, reporter, task
-        self._should_stop = should_stop
+        self._study, self._reporter, self._should_stop = study, reporter, should_stop
         self.num_finished, self._num_runs = num_finished, num_runs
         self.failures: dict[str, str] = {}
         self.is_stopping = False
+        self._worker = Worker(
+            processes=study.settings.each_run.processes, evaluate=study.settings.evaluate
+        )
+        stop_file = f".stop-{os.getpid()}-{time.time_ns()}"
+        self._stop_file = study.settings.output_dir / stop_file
 
-    def run_here(self, runs: Sequence[StudyRun]) -> None:
+    def run_here(self, runs: Sequence[AblationRun]) -> None:
         """Run one after the other in this process."""
-        command = list(sys.argv)
         for run in runs:
-            self._ended(run, complete(run, self._task, self._should_stop))
-            self._look_for_stop()
-        sys.argv = command
+            self._ended(run, _complete(run, self._worker, self._should_stop))
+            self.is_stopping = self._should_stop()
 
-    def run_on_ray(self, runs: Sequence[StudyRun]) -> None:
+    def run_on_ray(self, runs: Sequence[AblationRun]) -> None:
         """Run as tasks, as many at once as there is room for."""
         given = self._study.settings.each_run
         reserved = resources(given.processes)
@@ -139,15 +157,16 @@ class _Session:
             num_gpus=reserved.get("GPU", 0),
             memory=reserved.get("memory", 0),
             max_retries=given.retries,
-        )(complete)
-        left = list(runs)
-        pending: dict[Any, StudyRun] = {}
+        )(_be_task)
+        left, command = list(runs), tuple(sys.argv)
+        pending: dict[Any, AblationRun] = {}
         while left or pending:
             self._look_for_stop()
             most = max_concurrent(given.processes) or len(runs)
             while left and len(pending) < most:
                 run = left.pop(0)
-                pending[remote.options(name=run.name).remote(run, self._task)] = run
+                task = remote.options(name=run.name)
+                pending[task.remote(run, self._worker, self._stop_file, command)] = run
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
             for reference in ready:
                 run = pending.pop(reference)
@@ -155,15 +174,16 @@ class _Session:
                     outcome = ray.get(reference)
                 # What a task raises is what Ray says of it: killed too often, no memory left.
                 except Exception as error:  # noqa: BLE001
-                    outcome = _lost(run, error)
+                    outcome = _kept(run, Outcome.of_failure(error))
                 self._ended(run, outcome)
+        self._stop_file.unlink(missing_ok=True)
 
     def _look_for_stop(self) -> None:
         if self._should_stop() and not self.is_stopping:
             self.is_stopping = True
-            self._task.stop_file.touch()
+            self._stop_file.touch()
 
-    def _ended(self, run: StudyRun, outcome: Outcome) -> None:
+    def _ended(self, run: AblationRun, outcome: Outcome) -> None:
         if outcome.state == "interrupted":
             return
         if outcome.state == "failed":
@@ -171,26 +191,35 @@ class _Session:
             self._reporter.say(f"{run.name}: failed: {outcome.reason}")
         else:
             self.num_finished += 1
-            self._reporter.say(f"{run.name}: {_shown(outcome)} ({outcome.time_s:.0f} s)")
+            self._reporter.say(f"{run.name}: {_shown(outcome)} ({outcome.time_s or 0:.0f} s)")
         done = self.num_finished + len(self.failures)
         self._reporter.advance("runs", done, self._num_runs)
 
 
-def _task(study: Study) -> Task:
-    return Task(
-        study=study.settings.title,
-        evaluate=study.settings.evaluate,
-        workers=study.settings.each_run.processes,
-        stop_file=study.settings.output_dir / f".stop-{os.getpid()}-{time.time_ns()}",
-        command=tuple(sys.argv),
-    )
+def _be_task(
+    run: AblationRun, worker: Worker, stop_file: Path, command: tuple[str, ...]
+) -> Outcome:
+    """Be the task of a run; once ``stop_file`` is there, save it and end.
+
+    ``command`` is how the study was called, which the run's entry in the tracker tells.
+    """
+    sys.argv = list(command)
+    return _complete(run, worker, stop_file.exists)
 
 
-def _lost(run: StudyRun, error: Exception) -> Outcome:
-    """Record a run whose processes did not live to say how it ended."""
-    outcome = Outcome(state="failed", reason=reason_of(error))
-    keep_outcome(run, outcome)
-    tell_failure(run, outcome.reason)
+def _complete(run: AblationRun, worker: Worker, should_stop: Callable[[], bool]) -> Outcome:
+    if should_stop():
+        return Outcome(state="interrupted")
+    return _kept(run, worker.complete(run.config, SilentReporter(), should_stop, run.tags))
+
+
+def _kept(run: AblationRun, outcome: Outcome) -> Outcome:
+    """Keep how a run ended in its folder, and in the tracker if it failed; return that."""
+    folder = RunFolder(run.config.output_dir)
+    if outcome.state == "failed":
+        close_run_entry(run.config, folder, {"failure": outcome.reason}, "FAILED")
+    if outcome.state != "interrupted":
+        outcome.write(folder.path)
     return outcome
 
 

@@ -18,8 +18,8 @@ from labn.errors import UserError
 from labn.runs.assessment import Assessment
 from labn.runs.scored import condition_settings
 from labn.storage.files import write_atomically
-from labn.storage.remote import absolute, below
-from labn.tracking import resolve_uri
+from labn.sweeps.entry import run_config
+from labn.sweeps.worker import Outcome
 
 STUDY_FILE = "study.yaml"
 
@@ -27,9 +27,11 @@ _BY_THE_STUDY = ("output_dir", "tracking.", "train.seed")
 
 
 @dataclass(frozen=True)
-class StudyRun:
+class AblationRun:
     """One condition, trained from one seed."""
 
+    study: str
+    """The title of the study."""
     condition: str
     seed: int
     config: Config
@@ -39,22 +41,37 @@ class StudyRun:
         """What the run is called within its study; its folder's path below the study's."""
         return f"{self.condition}/seed-{self.seed}"
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the run's entry in the tracker is found by."""
+        return {"study": self.study, "condition": self.condition, "seed": str(self.seed)}
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended before, if it did."""
+        return Outcome.read(self.config.output_dir)
+
 
 @dataclass(frozen=True)
-class Study:
+class AblationStudy:
     """Conditions, each a whole configuration, by name; the first is the reference."""
 
     settings: StudyConfig
     base: Config
     conditions: Mapping[str, Config]
 
-    def runs(self, parent_run_id: str | None = None) -> list[StudyRun]:
+    def runs(self, parent_run_id: str | None = None) -> list[AblationRun]:
         """List the runs, all conditions of a seed before the next; so what is done is balanced."""
         return [
-            StudyRun(condition, seed, self._run_config(condition, seed, parent_run_id))
+            self._run(condition, seed, parent_run_id)
             for seed in self.settings.seeds
             for condition in self.conditions
         ]
+
+    def is_finished(self, run: AblationRun) -> bool:
+        """Return whether a run is trained, and scored as the study asks."""
+        outcome, terms = run.outcome, self.settings.evaluate.model_dump(mode="json")
+        return outcome is not None and outcome.state == "finished" and outcome.terms == terms
 
     def differing(self) -> dict[str, dict[str, Any]]:
         """Give each condition's values of the settings that are not the same in all of them."""
@@ -71,30 +88,22 @@ class Study:
         write_atomically(place, yaml.safe_dump(tree, sort_keys=False))
         return place
 
-    def _run_config(self, condition: str, seed: int, parent_run_id: str | None) -> Config:
-        config, title = self.conditions[condition], self.settings.title
-        uri = config.tracking.uri
-        tracking = {
-            "uri": uri if uri == "none" else resolve_uri(uri),
-            "run_name": f"{title}-{condition}-{seed}",
-            "parent_run_id": parent_run_id,
-        }
-        # The same wherever the run trains.
-        data = {"root": absolute(config.data.root), "cache_dir": absolute(config.data.cache_dir)}
-        pretrained = {"pretrained": absolute(config.model.pretrained)}
-        storage = below(absolute(config.train.storage), condition, f"seed-{seed}")
-        return config.model_copy(
-            update={
-                "output_dir": self.settings.output_dir / condition / f"seed-{seed}",
-                "train": config.train.model_copy(update={"seed": seed, "storage": storage}),
-                "tracking": config.tracking.model_copy(update=tracking),
-                "data": config.data.model_copy(update=data),
-                "model": config.model.model_copy(update=pretrained),
-            }
+    def _run(self, condition: str, seed: int, parent_run_id: str | None) -> AblationRun:
+        title = self.settings.title
+        config = run_config(
+            self.conditions[condition],
+            condition,
+            f"seed-{seed}",
+            seed=seed,
+            entry_name=f"{title}-{condition}-{seed}",
+            parent_run_id=parent_run_id,
         )
+        return AblationRun(title, condition, seed, config)
 
 
-def read_study(path: Path, overrides: Sequence[str] = (), *, needs_data: bool = True) -> Study:
+def read_study(
+    path: Path, overrides: Sequence[str] = (), *, needs_data: bool = True
+) -> AblationStudy:
     """Read a study's file, and resolve every condition to a run's whole configuration.
 
     Raises:
@@ -103,7 +112,7 @@ def read_study(path: Path, overrides: Sequence[str] = (), *, needs_data: bool = 
     return resolve_study(load_study(path, overrides), path, needs_data=needs_data)
 
 
-def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> Study:
+def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> AblationStudy:
     """Resolve every condition of a study to a run's whole configuration; ``path`` is its file.
 
     Raises:
@@ -117,7 +126,7 @@ def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True)
     _check_distinct(conditions, path)
     for config in conditions.values():
         _check_evaluation(settings, config, path)
-    return Study(settings, base, conditions)
+    return AblationStudy(settings, base, conditions)
 
 
 def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Config:

@@ -10,8 +10,7 @@ from typing import Any
 
 from labn.ablation.page import page
 from labn.ablation.pictures import draw_study, headline_score
-from labn.ablation.study import Study, StudyRun, settings_as_text
-from labn.ablation.work import Outcome, is_finished, read_outcome
+from labn.ablation.study import AblationRun, AblationStudy, settings_as_text
 from labn.runs.comparison import write_report
 from labn.runs.comparison_tables import tables
 from labn.runs.findings import Findings, compare_runs
@@ -19,6 +18,7 @@ from labn.runs.reporting import Reporter
 from labn.runs.scored import read_runs
 from labn.runs.scoring import PREFIXES
 from labn.storage.files import write_atomically, write_json
+from labn.sweeps.worker import Outcome
 from labn.tables import as_markdown
 
 _MEANS = ("pid", "pid_random", "auroc", "accuracy", "tss")
@@ -52,15 +52,15 @@ class StudySummary:
         }
 
 
-def summarise(study: Study, reporter: Reporter) -> StudySummary:
+def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
     """Write the report on the finished runs of a study, to ``report`` in its folder.
 
     Raises:
         UserError: what a run left cannot be read.
     """
     settings = study.settings
-    outcomes = {run.name: read_outcome(run) for run in study.runs()}
-    finished = [run for run in study.runs() if is_finished(run, settings.evaluate)]
+    outcomes = {run.name: run.outcome for run in study.runs()}
+    finished = [run for run in study.runs() if study.is_finished(run)]
     # The first condition's first: it is what the others are tested against.
     order = list(study.conditions)
     finished.sort(key=lambda run: (order.index(run.condition), settings.seeds.index(run.seed)))
@@ -79,7 +79,7 @@ def summarise(study: Study, reporter: Reporter) -> StudySummary:
     return summary
 
 
-def _run_row(run: StudyRun, outcome: Outcome | None, is_done: bool) -> dict[str, Any]:
+def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[str, Any]:
     state = "finished" if is_done else "failed" if outcome and outcome.state == "failed" else "open"
     return {
         "condition": run.condition,
@@ -92,7 +92,7 @@ def _run_row(run: StudyRun, outcome: Outcome | None, is_done: bool) -> dict[str,
 
 
 def _means(
-    study: Study, finished: Sequence[StudyRun], outcomes: dict[str, Outcome | None]
+    study: AblationStudy, finished: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
 ) -> dict[str, dict[str, float]]:
     prefix = PREFIXES[study.settings.evaluate.split]
     means: dict[str, dict[str, float]] = {}
@@ -108,7 +108,7 @@ def _means(
     return means
 
 
-def _findings(study: Study, finished: Sequence[StudyRun]) -> Findings:
+def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Findings:
     split = study.settings.evaluate.split
     scored = read_runs([run.config.output_dir for run in finished], split)
     named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
@@ -118,7 +118,7 @@ def _findings(study: Study, finished: Sequence[StudyRun]) -> Findings:
 
 
 def _write(
-    study: Study, summary: StudySummary, findings: Findings, reporter: Reporter
+    study: AblationStudy, summary: StudySummary, findings: Findings, reporter: Reporter
 ) -> StudySummary:
     folder = study.settings.output_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _write(
     return replace(summary, note=note, files=[*files, *every.values()])
 
 
-def _conditions_as_markdown(study: Study) -> str:
+def _conditions_as_markdown(study: AblationStudy) -> str:
     lines = [
         f"- **{name}**: {settings_as_text(row)}".replace("|", r"\|")
         for name, row in study.differing().items()

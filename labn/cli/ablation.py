@@ -12,7 +12,7 @@ from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
 
 if TYPE_CHECKING:
-    from labn.ablation.study import Study
+    from labn.ablation.study import AblationStudy
     from labn.ablation.summary import StudySummary
 
 _NOTICE = "stopping: runs are saved and go on from there (again to stop at once)\n"
@@ -60,9 +60,7 @@ def ablate(
     print_result(as_json, summary.as_json(), summary_as_text(summary))
 
 
-def _plan(study: Study) -> dict[str, Any]:
-    from labn.ablation.work import is_finished
-
+def _plan(study: AblationStudy) -> dict[str, Any]:
     return {
         "study": study.settings.title,
         "output_dir": str(study.settings.output_dir),
@@ -72,7 +70,7 @@ def _plan(study: Study) -> dict[str, Any]:
                 "condition": run.condition,
                 "seed": run.seed,
                 "folder": str(run.config.output_dir),
-                "is_finished": is_finished(run, study.settings.evaluate),
+                "is_finished": study.is_finished(run),
             }
             for run in study.runs()
         ],

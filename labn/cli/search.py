@@ -102,7 +102,7 @@ def export(
         labn search export runs/search-demo --to markdown
     """
     from labn.search.driver import export_study
-    from labn.search.summary import as_markdown
+    from labn.search.results import as_markdown
 
     summary = export_study(study)
     print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())

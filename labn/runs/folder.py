@@ -18,6 +18,9 @@ from labn.storage.files import write_atomically, write_json
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint
 
+TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
+"""How long the processes of what was killed may take to end."""
+
 # Where a run computes and reports does not change what it is.
 INCIDENTAL_KEYS = (
     "output_dir",

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
 
+from labn.config.ablation import EvaluateConfig
 from labn.config.search import SearchConfig
 from labn.connection import connected
 from labn.errors import RunFailed, UserError
@@ -26,13 +27,14 @@ from labn.room import check_room, max_concurrent, resources
 from labn.runs.folder import locked
 from labn.search.board import Board, Watcher
 from labn.search.events import Events
+from labn.search.optuna_study import SearchStudy, epochs_of
 from labn.search.pruning import Rungs
-from labn.search.records import Records
+from labn.search.records import SearchRecords
+from labn.search.results import SearchResults
 from labn.search.space import Space
-from labn.search.study import Study, epochs_of
 from labn.search.suggestions import Suggestions
-from labn.search.summary import Summary
-from labn.search.trial import Task, prune, run_trial, trial_folder
+from labn.search.trial import prune, run_trial, trial_folder
+from labn.sweeps.worker import Worker
 
 _MAX_RESTARTS = 3
 _TUNE_ENVIRONMENT = {
@@ -51,7 +53,7 @@ def run_search(
     path: Path,
     watcher: Watcher,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Summary:
+) -> SearchResults:
     """Search to the end of the budget, on from where an earlier process was; give the summary.
 
     ``path`` is the search's file, for messages. Uses the Ray that this process is connected to,
@@ -63,8 +65,8 @@ def run_search(
     """
     space = Space(search, path)
     with locked(search.output_dir, "runs this search", name=".search.lock"):
-        study = Study(search, space)
-        records = Records(search, space, study, watcher)
+        study = SearchStudy(search, space)
+        records = SearchRecords(search, space, study)
         with records.closing():
             problem = _search(search, space, study, records, watcher, should_stop)
             summary = records.conclude()
@@ -76,8 +78,8 @@ def run_search(
 def _search(
     search: SearchConfig,
     space: Space,
-    study: Study,
-    records: Records,
+    study: SearchStudy,
+    records: SearchRecords,
     watcher: Watcher,
     should_stop: Callable[[], bool],
 ) -> RunFailed | None:
@@ -108,16 +110,11 @@ def _search(
 
 
 def _tuner(
-    search: SearchConfig, study: Study, space: Space, events: Events, records: Records
+    search: SearchConfig, study: SearchStudy, space: Space, events: Events, records: SearchRecords
 ) -> tune.Tuner:
-    task = Task(
-        wanted=_wanted(search),
-        num_seeds=search.trial.seeds,
-        patch_sizes=search.objective.patch_sizes,
-        workers=search.trial.processes,
-    )
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, task=task), resources(search.trial.processes)
+        tune.with_parameters(run_trial, worker=_worker(search), required=_required(search)),
+        resources(search.trial.processes),
     )
     return tune.Tuner(
         trainable,
@@ -144,7 +141,7 @@ def _tuner(
     )
 
 
-def _scheduler(search: SearchConfig, space: Space, study: Study, events: Events) -> Any:
+def _scheduler(search: SearchConfig, space: Space, study: SearchStudy, events: Events) -> Any:
     if search.pruning is None:
         return None
     metric = search.objective.maximise[0]
@@ -152,7 +149,7 @@ def _scheduler(search: SearchConfig, space: Space, study: Study, events: Events)
         search.pruning,
         metric=metric,
         num_epochs=space.base.train.epochs,
-        on_prune=lambda number, reason: prune(trial_folder(search.output_dir, number), reason),
+        on_prune=lambda number, reason: prune(trial_folder(search, number), reason),
     )
     for trial in study.trials:
         # What earlier processes measured counts as if it had been measured now.
@@ -160,13 +157,21 @@ def _scheduler(search: SearchConfig, space: Space, study: Study, events: Events)
     return rungs
 
 
-def _wanted(search: SearchConfig) -> tuple[str, ...]:
+def _worker(search: SearchConfig) -> Worker:
+    sizes, processes = search.objective.patch_sizes, search.trial.processes
+    if sizes is None:
+        return Worker(processes=processes)
+    evaluate = EvaluateConfig(split="validation", methods=("LABN",), patch_sizes=sizes)
+    return Worker(processes=processes, evaluate=evaluate)
+
+
+def _required(search: SearchConfig) -> tuple[str, ...]:
     constraint = search.objective.constraint
     names = [*search.objective.maximise, *([constraint.metric] if constraint else [])]
     return tuple(dict.fromkeys(names))
 
 
-def export_study(folder: Path) -> Summary:
+def export_study(folder: Path) -> SearchResults:
     """Read the summary that a search left in its folder.
 
     Raises:
@@ -175,5 +180,5 @@ def export_study(folder: Path) -> Summary:
     place = folder / "summary.json"
     if not place.is_file():
         raise UserError(f"{folder}: holds no search (no summary.json); give a search's output_dir")
-    content: Summary = json.loads(place.read_text(encoding="utf-8"))
+    content: SearchResults = json.loads(place.read_text(encoding="utf-8"))
     return content

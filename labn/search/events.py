@@ -20,19 +20,15 @@ from labn.search.board import (
     point_as_text,
     scores_as_text,
 )
-from labn.search.records import Records
+from labn.search.optuna_study import STATES, SearchStudy, metrics_of
+from labn.search.records import SearchRecords
 from labn.search.space import Space
-from labn.search.study import Outcome, Study, metrics_of
 from labn.search.trial import OUTCOME
 from labn.search.unpickled import Unpickled
+from labn.sweeps.worker import Outcome
 
 _NUM_ALIKE = 3
 _WAIT_S = 30
-_STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 
 
 class Events(Unpickled, Callback):
@@ -45,8 +41,8 @@ class Events(Unpickled, Callback):
         self,
         search: SearchConfig,
         space: Space,
-        study: Study,
-        records: Records,
+        study: SearchStudy,
+        records: SearchRecords,
         board: Board,
         watcher: Watcher,
         should_stop: Callable[[], bool],
@@ -59,8 +55,8 @@ class Events(Unpickled, Callback):
         self.problem: RunFailed | None = None
         self.stopper = _Stop(self)
         for trial in study.trials:
-            if trial.state in _STATES:
-                board.ended[_STATES[trial.state]] += 1
+            if trial.state != TrialState.RUNNING:
+                board.ended[STATES[trial.state]] += 1
         self._find_best()
 
     def must_stop(self) -> bool:

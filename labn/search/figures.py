@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
-from labn.search.study import Study
+from labn.search.optuna_study import SearchStudy
 from labn.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _DPI = 120
 _CONTOUR = ("model.theta_alpha", "loss.theta_b")
 
 
-def draw_figures(study: Study, folder: Path) -> list[Path]:
+def draw_figures(study: SearchStudy, folder: Path) -> list[Path]:
     """Draw what the trials so far allow, as PNG files."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
@@ -60,7 +60,7 @@ def _save(figure: Figure, place: Path) -> None:
     write_atomically(place, save)
 
 
-def _plots(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _plots(study: SearchStudy) -> Iterator[tuple[str, Callable[[], Any]]]:
     trials, names = study.optuna, study.objectives
     if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
         return
@@ -92,7 +92,7 @@ def _by_epoch(axes: Any, score: str) -> Any:
     return axes
 
 
-def _pair(study: Study) -> list[str] | None:
+def _pair(study: SearchStudy) -> list[str] | None:
     """Choose two parameters for the contour: the paper's thresholds, or the first two."""
     known = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
     if set(_CONTOUR) <= set(known):

@@ -19,8 +19,8 @@ from labn.config.ablation import EachRunConfig, EvaluateConfig, StudyConfig
 from labn.config.search import SearchConfig
 from labn.errors import RunFailed
 from labn.runs.reporting import Reporter
+from labn.search.optuna_study import SearchStudy
 from labn.search.space import Space
-from labn.search.study import Study
 
 _METHOD = "LABN"
 _SIGNIFICANT = 0.05
@@ -67,7 +67,7 @@ def retrain_best(
         RunFailed: no trial finished, some runs failed, or it was asked to stop.
     """
     space = Space(search, path)
-    ranked = Study(search, space).ranked()
+    ranked = SearchStudy(search, space).ranked()
     if not ranked:
         raise RunFailed("no trial finished and kept the constraint: there is none to train again")
     base = space.config({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from ray.tune.search import Searcher
 
 from labn.config.search import SearchConfig
 from labn.search.events import Events
-from labn.search.records import Records
+from labn.search.optuna_study import SearchStudy
+from labn.search.records import SearchRecords
 from labn.search.space import Space
-from labn.search.study import Study
-from labn.search.trial import trial_folder
+from labn.search.trial import trial_configs, trial_folder
 from labn.search.unpickled import Unpickled
 
 
@@ -24,7 +25,12 @@ class Suggestions(Unpickled, Searcher):
     """
 
     def __init__(
-        self, search: SearchConfig, space: Space, study: Study, events: Events, records: Records
+        self,
+        search: SearchConfig,
+        space: Space,
+        study: SearchStudy,
+        events: Events,
+        records: SearchRecords,
     ) -> None:
         super().__init__(metric=search.objective.maximise[0], mode="max")
         self._search, self._space, self._study = search, space, study
@@ -36,9 +42,11 @@ class Suggestions(Unpickled, Searcher):
         if drawn is None:
             return Searcher.FINISHED
         number, point = drawn
-        folder = trial_folder(self._search.output_dir, number)
-        config = self._records.trial_config(point, number, folder)
-        return {"number": number, "folder": str(folder), "config": config.model_dump_json()}
+        parent_run_id = self._records.entry.run_id
+        runs = trial_configs(self._search, self._space, point, number, parent_run_id)
+        configs = json.dumps([run.model_dump(mode="json") for run in runs])
+        folder = str(trial_folder(self._search, number))
+        return {"number": number, "folder": folder, "configs": configs}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -20,8 +20,9 @@ from searches import (
 )
 
 from labn.config import load_config, load_search
+from labn.search.optuna_study import SearchStudy
 from labn.search.space import Space
-from labn.search.study import Outcome, Study
+from labn.sweeps.worker import Outcome
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
 
@@ -163,7 +164,7 @@ def test_the_best_is_trained_again_and_tested_against_the_base(tmp_path, labn, s
     """The search itself is over: its one trial is written by hand."""
     path = write_search(tmp_path, trials=1, first=[{"model.theta_alpha": 0.6}], trial__cpus=0.5)
     search = load_search(path)
-    study = Study(search, Space(search, path))
+    study = SearchStudy(search, Space(search, path))
     number, _ = study.next()
     study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.99}))
     command = ("search", path, "--retrain-best", 1, "--seeds", 2, "--json")

@@ -26,8 +26,9 @@ from searches import (
 from labn.config import load_search
 from labn.errors import UserError
 from labn.search.driver import run_search
+from labn.search.optuna_study import SearchStudy
 from labn.search.space import Space
-from labn.search.study import Outcome, Study
+from labn.sweeps.worker import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -141,7 +142,7 @@ def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
         pruning={"grace_epochs": 1, "reduction": 2},
     )  # fmt: skip
     search = load_search(path, [longer])
-    study = Study(search, Space(search, path))
+    study = SearchStudy(search, Space(search, path))
     number, _ = study.next()
     for epoch in range(1, num_epochs + 1):
         study.record_epoch(number, {"epoch": epoch, "val_pid": 0.99})

@@ -13,18 +13,18 @@ from test_search_space import SEARCH
 from labn.config import load_search
 from labn.config.search import PruningConfig, SearchConfig
 from labn.errors import UserError
-from labn.search.pruning import Rungs
-from labn.search.records import Records
-from labn.search.space import Space
-from labn.search.study import (
-    Outcome,
-    Study,
+from labn.search.optuna_study import (
+    SearchStudy,
     epochs_of,
     is_feasible,
     metrics_of,
     reason_of,
     storage_url,
 )
+from labn.search.pruning import Rungs
+from labn.search.space import Space
+from labn.search.trial import trial_configs
+from labn.sweeps.worker import Outcome
 
 SPACE = {
     "model.theta_alpha": {"type": "float", "low": 0.1, "high": 0.9},
@@ -37,7 +37,7 @@ def open_study(folder, **changes):
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(tree | changes))
     search = load_search(path)
-    return Study(search, Space(search, path))
+    return SearchStudy(search, Space(search, path))
 
 
 def finish(study, number, pid, **more):
@@ -291,27 +291,25 @@ def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
     assert storage_url(search) == f"journal:{tmp_path}/study.journal"
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    def show(self, board):
-        pass
-
-
-def test_every_trial_has_its_own_place_in_storage(tmp_path):
+@pytest.mark.parametrize("seeds", [[""], ["/seed-0", "/seed-1"]])
+def test_every_run_of_every_trial_has_its_own_place(tmp_path, seeds):
     tree = copy.deepcopy(SEARCH)
     tree["base"]["train"] = {"storage": "s3://bucket/search"}
     tree |= {"space": SPACE, "output_dir": str(tmp_path / "search")}
+    tree["trial"] = {"seeds": len(seeds)}
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(tree))
     search = load_search(path)
     space = Space(search, path)
-    records = Records(search, space, Study(search, space), Silent())
     point = {"model.theta_alpha": 0.5, "loss.theta_b": 0.2}
 
-    configs = [records.trial_config(point, number, tmp_path / str(number)) for number in (0, 1)]
+    configs = [config for number in (0, 1)
+               for config in trial_configs(search, space, point, number, "parent")]  # fmt: skip
 
-    assert [config.train.storage for config in configs] == [
-        "s3://bucket/search/trials/0", "s3://bucket/search/trials/1"
-    ]  # fmt: skip
+    places = [f"search/trials/{number}{seed}" for number in (0, 1) for seed in seeds]
+    assert [config.train.storage for config in configs] == [f"s3://bucket/{p}" for p in places]
+    assert [config.output_dir for config in configs] == [tmp_path / place for place in places]
+    assert [config.train.seed for config in configs] == [*range(len(seeds))] * 2
+    assert {config.tracking.parent_run_id for config in configs} == {"parent"}
+    names = [config.tracking.run_name for config in configs]
+    assert names == ["search-0"] * len(seeds) + ["search-1"] * len(seeds)

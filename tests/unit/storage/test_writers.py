@@ -16,11 +16,12 @@ from labn.data.synthetic import write_synthetic
 from labn.model.kernels.compiled import built
 from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
-from labn.search.records import Records
+from labn.search.optuna_study import SearchStudy
+from labn.search.records import SearchRecords
 from labn.search.space import Space
-from labn.search.study import Outcome, Study
 from labn.search.trial import prune
 from labn.storage.mirror import mirror
+from labn.sweeps.worker import Outcome
 from labn.tracking.spool import Spool
 from labn.training import checkpoint
 
@@ -37,14 +38,6 @@ SEARCH = {
 }
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    def show(self, board):
-        pass
-
-
 def search(folder):
     """Conclude a search of three trials."""
     (folder / "given").mkdir()
@@ -52,11 +45,11 @@ def search(folder):
     path.write_text(yaml.safe_dump(SEARCH | {"output_dir": str(folder / "search")}))
     read = load_search(path)
     made = Space(read, path)
-    study = Study(read, made)
+    study = SearchStudy(read, made)
     for number in range(3):
         assert study.next()[0] == number
         study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.1 * number}))
-    Records(read, made, study, Silent()).conclude()
+    SearchRecords(read, made, study).conclude()
     return {
         "search/summary.json",
         "search/summary.md",

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypedDict
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from labn.config.search import SearchConfig
 from labn.search.board import point_as_text
-from labn.search.space import Point
-from labn.search.study import (
-    Study,
+from labn.search.optuna_study import (
+    STATES,
+    SearchStudy,
     epochs_of,
     is_feasible,
     metrics_of,
@@ -21,15 +21,9 @@ from labn.search.study import (
     storage_url,
     time_of,
 )
+from labn.search.space import Point
 from labn.search.trial import trial_folder
 from labn.tracking import redact
-
-_STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "interrupted",
-}
 
 
 class TrialRow(TypedDict):
@@ -47,7 +41,7 @@ class TrialRow(TypedDict):
     folder: str
 
 
-class Summary(TypedDict):
+class SearchResults(TypedDict):
     """A search so far. ``best`` and ``front`` are numbers of trials."""
 
     output_dir: str
@@ -64,12 +58,12 @@ class Summary(TypedDict):
     figures: list[str]
 
 
-def summarise(search: SearchConfig, study: Study, figures: list[Path]) -> Summary:
+def summarise(search: SearchConfig, study: SearchStudy, figures: list[Path]) -> SearchResults:
     """Collect what a study holds."""
     rows = [_row(search, study, trial) for trial in study.trials]
     best = study.best()
     constraint = search.objective.constraint
-    return Summary(
+    return SearchResults(
         output_dir=str(search.output_dir),
         storage=redact(storage_url(search)),
         study=study.optuna.study_name,
@@ -85,11 +79,11 @@ def summarise(search: SearchConfig, study: Study, figures: list[Path]) -> Summar
     )
 
 
-def _row(search: SearchConfig, study: Study, trial: FrozenTrial) -> TrialRow:
+def _row(search: SearchConfig, study: SearchStudy, trial: FrozenTrial) -> TrialRow:
     epochs = epochs_of(trial)
     return TrialRow(
         number=trial.number,
-        state=_STATES[trial.state],
+        state=STATES[trial.state],
         is_feasible=is_feasible(trial),
         point=study.point(trial),
         metrics=metrics_of(trial),
@@ -97,11 +91,11 @@ def _row(search: SearchConfig, study: Study, trial: FrozenTrial) -> TrialRow:
         num_epochs=max(epochs, default=0),
         time_s=time_of(trial),
         reason=reason_of(trial),
-        folder=str(trial_folder(search.output_dir, trial.number)),
+        folder=str(trial_folder(search, trial.number)),
     )
 
 
-def as_markdown(summary: Summary) -> str:
+def as_markdown(summary: SearchResults) -> str:
     """Write a summary for a person: the best trials first."""
     counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
     lines = [
@@ -119,7 +113,7 @@ def as_markdown(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _verdict(summary: Summary) -> str:
+def _verdict(summary: SearchResults) -> str:
     if summary["best"] is None:
         return "No trial finished and kept the constraint."
     row = next(row for row in summary["trials"] if row["number"] == summary["best"])
@@ -129,7 +123,7 @@ def _verdict(summary: Summary) -> str:
     return text
 
 
-def _ranked(summary: Summary) -> list[TrialRow]:
+def _ranked(summary: SearchResults) -> list[TrialRow]:
     order = ["finished", "pruned", "interrupted", "failed"]
     name = summary["maximise"][0]
 

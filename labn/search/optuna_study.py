@@ -6,9 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -24,9 +22,16 @@ from labn.errors import UserError
 from labn.runs.folder import INCIDENTAL_KEYS
 from labn.search.sampling import make_sampler, quiet_optuna
 from labn.search.space import Point, Space
+from labn.sweeps.worker import Outcome
 from labn.tracking import redact
 
-State = Literal["finished", "pruned", "failed"]
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "interrupted",
+}
+"""How trials ended, by Optuna's states; one that has not, no process works on where none is."""
 
 _JOURNAL = "journal:"
 _EPOCHS, _METRICS, _SPREAD = "epochs", "metrics", "spread"
@@ -37,22 +42,6 @@ _NUM_TRUSTED = 3
 """How many of them are the sampler's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended. ``metrics`` are those of its best epoch, or of the last before pruning.
-
-    ``spread`` is their standard deviation over the trial's seeds; ``kind`` names failures alike.
-    """
-
-    state: State
-    metrics: dict[str, float] = field(default_factory=dict)
-    spread: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    kind: str = ""
-    time_s: float | None = None
-    """How long it ran, since its last start."""
-
-
 def storage_url(search: SearchConfig) -> str:
     """Return where a search's study is kept."""
     if search.storage is None and os.environ.get("LABN_SHARED"):
@@ -61,7 +50,7 @@ def storage_url(search: SearchConfig) -> str:
     return search.storage or f"sqlite:///{search.output_dir}/study.db"
 
 
-class Study:
+class SearchStudy:
     """The trials of a search.
 
     Raises:

@@ -1,0 +1,69 @@
+"""A sweep's own entry in the tracker, and its runs, which are listed under that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from labn.config import Config
+from labn.errors import UserError
+from labn.runs.folder import RunFolder
+from labn.runs.tracked import open_entry, tag_entry
+from labn.storage.remote import absolute, below
+from labn.tracking import Status, Tracker, environment_tags, resolve_uri
+
+logger = logging.getLogger(__name__)
+
+
+def open_sweep_entry(
+    base: Config, title: str, settings: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> Tracker:
+    """Open the entry of a sweep, whose runs build on ``base``, and log its settings.
+
+    Opened before any run, it creates a tracker's SQLite store before the runs share it.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+    entry = open_entry(base, RunFolder(base.output_dir), name=title)
+    entry.set_tags(environment_tags() | dict(tags or {}))
+    entry.log_params(settings)
+    return entry
+
+
+def run_config(
+    config: Config, *names: str, seed: int, entry_name: str, parent_run_id: str | None
+) -> Config:
+    """Return the configuration of one run, given that of the sweep with this run's settings.
+
+    Its folder, and its place in storage, are called ``names`` below the sweep's. All its paths mean
+    the same wherever it trains.
+    """
+    data, model, train, tracking = config.data, config.model, config.train, config.tracking
+    data_places = {"root": absolute(data.root), "cache_dir": absolute(data.cache_dir)}
+    storage = below(absolute(train.storage), *names)
+    entry = {
+        "uri": resolve_uri(tracking.uri),
+        "run_name": entry_name,
+        "parent_run_id": parent_run_id,
+    }
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=data_places),
+            "model": model.model_copy(update={"pretrained": absolute(model.pretrained)}),
+            "train": train.model_copy(update={"seed": seed, "storage": storage}),
+            "tracking": tracking.model_copy(update=entry),
+            "output_dir": config.output_dir.joinpath(*names),
+        }
+    )
+
+
+def close_run_entry(
+    config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status
+) -> None:
+    """Tag and close the entry of a sweep's run; warn where the tracker cannot be reached."""
+    try:
+        tag_entry(config, folder, tags, status)
+    except UserError as error:
+        logger.warning("%s: %s", folder.path, error)
