@@ -186,8 +186,7 @@ def test_a_finished_search_is_exported_and_its_best_settings_are_read(made, labn
     assert json.loads(planned.stdout)["config"]["model"]["theta_alpha"] == best
 
 
-@pytest.mark.slow
-def test_an_interrupted_search_resumes_and_ends_with_its_budget(made, before, labn):
+def test_an_interrupted_search_resumes_and_ends_with_its_budget(made, before, labn, shared_ray):
     search = made / "search-interrupted"
     old = trials_of(search)
     assert [trial.state for trial in old] == [TrialState.COMPLETE, TrialState.RUNNING]
