@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
+import pytest
 import torch
 import yaml
 from bitwise import assert_same
+
+from labn.cli import main
 
 COMMAND = (sys.executable, "-m", "labn")
 TIMEOUT_S = 120
@@ -55,6 +60,24 @@ def run(*arguments, cwd=None, **environment):
         cwd=cwd,
         timeout=TIMEOUT_S,
     )
+
+
+def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which spares it the import of torch."""
+    words = ["labn", *map(str, arguments)]
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        patch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    printed, said = (_text_of(stream) for stream in (out, err))
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), printed, said)
+
+
+def _text_of(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def start(*arguments):

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from command_line import run_here
 from matplotlib.figure import Figure
 from PIL import Image
 
-from labn.cli import main
 from labn.connection import connected
 
 _draw_and_save = Figure.savefig
@@ -43,19 +42,6 @@ def shared_ray() -> Iterator[None]:
 
 
 @pytest.fixture
-def labn(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., CompletedProcess[str]]:
+def labn() -> Callable[..., CompletedProcess[str]]:
     """Run a command in this process, which spares it the import of torch."""
-
-    def call(*arguments: object) -> CompletedProcess[str]:
-        words = ["labn", *map(str, arguments)]
-        monkeypatch.setenv("COLUMNS", "100")
-        monkeypatch.setattr(sys, "argv", words)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return CompletedProcess(words, int(ended.value.code or 0), printed.out, printed.err)
-
-    return call
+    return run_here
