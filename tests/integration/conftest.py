@@ -6,6 +6,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import ray
 from command_line import run_here
 from matplotlib.figure import Figure
 from PIL import Image
@@ -35,10 +36,16 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_ray() -> Iterator[None]:
-    """Have one Ray for all tests of this process: commands that it runs use it."""
-    with connected(lambda _: None, lambda: None):
-        yield
+def shared_ray() -> Iterator[str]:
+    """Have one Ray for all tests of this process: commands that it runs use it; give its address.
+
+    A driver of Ray Train needs a process of its own: its classes, checked here, cannot be pickled.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else others need to be given a token
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(lambda _: None, lambda: None):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture

@@ -7,19 +7,19 @@ import sqlite3
 
 import pandas as pd
 import pytest
-from command_line import assert_mistake, write_config
+from command_line import assert_mistake, run, write_config
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
 # Of half a CPU each, so that two fit wherever the tests run.
 TWO = ("--workers", "2", "--cpus-per-worker", "0.5")
 
 
-def test_two_workers_train_one_run(labn, shared_ray, tmp_path):
+def test_two_workers_train_one_run(shared_ray, tmp_path):
     store = tmp_path / "mlflow.db"
     tracking = {"uri": f"sqlite:///{store}", "log_model": False}
     config = write_config(tmp_path, train__log_steps=1, tracking=tracking)
 
-    done = labn("train", config, *TWO, "--json")
+    done = run("train", config, *TWO, "--json", RAY_ADDRESS=shared_ray)
 
     assert done.returncode == 0, done.stderr
     assert "2 workers, " in done.stderr
@@ -35,11 +35,11 @@ def test_two_workers_train_one_run(labn, shared_ray, tmp_path):
     assert min(last["images_per_s_rank_0"], last["images_per_s_rank_1"]) > 0
 
 
-def test_a_workers_message_is_the_commands(labn, shared_ray, tmp_path):
+def test_a_workers_message_is_the_commands(shared_ray, tmp_path):
     """Known to be wrong once the data is read: there are two classes."""
     config = write_config(tmp_path, loss__class_weights=[1, 1, 1])
 
-    done = labn("train", config, *TWO)
+    done = run("train", config, *TWO, RAY_ADDRESS=shared_ray)
 
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: loss.class_weights = [1.0, 1.0, 1.0]")
