@@ -69,26 +69,24 @@ def check_nodes(required: Requirements, say: Callable[[str], None]) -> None:
     Raises:
         UserError: a node lacks something; if several do, each was said before.
     """
-    shared = os.environ.get("LABN_SHARED")
-    if shared and not required.output_dir.is_relative_to(shared):
+    shared, output_dir = os.environ.get("LABN_SHARED"), required.output_dir
+    if shared and not output_dir.is_relative_to(shared):
         raise UserError(
-            f"output_dir = {required.output_dir}: other nodes do not see it;"
-            f" give a folder in {shared}, such as"
-            f" output_dir={shared}/runs/{required.output_dir.name}"
+            f"output_dir = {output_dir}: other nodes do not see it;"
+            f" give a folder in {shared}, such as output_dir={shared}/runs/{output_dir.name}"
         )
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) < 2:
         return
     say(f"looking at {len(nodes)} nodes")
     token = secrets.token_hex(8)
-    place = required.output_dir / f".preflight-{token}"
+    place = output_dir / f".preflight-{token}"
     try:
-        required.output_dir.mkdir(parents=True, exist_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
         place.write_text(token)
     except OSError as error:
         raise UserError(
-            f"output_dir = {required.output_dir}: cannot be written ({error.strerror});"
-            " give another folder"
+            f"output_dir = {output_dir}: cannot be written ({error.strerror}); give another folder"
         ) from None
     try:
         reports = _ask(nodes, required, place)
