@@ -28,19 +28,12 @@ class Augmentation:
     contrast: float = 0.0
 
 
-def augment_batch(
-    images: Float[Tensor, "b c h w"], augmentation: Augmentation, generator: torch.Generator
-) -> Float[Tensor, "b c h w"]:
-    """Change every image at random.
+def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "6 b"]:
+    """Draw what happens to each image: numbers in [0, 1), one column per image.
 
     The same numbers are drawn whichever changes are on, so that switching one off leaves the
     others as they were.
     """
-    return change_batch(images, augmentation, draw_changes(len(images), generator))
-
-
-def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "6 b"]:
-    """Draw what happens to each image: numbers in [0, 1), one column an image."""
     return torch.rand(6, num_images, generator=generator, device=generator.device)
 
 

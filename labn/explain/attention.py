@@ -23,7 +23,6 @@ class LabnAttention:
     """alpha, the attention branch's map, in (0, 1) and not thresholded (Iida 2022, eq. 1)."""
 
     name = "LABN"
-    is_class_specific = False
 
     def __init__(self, model: LABN) -> None:
         self._model = model
@@ -54,8 +53,6 @@ class LambdaAttention:
     Raises:
         ValueError: the network has no such bottleneck.
     """
-
-    is_class_specific = False
 
     def __init__(self, model: LABN, layer_index: int) -> None:
         layers = _lambda_layers(model)

@@ -20,7 +20,6 @@ class RandomMap:
     """Noise, uniform in [0, 1), that depends on the seed and the image's name alone."""
 
     name = "random"
-    is_class_specific = False
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -40,7 +39,6 @@ class CentredGaussian:
     """The same bump for every image: 1 at the centre, sigma a quarter of each side."""
 
     name = "centre"
-    is_class_specific = False
 
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
@@ -57,7 +55,6 @@ class EdgeEnergy:
     """
 
     name = "edges"
-    is_class_specific = False
 
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]

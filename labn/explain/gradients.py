@@ -33,7 +33,6 @@ class GradCam:
     """
 
     name = "Grad-CAM"
-    is_class_specific = True
 
     def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
         logits = _logits_of(model)
@@ -62,7 +61,6 @@ class InputGradient:
     """
 
     name = "input gradient"
-    is_class_specific = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._captum = model, Saliency(_logits_of(model))

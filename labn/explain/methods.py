@@ -20,10 +20,6 @@ class Method(Protocol):
     def name(self) -> str:
         """What tables and figures call it."""
 
-    @property
-    def is_class_specific(self) -> bool:
-        """Whether the map is about the label's class, rather than the image alone."""
-
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:

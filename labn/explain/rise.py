@@ -78,7 +78,6 @@ class Rise:
     batch_size: int = 64
     on_batch: Callable[[], None] = lambda: None
     name: str = "RISE"
-    is_class_specific: bool = True
 
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]

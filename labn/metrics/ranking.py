@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,16 +22,6 @@ class RankAgreement:
     tau: Float64[np.ndarray, "k k"]
     rho: Float64[np.ndarray, "k k"]
     num_methods: int
-
-    @property
-    def mean_tau(self) -> float:
-        """Average ``tau`` over the pairs of baselines, NaN if one is."""
-        return _mean_over_pairs(self.tau)
-
-    @property
-    def mean_rho(self) -> float:
-        """Average ``rho`` over the pairs of baselines, NaN if one is."""
-        return _mean_over_pairs(self.rho)
 
 
 def rank_agreement(scores: ArrayLike) -> RankAgreement:
@@ -85,11 +74,6 @@ def _spearman(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> flo
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(spearmanr(a, b).statistic)
-
-
-def _mean_over_pairs(measure_kk: Float64[np.ndarray, "k k"]) -> float:
-    pairs = [measure_kk[i, j] for i, j in itertools.combinations(range(len(measure_kk)), 2)]
-    return float(np.mean(pairs)) if pairs else math.nan
 
 
 def _check_finite(name: str, values: Float64[np.ndarray, "*shape"]) -> None:

@@ -9,7 +9,7 @@ from labn.errors import UserError
 from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.provenance import environment_tags, redact
 from labn.tracking.registry import register_model
-from labn.tracking.resilient import ResilientTracker, replay_spool
+from labn.tracking.resilient import ResilientTracker
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.store import resolve_uri
@@ -24,7 +24,6 @@ __all__ = [
     "open_tracker",
     "redact",
     "register_model",
-    "replay_spool",
     "resolve_uri",
     "save_servable",
 ]

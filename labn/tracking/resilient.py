@@ -26,23 +26,6 @@ logger = logging.getLogger(__name__)
 _UNLIMITED = {"log_artifact", "log_saved_model", "finish"}
 
 
-def replay_spool(spool_dir: Path, tracker: Tracker) -> int:
-    """Deliver what an earlier run left in ``spool_dir``, in order; return how many records.
-
-    Records that the tracker refuses for good are dropped with a warning. What else it raises is
-    passed on, and the rest stays in the spool.
-
-    Raises:
-        ValueError: the records are of another run.
-    """
-    spool = Spool(spool_dir)
-    if spool and spool.run_id != tracker.run_id:
-        raise ValueError(
-            f"{spool.log}: holds records of run {spool.run_id}, but got run {tracker.run_id}"
-        )
-    return spool.drain(lambda call, arguments: _unless_refused(tracker, call, arguments))
-
-
 class ResilientTracker(Tracker):
     """A tracker that never stops a run, and loses nothing while another cannot be reached.
 

@@ -27,9 +27,9 @@ class Evaluation:
     """All that one pass over a part measures.
 
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
-    ``names``. ``pid`` holds the scores of the network's attention for the positives named in
-    ``pid_names``, None where there are none or they were not asked for. ``bias_probability``, that
-    of being positive which the bias image gets, caps PID.
+    ``names``. ``pid`` holds the scores of the network's attention for the positives, in that order,
+    None where there are none or they were not asked for. ``bias_probability``, that of being
+    positive which the bias image gets, caps PID.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,6 @@ class Evaluation:
     probabilities: Float[Tensor, "n classes"]
     loss: LossTerms
     classification: ClassificationScores
-    pid_names: tuple[str, ...]
     pid: PatchInsertionDeletion | None
     bias_probability: float
 
@@ -131,15 +130,13 @@ def evaluate(
         bias_probability = 1 - predict(objective.bias_image[None])[0, 0].item()
     names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
     total = _gather_sums(group, sums)
-    pid_names, pids = (scorer.names, scorer.parts) if scorer else ([], [])
-    pid_names, pids = _gather(group, pid_names), _gather(group, pids)
+    pids = _gather(group, scorer.parts if scorer else [])
     return Evaluation(
         names=tuple(names),
         labels=torch.cat(labels),
         probabilities=torch.cat(probabilities),
         loss=objective.combine(total, total.weight, total.num_images),
         classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
-        pid_names=tuple(pid_names),
         pid=_join(pids) if pids else None,
         bias_probability=bias_probability,
     )
@@ -162,17 +159,17 @@ class _PositiveScorer:
 
     def __init__(self, predict: Predict, bias_image: Tensor, settings: Faithfulness) -> None:
         self._predict, self._bias_image, self._settings = predict, bias_image, settings
-        self.names: list[str] = []
+        self._num_scored = 0
         self.parts: list[PatchInsertionDeletion] = []
 
     def score(self, batch: Batch, output: LABNOutput) -> None:
         """Score the positives of one batch, as far as any are still wanted."""
         chosen = (batch.labels > 0).nonzero()[:, 0].tolist()
         if self._settings.max_positives is not None:
-            chosen = chosen[: self._settings.max_positives - len(self.names)]
+            chosen = chosen[: self._settings.max_positives - self._num_scored]
         if not chosen:
             return
-        self.names += [batch.names[position] for position in chosen]
+        self._num_scored += len(chosen)
         images, labels = batch.images[chosen], batch.labels[chosen]
         size = (images.shape[2], images.shape[3])
         self.parts.append(

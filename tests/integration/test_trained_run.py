@@ -86,7 +86,6 @@ class Watcher:
     """A method of explanation that keeps the images that it is given."""
 
     name = "edges"
-    is_class_specific = False
 
     def __init__(self):
         self.seen = {}

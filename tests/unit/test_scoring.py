@@ -122,7 +122,7 @@ def test_the_methods_are_asked_about_the_images_class_and_name():
         asked.append((images.shape, labels.tolist(), tuple(names)))
         return torch.zeros(len(images), *images.shape[2:])
 
-    explain(sample(2), [SimpleNamespace(name="spy", is_class_specific=True, explain=remember)])
+    explain(sample(2), [SimpleNamespace(name="spy", explain=remember)])
 
     assert asked == [((1, 3, 24, 24), [0], (PART.names[2],))]
 
@@ -183,7 +183,6 @@ def test_each_baseline_gives_other_scores(model, methods):
 def test_a_map_that_is_not_finite_is_refused(model):
     broken = SimpleNamespace(
         name="broken",
-        is_class_specific=False,
         explain=lambda images, labels, names: torch.full((1, 24, 24), math.nan),
     )
     with pytest.raises(ValueError, match="saliency: got NaN or infinity"):

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from labn.data.augment import Augmentation, augment_batch, rotate_and_zoom
+from labn.data.augment import Augmentation, change_batch, draw_changes, rotate_and_zoom
 
-ALL_ON = Augmentation(
-    horizontal_flip=True,
-    vertical_flip=True,
-    rotation_deg=30.0,
-    zoom=0.2,
-    brightness=0.3,
-    contrast=0.4,
-)
+ALL_ON = {
+    "horizontal_flip": True,
+    "vertical_flip": True,
+    "rotation_deg": 30.0,
+    "zoom": 0.2,
+    "brightness": 0.3,
+    "contrast": 0.4,
+}
 
 
 def make_images(batch: int = 8, channels: int = 3, height: int = 12, width: int = 12):
@@ -23,7 +23,8 @@ def make_images(batch: int = 8, channels: int = 3, height: int = 12, width: int 
 
 
 def augment(images, seed: int = 0, **changes):
-    return augment_batch(images, Augmentation(**changes), torch.Generator().manual_seed(seed))
+    draws = draw_changes(len(images), torch.Generator().manual_seed(seed))
+    return change_batch(images, Augmentation(**changes), draws)
 
 
 def warp_replica(image: np.ndarray, angle_rad: float, factor: float) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_nothing_switched_on_changes_nothing():
 def test_the_given_images_are_left_as_they_are():
     images = make_images()
     before = images.clone()
-    augment_batch(images, ALL_ON, torch.Generator().manual_seed(0))
+    augment(images, **ALL_ON)
     assert torch.equal(images, before)
 
 
@@ -74,15 +75,13 @@ def test_a_flip_mirrors_some_images_exactly_and_leaves_the_others(change, axis):
 
 def test_the_same_generator_gives_the_same_bits():
     images = make_images()
-    first, again, other = (
-        augment_batch(images, ALL_ON, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
-    )
+    first, again, other = (augment(images, seed, **ALL_ON) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_each_image_has_its_own_change():
     images = make_images(batch=1).repeat(8, 1, 1, 1)
-    changed = augment_batch(images, ALL_ON, torch.Generator().manual_seed(0))
+    changed = augment(images, **ALL_ON)
     assert all(not torch.equal(changed[i], changed[j]) for i in range(8) for j in range(i))
 
 

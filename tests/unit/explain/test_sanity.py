@@ -156,7 +156,7 @@ def test_networks_of_another_make_are_refused():
 class Flat:
     """A map that has no order, of the first image only."""
 
-    name, is_class_specific = "flat", False
+    name = "flat"
 
     def explain(self, images, labels, names):
         maps = images[:, 0].clone()

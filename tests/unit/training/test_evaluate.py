@@ -116,7 +116,6 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
 
     chosen = POSITIVES[:max_positives]
     expected = direct_pid(model, attention_maps(model), chosen)
-    assert evaluation.pid_names == tuple(PART.names[position] for position in chosen)
     for name in ("pid", "insertion_auc", "deletion_auc", "insertion_curve", "deletion_curve"):
         actual = getattr(evaluation.pid, name)
         # Probabilities of a float32 network in batches of other sizes.
@@ -133,7 +132,6 @@ def test_a_part_without_positives_has_no_pid(model):
     evaluation = score(model, part=negatives)
 
     assert evaluation.pid is None
-    assert evaluation.pid_names == ()
     metrics = evaluation.as_metrics("val")
     assert not [name for name in metrics if "pid" in name]
     assert {"val_loss", "val_accuracy", "val_bias_probability"} <= metrics.keys()
@@ -155,7 +153,6 @@ def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability
     part = make_split(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
     evaluation = score(model, part=part)
 
-    assert evaluation.pid_names == tuple(part.names[position] for position in (0, 2, 4, 5))
     # With all patches inserted, and with none deleted, the network sees the image itself.
     own = evaluation.probabilities[[0, 2, 4, 5], [2, 1, 2, 1]].double()
     curves = evaluation.pid.insertion_curve[:, -1], evaluation.pid.deletion_curve[:, 0]

@@ -187,10 +187,14 @@ def test_positives_beyond_the_limit_are_left_out_whichever_rank_has_them():
     model = make_model().eval()
     limited = Faithfulness(patch_size=8, num_points=3, max_positives=1)
     scores = evaluate(model, evaluation_batches(), make_objective(), limited)
-    assert scores.pid_names == (VALIDATION.names[1],)
+    every = evaluate(model, evaluation_batches(), make_objective(),
+                     Faithfulness(patch_size=8, num_points=3))  # fmt: skip
+    assert len(every.pid.pid) > 1
+    # Probabilities of a float32 network in batches of other sizes.
+    assert scores.pid.pid.tolist() == pytest.approx(every.pid.pid[:1].tolist(), abs=1e-6)
     none = evaluate(model, evaluation_batches(), make_objective(),
                     Faithfulness(patch_size=8, num_points=3, max_positives=0))  # fmt: skip
-    assert none.pid_names == ()
+    assert none.pid is None
 
 
 @pytest.mark.parametrize(("size", "num"), [(1, 5), (3, 10), (4, 2), (2, 0)])
