@@ -12,7 +12,7 @@ from labn.config.workers import Workers
 from labn.errors import UserError
 from labn.preflight import Requirements, check_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,9 @@ def train_together(size, folder, **settings):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (size, port, folder, settings), nprocs=size)
+    # A server that has imported what they need forks them; all of this file's share it.
+    mp.set_forkserver_preload(["labn.data.batches", "labn.training.loop", "pytest"])
+    mp.start_processes(work, (size, port, folder, settings), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
