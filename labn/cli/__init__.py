@@ -16,13 +16,16 @@ def main() -> None:
     """Run the command line; exit 0 done, 2 the user's input is wrong, 1 anything else."""
     # They add commands to the app.
     from labn.cli import (  # noqa: F401
-        ablation,
+        ablate,
         cluster,
-        evaluation,
+        data,
+        doctor,
+        evaluate,
         explain,
         report,
+        sanity,
         search,
-        training,
+        train,
         ui,
     )
     from labn.cli.app import app

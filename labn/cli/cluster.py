@@ -36,9 +36,9 @@ def check(file: File, as_json: Json = False) -> None:
         labn cluster check cluster/onprem.yaml
     """
     # Only here, for it loads Ray.
-    from labn.cluster.checks import check_cluster
-    from labn.doctor import as_json as checks_as_json
-    from labn.doctor import as_text
+    from labn.distributed.checks.cluster_file import check_cluster
+    from labn.distributed.checks.machine import as_json as checks_as_json
+    from labn.distributed.checks.machine import as_text
 
     checks = check_cluster(file)
     print_result(as_json, checks_as_json(checks), as_text(checks))
@@ -55,9 +55,9 @@ def up(file: File, dry_run: DryRun = False) -> None:
 
         labn cluster up cluster/gpu.yaml
     """
-    from labn.cluster import commands
-    from labn.cluster.checks import check_cluster
-    from labn.cluster.files import read_cluster
+    from labn.distributed.checks.cluster_file import check_cluster
+    from labn.distributed.launch import commands
+    from labn.distributed.launch.cluster_files import read_cluster
 
     faults = [one for one in check_cluster(file) if one.status == "fail"]
     if faults:
@@ -101,8 +101,8 @@ def submit(
         labn cluster submit cluster/gpu.yaml tune/search.py -- --config /mnt/labn/my.yaml
         --address auto 'space.model.theta_alpha={type: float, low: 0.1, high: 0.9}'
     """
-    from labn.cluster import commands
-    from labn.cluster.files import read_cluster
+    from labn.distributed.launch import commands
+    from labn.distributed.launch.cluster_files import read_cluster
 
     _run(commands.submit(read_cluster(file), script, arguments or []), dry_run)
 
@@ -115,8 +115,8 @@ def tunnel(file: File, dry_run: DryRun = False) -> None:
 
         labn cluster tunnel cluster/gpu.yaml
     """
-    from labn.cluster import commands
-    from labn.cluster.files import read_cluster
+    from labn.distributed.launch import commands
+    from labn.distributed.launch.cluster_files import read_cluster
 
     typer.echo("tracker: http://127.0.0.1:5000   Ray: http://127.0.0.1:8265   Ctrl-C ends it")
     _run(commands.tunnel(read_cluster(file)), dry_run)
@@ -135,8 +135,8 @@ def logs(
 
         labn cluster logs cluster/gpu.yaml --follow
     """
-    from labn.cluster import commands
-    from labn.cluster.files import read_cluster
+    from labn.distributed.launch import commands
+    from labn.distributed.launch.cluster_files import read_cluster
 
     _run(commands.logs(read_cluster(file), lines, follow), dry_run)
 
@@ -149,8 +149,8 @@ def down(file: File, dry_run: DryRun = False) -> None:
 
         labn cluster down cluster/gpu.yaml
     """
-    from labn.cluster import commands
-    from labn.cluster.files import read_cluster
+    from labn.distributed.launch import commands
+    from labn.distributed.launch.cluster_files import read_cluster
 
     _run(commands.down(read_cluster(file)), dry_run)
 
@@ -188,7 +188,7 @@ def tracker(
 
         labn cluster tracker --shared /mnt/labn --host 10.0.0.10 --background
     """
-    from labn.cluster.tracker import serve, start_in_background
+    from labn.distributed.launch.tracker_server import serve, start_in_background
 
     home = home.expanduser()
     if background:

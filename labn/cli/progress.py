@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from labn.runs.reporting import Reporter
+from labn.runs.reporter import Reporter
 
 _SECONDS_BETWEEN_LINES = 30.0
 _EPOCH_COLUMNS = {

@@ -45,7 +45,7 @@ def report(
     if len(runs) == 1 and (runs[0] / _STUDY_FILE).is_file():
         _report_study(runs[0], out, as_json)
         return
-    from labn.runs.comparison import report_runs
+    from labn.runs.comparison.comparison_report import report_runs
 
     written = report_runs(runs, split.value, out, reference)
     print_result(as_json, {"out": str(written.folder)} | written.content, written.markdown.rstrip())
@@ -54,9 +54,9 @@ def report(
 
 
 def _report_study(folder: Path, out: Path | None, as_json: bool) -> None:
-    from labn.ablation.study import read_study
-    from labn.ablation.summary import summarise
-    from labn.cli.ablation import summary_as_text
+    from labn.cli.ablate import summary_as_text
+    from labn.sweeps.ablation.ablation_report import summarise
+    from labn.sweeps.ablation.ablation_study import read_study
 
     if out is not None:
         raise UserError(f"--out {out}: a study's report goes to {folder / 'report'}; leave it out")

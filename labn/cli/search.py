@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from labn.cli.ablation import summary_as_text
+from labn.cli.ablate import summary_as_text
 from labn.cli.app import Json, Overrides, app, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
@@ -70,7 +70,7 @@ def run(
     # Only here, for they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
     from labn.config import load_search
-    from labn.search.driver import run_search
+    from labn.sweeps.search.search_driver import run_search
 
     search = load_search(config, overrides or [])
     with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
@@ -78,7 +78,7 @@ def run(
     if not retrain_best:
         print_result(as_json, dict(summary), _as_text(summary))
         return
-    from labn.search.retraining import retrain_best as retrain
+    from labn.sweeps.search.confirm import retrain_best as retrain
 
     with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
         retrained = retrain(
@@ -101,8 +101,8 @@ def export(
 
         labn search export runs/search-demo --to markdown
     """
-    from labn.search.driver import export_study
-    from labn.search.results import as_markdown
+    from labn.sweeps.search.search_driver import export_study
+    from labn.sweeps.search.search_results import as_markdown
 
     summary = export_study(study)
     print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())

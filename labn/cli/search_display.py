@@ -13,7 +13,7 @@ from rich.table import Table
 from labn.cli.progress import duration
 
 if TYPE_CHECKING:
-    from labn.search.board import Board
+    from labn.sweeps.search.status import Board
 
 _SECONDS_BETWEEN_TABLES = 0.5
 _SECONDS_BETWEEN_LINES = 60.0

@@ -40,7 +40,8 @@ def ui(
 
         labn ui runs/ablation-demo --port 5001
     """
-    from labn.tracking import browsing, redact
+    from labn.tracking import redact
+    from labn.tracking import server as browsing
 
     uri = _tracker_of(place)
     if uri == "none":
@@ -110,8 +111,8 @@ def _advice(address: str, place: Path | None, experiments: list[Any] | None) -> 
 
 
 def _advice_on_study(address: str, place: Path, known: dict[str, str], metrics: str) -> list[str]:
-    from labn.ablation.study import read_study
     from labn.runs.tracked import experiment_name
+    from labn.sweeps.ablation.ablation_study import read_study
 
     study = read_study(place / _STUDY_FILE, needs_data=False)
     experiment, title = experiment_name(study.base), study.settings.title

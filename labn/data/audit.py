@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from labn.data.audit_report import MEANINGS, TINY_CLASS, Audit, Balance, Finding
 from labn.data.duplicates import (
     NEAR_DUPLICATE_THRESHOLD,
     THUMBNAIL_SIZE,
@@ -17,8 +18,7 @@ from labn.data.duplicates import (
     fingerprint,
     near_groups,
 )
-from labn.data.findings import MEANINGS, TINY_CLASS, Audit, Balance, Finding
-from labn.data.records import PARTITIONS, Problem, Reader, Record
+from labn.data.readers.reader import PARTITIONS, Problem, Reader, Record
 
 UNASSIGNED = "unassigned"
 """Stands for the partition of images whose data set names none."""

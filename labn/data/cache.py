@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from labn.data.decode import Decoded, Progress, decode_all
-from labn.data.records import Reader, Record
+from labn.data.readers.reader import Reader, Record
 from labn.errors import UserError
 from labn.storage.files import locked, make_folder, put_in_place
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
-from labn.data.records import PARTITIONS, Partition, Reader, Record, Scan
+from labn.data.readers.reader import PARTITIONS, Partition, Reader, Record, Scan
 from labn.data.splits import assign_splits
 from labn.errors import UserError
 from labn.storage.files import replacing

@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from labn.data.records import Reader, Record
+from labn.data.readers.reader import Reader, Record
 from labn.errors import UserError
 
 Progress = Callable[[int, int], None]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sklearn.model_selection import train_test_split
 
-from labn.data.records import PARTITIONS, Partition, Record
+from labn.data.readers.reader import PARTITIONS, Partition, Record
 from labn.errors import UserError
 
 _NUM_NAMES_SHOWN = 10

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from labn.explain.methods import evaluation_mode, upsample_map
+from labn.explain.method import evaluation_mode, upsample_map
 from labn.model.lambda_layer import LambdaLayer, content_lambda
 from labn.model.network import LABN
 

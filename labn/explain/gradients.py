@@ -10,7 +10,7 @@ from captum.attr import LayerGradCam, Saliency  # type: ignore[import-untyped]
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from labn.explain.methods import evaluation_mode, upsample_map
+from labn.explain.method import evaluation_mode, upsample_map
 from labn.model.network import LABN, threshold_attention
 
 Logits = Callable[[Tensor], Tensor]

@@ -12,12 +12,12 @@ from labn.data.augment import Augmentation
 from labn.data.batches import TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.decode import Progress
-from labn.data.open import open_reader
-from labn.data.records import Partition, Reader
+from labn.data.readers.open_reader import open_reader
+from labn.data.readers.reader import Partition, Reader
 from labn.errors import UserError
 from labn.model.network import LABN, build_model
 from labn.model.pretrained import load_pretrained
-from labn.runs.reporting import Reporter
+from labn.runs.reporter import Reporter
 from labn.storage.mirror import mirror
 from labn.storage.remote import is_remote
 from labn.training.checkpoint import ModelCheckpoint

@@ -14,7 +14,7 @@ from labn.config import Config, TrainConfig
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
 from labn.runs.build import load_dataset, start_network, training_batches
-from labn.runs.reporting import Reporter
+from labn.runs.reporter import Reporter
 from labn.training.optim import build_optimizer, build_schedule
 
 

@@ -18,7 +18,7 @@ from labn.errors import UserError
 from labn.model.network import LABN, LABNOutput, upsample_attention
 from labn.runs.build import load_dataset, place_network, restore_network
 from labn.runs.folder import RunFolder
-from labn.runs.reporting import Reporter
+from labn.runs.reporter import Reporter
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device
 from labn.training.optim import autocast

@@ -15,11 +15,11 @@ from labn.config import Config
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
 from labn.errors import Interrupted, RunFailed, UserError
+from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.folder import TAKE_OVER_S, RunFolder, locked
-from labn.runs.reporting import Reporter, StoppingReporter
-from labn.runs.scoring import evaluate_run
+from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import tag_entry
-from labn.runs.training import train_run
+from labn.runs.train import train_run
 from labn.storage.files import write_json
 from labn.tracking import redact
 
@@ -124,7 +124,7 @@ class Worker:
         if self.processes.num == 1:
             summary = train_run(config, reporter, should_stop, take_over_s=TAKE_OVER_S)
         else:
-            from labn.distributed import train_distributed  # which loads Ray Train
+            from labn.distributed.train_driver import train_distributed  # which loads Ray Train
 
             summary = train_distributed(config, self.processes, reporter, should_stop)
         if self.evaluate is None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from labn.errors import UserError
 from labn.tracking.mlflow_tracker import MlflowTracker
+from labn.tracking.models import register_model
 from labn.tracking.provenance import environment_tags, redact
-from labn.tracking.registry import register_model
+from labn.tracking.models import register_model
 from labn.tracking.resilient import ResilientTracker
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool

@@ -11,8 +11,8 @@ import yaml
 
 from labn.config import load_search
 from labn.errors import RunFailed
-from labn.search.board import Board
-from labn.search.driver import run_search
+from labn.sweeps.search.search_driver import run_search
+from labn.sweeps.search.status import Board
 from tests.bench.timing import Row, row_of
 
 NUM_TRIALS, NUM_EPOCHS = 24, 9

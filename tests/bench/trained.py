@@ -16,7 +16,7 @@ from labn.metrics.faithfulness import PatchInsertionDeletion
 from labn.model.fusion import folded
 from labn.model.network import upsample_attention
 from labn.runs.build import require_part
-from labn.runs.reporting import SilentReporter
+from labn.runs.reporter import SilentReporter
 from labn.runs.trained import TrainedRun
 from tests.bench.timing import Row, compare, interleave
 

@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from labn.config import load_config, load_search
-from labn.runs.reporting import SilentReporter
-from labn.runs.training import train_run
-from labn.search.board import Board
-from labn.search.driver import run_search
+from labn.runs.reporter import SilentReporter
+from labn.runs.train import train_run
+from labn.sweeps.search.search_driver import run_search
+from labn.sweeps.search.status import Board
 from tests.bench.timing import Row, row_of, time_s
 
 NUM_TRIALS = 6

@@ -11,7 +11,7 @@ from command_line import run_here
 from matplotlib.figure import Figure
 from PIL import Image
 
-from labn.connection import connected
+from labn.distributed.session import connected
 
 _draw_and_save = Figure.savefig
 

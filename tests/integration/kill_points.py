@@ -16,7 +16,7 @@ from importlib import import_module
 from itertools import count
 
 # What is imported here need not be by every child.
-import labn.runs.training  # noqa: F401
+import labn.runs.train  # noqa: F401
 from labn.cli import main
 
 

@@ -17,14 +17,19 @@ import torch
 from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_config
 
 from labn.config import load_config
-from labn.data.synthetic import write_synthetic
-from labn.runs.assessment import METHODS, Assessment
+from labn.data.readers.synthetic import write_synthetic
+from labn.runs.evaluation.evaluate_run import evaluate_run
+from labn.runs.evaluation.image_scores import (
+    build_scorer,
+    chosen_positions,
+    fingerprint,
+    score_positions,
+)
+from labn.runs.evaluation.options import METHODS, Assessment
 from labn.runs.folder import RunFolder
-from labn.runs.positives import build_scorer, chosen_positions, fingerprint, score_positions
-from labn.runs.reporting import SilentReporter
-from labn.runs.scoring import evaluate_run
+from labn.runs.reporter import SilentReporter
+from labn.runs.train import train_run
 from labn.runs.trained import TrainedRun
-from labn.runs.training import train_run
 
 SMALL = ("--patch-sizes", "4,8", "--num-masks", 20)
 LAYER = "lambda attention 0"
@@ -196,8 +201,8 @@ def test_two_processes_share_the_images_out_and_score_them_as_one_would(trained,
 def test_a_killed_evaluation_goes_on_where_it_stopped(original, trained, labn):
     arguments = ("evaluate", trained, *map(str, SMALL))
     points = [
-        ("labn.runs.positives:score_image", "before", 3),
-        ("labn.runs.scoring:write_positives", "before", 1),
+        ("labn.runs.evaluation.image_scores:score_image", "before", 3),
+        ("labn.runs.evaluation.evaluate_run:write_positives", "before", 1),
     ]
     command = [sys.executable, Path(__file__).with_name("kill_points.py"), json.dumps(points)]
     done = subprocess.run(

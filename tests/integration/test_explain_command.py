@@ -14,13 +14,13 @@ from command_line import assert_mistake, write_config
 from PIL import Image
 
 from labn.config import load_config
-from labn.data import idrid
-from labn.data.synthetic import write_synthetic
+from labn.data.readers import idrid
+from labn.data.readers.synthetic import write_synthetic
 from labn.model.network import build_model
 from labn.report import overlay
-from labn.runs import explaining
-from labn.runs.reporting import SilentReporter
-from labn.runs.training import train_run
+from labn.runs import explain_images as explaining
+from labn.runs.reporter import SilentReporter
+from labn.runs.train import train_run
 from labn.training import checkpoint
 
 CAMERA_SIZE, FUNDUS_BOX = (60, 40), (6, 0, 50, 40)

@@ -60,18 +60,18 @@ KILL_POINTS = [
     ("labn.training.evaluate:_PositiveScorer.score", "after", 1),  # within the validation
     ("torch:save", "within", 1),  # the best network, half written
     (
-        "labn.runs.participant:Participant.on_best",
+        "labn.runs.hooks:Participant.on_best",
         "after",
         1,
     ),  # it is of an epoch that is yet to end
-    ("labn.runs.participant:Participant.on_epoch", "after", 1),  # so is the history
-    ("labn.runs.participant:Participant.save", "after", 10),
-    ("labn.runs.participant:Participant.on_best", "after", 2),
-    ("labn.runs.participant:Participant.on_epoch", "after", 2),  # the last epoch
-    ("labn.runs.participant:score_part", "before", 1),  # trained, not scored
-    ("labn.runs.scoring:_score_positives", "after", 1),
-    ("labn.runs.scoring:draw_confusion", "after", 1),
-    ("labn.runs.participant:write_json", "before", 1),  # all but the summary
+    ("labn.runs.hooks:Participant.on_epoch", "after", 1),  # so is the history
+    ("labn.runs.hooks:Participant.save", "after", 10),
+    ("labn.runs.hooks:Participant.on_best", "after", 2),
+    ("labn.runs.hooks:Participant.on_epoch", "after", 2),  # the last epoch
+    ("labn.runs.hooks:score_part", "before", 1),  # trained, not scored
+    ("labn.runs.evaluation.evaluate_run:_score_positives", "after", 1),
+    ("labn.runs.evaluation.evaluate_run:draw_confusion", "after", 1),
+    ("labn.runs.hooks:write_json", "before", 1),  # all but the summary
 ]
 """Each attempt goes on from where the one before it was killed."""
 

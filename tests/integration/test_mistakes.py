@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from command_line import assert_mistake, write_config
 
-from labn.data.synthetic import write_synthetic
+from labn.data.readers.synthetic import write_synthetic
 from labn.runs.folder import RunFolder
 
 

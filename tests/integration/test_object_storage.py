@@ -24,7 +24,7 @@ from command_line import (
 )
 from object_storage import BUCKET, SECRET, S3Server, put
 
-from labn.data.synthetic import write_synthetic
+from labn.data.readers.synthetic import write_synthetic
 from labn.storage.mirror import mirror
 from labn.storage.remote import Folder
 from labn.training import checkpoint

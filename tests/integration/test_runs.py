@@ -13,10 +13,10 @@ from command_line import write_config
 
 from labn.config import load_config
 from labn.errors import Interrupted, RunFailed, UserError
+from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.plan import plan_run
-from labn.runs.reporting import SilentReporter
-from labn.runs.scoring import evaluate_run
-from labn.runs.training import train_run
+from labn.runs.reporter import SilentReporter
+from labn.runs.train import train_run
 from labn.training import checkpoint
 
 ABLATIONS = {

@@ -20,8 +20,8 @@ from searches import (
 )
 
 from labn.config import load_config, load_search
-from labn.search.optuna_study import SearchStudy
-from labn.search.space import Space
+from labn.sweeps.search.optuna_study import SearchStudy
+from labn.sweeps.search.space import Space
 from labn.sweeps.worker import Outcome
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]

@@ -25,9 +25,9 @@ from searches import (
 
 from labn.config import load_search
 from labn.errors import UserError
-from labn.search.driver import run_search
-from labn.search.optuna_study import SearchStudy
-from labn.search.space import Space
+from labn.sweeps.search.optuna_study import SearchStudy
+from labn.sweeps.search.search_driver import run_search
+from labn.sweeps.search.space import Space
 from labn.sweeps.worker import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]

@@ -9,8 +9,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from labn.config.workers import Workers
+from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.errors import UserError
-from labn.preflight import Requirements, check_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
 

@@ -13,18 +13,18 @@ import yaml
 from command_line import write_config
 from PIL import Image
 
-from labn.ablation.pictures import draw_study
 from labn.config import load_config
-from labn.data.synthetic import write_synthetic
+from labn.data.readers.synthetic import write_synthetic
 from labn.model.network import build_model, upsample_attention
 from labn.report import conditions
-from labn.runs import sanity
-from labn.runs.findings import compare_runs
-from labn.runs.reporting import SilentReporter
-from labn.runs.scored import read_runs
-from labn.runs.scoring import evaluate_run
+from labn.runs.comparison.compare import compare_runs
+from labn.runs.comparison.read_runs import read_runs
+from labn.runs.evaluation import sanity_check as sanity
+from labn.runs.evaluation.evaluate_run import evaluate_run
+from labn.runs.reporter import SilentReporter
+from labn.runs.train import train_run
 from labn.runs.trained import TrainedRun
-from labn.runs.training import train_run
+from labn.sweeps.ablation.ablation_figures import draw_study
 from labn.training import checkpoint
 
 SIZE = 32
@@ -199,7 +199,7 @@ def test_a_studys_maps_are_of_images_standardised_as_in_training(trained, tmp_pa
         drawn.update(maps=maps, names=[title.splitlines()[0] for title in titles])
         return conditions.training_figure({"val_loss": {"only": [[1.0]]}})
 
-    monkeypatch.setattr("labn.ablation.pictures.examples_figure", keep)
+    monkeypatch.setattr("labn.sweeps.ablation.ablation_figures.examples_figure", keep)
 
     assert draw(trained, tmp_path / "out")[1] == []
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from labn.data.cache import build_cache
-from labn.data.records import Partition, Problem, Record, Scan
+from labn.data.readers.reader import Partition, Problem, Record, Scan
 
 
 @dataclass

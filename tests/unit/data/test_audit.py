@@ -13,9 +13,9 @@ from PIL import Image
 
 from labn.config import DataConfig
 from labn.data.audit import audit
-from labn.data.findings import MEANINGS
-from labn.data.idrid import IdridReader
-from labn.data.records import Problem, ProblemKind, Record, Scan
+from labn.data.audit_report import MEANINGS
+from labn.data.readers.idrid import IdridReader
+from labn.data.readers.reader import Problem, ProblemKind, Record, Scan
 
 
 def photograph(seed, size=64):

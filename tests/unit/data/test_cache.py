@@ -23,7 +23,7 @@ from fake_reader import (
 
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import resize, resize_mask
-from labn.data.records import Record
+from labn.data.readers.reader import Record
 from labn.errors import UserError
 
 spawn = multiprocessing.get_context("spawn")

@@ -12,8 +12,8 @@ from fake_reader import FakeReader, make_reader, save
 
 from labn.data import dataset
 from labn.data.dataset import Dataset, Split, measure_statistics, prepare_dataset
-from labn.data.idrid import IdridReader
-from labn.data.records import Problem, Reader
+from labn.data.readers.idrid import IdridReader
+from labn.data.readers.reader import Problem, Reader
 from labn.errors import UserError
 
 IDRID_COPIES = ((21, 391), (28, 327), (45, 333), (73, 375), (79, 279))

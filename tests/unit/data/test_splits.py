@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labn.data.records import Partition, Record
+from labn.data.readers.reader import Partition, Record
 from labn.data.splits import SplitAssignment, assign_splits
 from labn.errors import UserError
 

@@ -8,8 +8,8 @@ import pytest
 
 from labn.config import Config
 from labn.errors import UserError
-from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
+from labn.runs.replicas import Copies
 from labn.storage.remote import Folder, StorageError, absolute, below, fault_of, without_secrets
 from labn.training import checkpoint
 

@@ -10,17 +10,17 @@ import pytest
 import yaml
 from power_loss import Disk
 
-from labn.cluster.database import KeptDatabase
 from labn.config import load_config, load_search
-from labn.data.synthetic import write_synthetic
+from labn.data.readers.synthetic import write_synthetic
+from labn.distributed.launch.tracker_database import KeptDatabase
 from labn.model.kernels.compiled import built
-from labn.runs.copies import Copies
 from labn.runs.folder import RunFolder
-from labn.search.optuna_study import SearchStudy
-from labn.search.records import SearchRecords
-from labn.search.space import Space
-from labn.search.trial import prune
+from labn.runs.replicas import Copies
 from labn.storage.mirror import mirror
+from labn.sweeps.search.optuna_study import SearchStudy
+from labn.sweeps.search.search_outputs import SearchRecords
+from labn.sweeps.search.space import Space
+from labn.sweeps.search.trial import prune
 from labn.sweeps.worker import Outcome
 from labn.tracking.spool import Spool
 from labn.training import checkpoint

@@ -12,7 +12,7 @@ from labn.config import Config
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.runs.reporting import SilentReporter
+from labn.runs.reporter import SilentReporter
 from labn.sweeps import worker
 from labn.sweeps.worker import Outcome, Worker, describe_error
 

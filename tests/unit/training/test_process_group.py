@@ -207,7 +207,7 @@ def test_shares_are_the_whole_once_and_even(size, num):
 
 
 def test_a_worker_that_took_too_much_memory_is_told_of_in_one_line():
-    from labn.distributed import _reason
+    from labn.distributed.train_driver import _reason
 
     failure = RuntimeError(
         "Task was killed due to the node running low on memory.\nRefer to the"

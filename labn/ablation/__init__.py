@@ -1,1 +1,0 @@
-"""Studies of several conditions: named sets of settings, each trained from several seeds."""

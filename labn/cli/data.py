@@ -1,0 +1,98 @@
+"""The commands about data sets: data check, data synth."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labn.cli.app import Json, Overrides, app, print_result, resolve_config
+from labn.cli.progress import ConsoleReporter
+from labn.config import DataConfig
+
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or make the synthetic one.")
+app.add_typer(data_app, name="data")
+
+
+class Layout(StrEnum):
+    """How the files of a data set are laid out."""
+
+    idrid = "idrid"
+    magnetograms = "magnetograms"
+    folder = "folder"
+
+
+@data_app.command("check")
+def data_check(
+    place: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a data set, a configuration file, or a run.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+    name: Annotated[
+        Layout | None, typer.Option(help="How it is laid out; else recognised.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for defects of a data set: files, labels, duplicates, balance.
+
+    Exits with 2 if something must be mended.
+
+    **Examples**
+
+        labn data check ~/idrid
+
+        labn data check configs/idrid.yaml data.root=~/idrid --json
+    """
+    from labn.data.audit import audit
+    from labn.data.readers.open_reader import detect_layout
+    from labn.runs.build import build_reader
+
+    if place.is_dir() and not (place / "config.yaml").is_file():
+        layout = name or detect_layout(place)
+        reader = build_reader(DataConfig.model_validate({"name": layout, "root": place}))
+    else:
+        reader = build_reader(resolve_config(place, overrides).data)
+    with ConsoleReporter() as reporter:
+        found = audit(
+            reader,
+            report_progress=lambda done, total: reporter.advance("reading images", done, total),
+        )
+    print_result(as_json, found.as_json(), found.as_text())
+    raise typer.Exit(2 if found.has_errors else 0)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    num_images: Annotated[int, typer.Option(min=20)] = 400,
+    image_size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 224,
+    positive_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the synthetic fundus set as files: a folder a class, and the lesions' masks.
+
+    **Example**
+
+        labn data synth data/synthetic --num-images 400 --image-size 224
+    """
+    from labn.data.readers.synthetic import write_synthetic
+
+    write_synthetic(
+        out,
+        num_images=num_images,
+        positive_fraction=positive_fraction,
+        seed=seed,
+        image_size=image_size,
+    )
+    print_result(
+        as_json,
+        {"root": str(out), "num_images": num_images},
+        f"{num_images} images in {out}; train on them with"
+        f" `labn train configs/demo.yaml data.root={out}`",
+    )

@@ -1,0 +1,38 @@
+"""The command that checks this machine: doctor."""
+
+from __future__ import annotations
+
+import typer
+
+from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
+from labn.config import Config
+
+
+@app.command()
+def doctor(
+    config_or_run: ConfigOrRun = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Check that this machine has what a run needs, and say how to mend what it lacks.
+
+    **Examples**
+
+        labn doctor
+
+        labn doctor configs/idrid.yaml data.root=~/idrid
+    """
+    from labn.distributed.checks.machine import as_json as checks_as_json
+    from labn.distributed.checks.machine import as_text, run_checks
+
+    config = Config.model_validate({"data": {"name": "synthetic"}, "output_dir": "runs"})
+    if config_or_run is not None:
+        config = resolve_config(config_or_run, overrides)
+    checks = run_checks(
+        data_root=config.data.root,
+        tracking_uri=config.tracking.uri,
+        cache_dir=config.data.cache_dir.expanduser(),
+        output_dir=config.output_dir,
+    )
+    print_result(as_json, checks_as_json(checks), as_text(checks))
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)

@@ -1,0 +1,157 @@
+"""The command that scores a trained network and its explanations."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labn.cli.app import Json, Overrides, Part, app, metrics_table, print_result
+from labn.cli.progress import ConsoleReporter
+from labn.errors import UserError
+
+_OF_A_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation)_")
+
+
+class PidBaseline(StrEnum):
+    """The bias image, the mean training colour, black, or the blurred image itself."""
+
+    bias = "bias"
+    zero = "zero"
+    black = "black"
+    blur = "blur"
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    overrides: Overrides = None,
+    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where the data lies now, if not at data.root.", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="LABN, lambda attention, RISE, Grad-CAM, input gradient, random, centre, edges;"
+            " between commas.",
+            show_default="all",
+        ),
+    ] = None,
+    patch_sizes: Annotated[
+        str | None,
+        typer.Option(help="Sides of PID's patches, in pixels.", show_default="2,4,8,16"),
+    ] = None,
+    points: Annotated[
+        int | None,
+        typer.Option(help="Points of a curve.", show_default="validation.pid_num_points"),
+    ] = None,
+    baseline: Annotated[
+        PidBaseline, typer.Option(help="What PID shows where a patch is not.")
+    ] = PidBaseline.bias,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Add points where curves bend, until each area is known to within this.",
+            show_default="--points, evenly spread",
+        ),
+    ] = None,
+    num_masks: Annotated[int, typer.Option(help="Masks of RISE.")] = 500,
+    max_images: Annotated[
+        int | None,
+        typer.Option(help="Score the first positives by name only.", show_default="all"),
+    ] = None,
+    failure_pid: Annotated[float, typer.Option(help="An explanation fails below this PID.")] = 0.2,
+    over_attended: Annotated[
+        float, typer.Option(help="OA: more than this share of the image is attended.")
+    ] = 0.5,
+    insufficiently_attended: Annotated[
+        float, typer.Option(help="IA: less than this share of the image is attended.")
+    ] = 0.001,
+    as_json: Json = False,
+) -> None:
+    """Score a run's best epoch on one part of its data: classification, explanations, failures.
+
+    Every positive image is explained by each method and scored by ID and by PID at each patch
+    size. The same command again goes on where it stopped. Tables, rows and pictures go to
+    `RUN/evaluation/PART`.
+
+    **Examples**
+
+        labn evaluate runs/demo
+
+        labn evaluate runs/idrid --split validation --methods LABN,RISE --max-images 8
+
+        labn evaluate runs/idrid --data ~/idrid --points 33 --baseline blur
+
+        labn evaluate runs/demo --tolerance 0.005 --failure-pid 0.3
+    """
+    # Before torch is loaded, for which a misspelt number need not wait.
+    given = {
+        "methods": None if methods is None else tuple(methods.split(",")),
+        "patch_sizes": None if patch_sizes is None else _whole_numbers(patch_sizes),
+        "num_points": points,
+        "baseline": baseline.value,
+        "num_masks": num_masks,
+        "tolerance": tolerance,
+        "max_images": max_images,
+    }
+    choices: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if data is not None:
+        # JSON, so that no path is read as anything but text.
+        overrides = [*(overrides or []), f"data.root={json.dumps(data)}"]
+    from labn.runs.evaluation.evaluate_run import evaluate_run
+
+    choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)
+    with ConsoleReporter() as reporter:
+        scores = evaluate_run(run, split.value, overrides or [], reporter, choices)
+    content = {
+        "run": str(run),
+        "split": split.value,
+        "metrics": scores.metrics,
+        "folder": str(scores.folder),
+        "pictures": [str(path) for path in scores.pictures],
+        "tables": [str(path) for path in scores.tables],
+    }
+    print_result(as_json, content, _scores_as_text(scores.metrics, scores.tables, scores.pictures))
+
+
+def _thresholds(
+    failure_pid: float, over_attended: float, insufficiently_attended: float
+) -> dict[str, Any]:
+    from labn.metrics.failures import ErrorThresholds
+
+    try:
+        thresholds = ErrorThresholds(
+            pid=failure_pid,
+            over_attended=over_attended,
+            insufficiently_attended=insufficiently_attended,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--failure-pid {failure_pid:g} --over-attended {over_attended:g}"
+            f" --insufficiently-attended {insufficiently_attended:g}: {error}"
+        ) from None
+    return {"thresholds": thresholds}
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--patch-sizes {text}: must be whole numbers between commas, such as 2,4,8,16"
+        ) from None
+
+
+def _scores_as_text(metrics: dict[str, float], tables: list[Path], pictures: list[Path]) -> str:
+    # What is of one method alone stands in the tables.
+    shown = {name: value for name, value in metrics.items() if not _OF_A_METHOD.search(name)}
+    texts = [path.read_text(encoding="utf-8") for path in tables]
+    listed = "\n".join(f"  {path}" for path in pictures)
+    return "\n".join([metrics_table(shown), "", *texts, f"pictures:\n{listed}"])

@@ -1,0 +1,63 @@
+"""The command that checks a run's maps by randomising its network: sanity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from labn.cli.app import Json, Overrides, Part, app, print_result
+from labn.cli.progress import ConsoleReporter
+
+if TYPE_CHECKING:
+    from labn.explain.randomisation import SanityRow
+
+Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
+
+
+@app.command()
+def sanity(
+    run: Run,
+    overrides: Overrides = None,
+    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
+    num_images: Annotated[int, typer.Option(min=1, help="Positives to explain.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the untrained weights.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Check that a run's maps change when its weights are randomised layer by layer.
+
+    A map that stays like itself (rank correlation near 1) shows the image rather than what was
+    learnt. Only what a map is computed from can change it: LABN's attention does not depend on
+    the layers behind the attention branch, and `edges`, a control, depends on none.
+
+    **Examples**
+
+        labn sanity runs/demo
+
+        labn sanity runs/idrid --split validation --num-images 16
+    """
+    from labn.runs.evaluation.sanity_check import check_run, quick_methods
+
+    with ConsoleReporter() as reporter:
+        files = check_run(
+            run, split.value, quick_methods, num_images, seed, reporter, overrides or []
+        )
+    rows = files.check.as_rows()
+    content = {"run": str(run), "split": split.value, "rows": rows, "picture": str(files.picture)}
+    print_result(as_json, content, f"{_sanity_as_text(rows)}\npicture:\n  {files.picture}")
+
+
+def _sanity_as_text(rows: Sequence[SanityRow]) -> str:
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    means = {(row["method"], row["stage"]): row["mean"] for row in rows}
+    lines = ["rank correlation with the trained map, layers randomised down to"]
+    lines.append("  ".join([f"  {'':8}", *methods]))
+    for stage in stages:
+        values = (means[method, stage] for method in methods)
+        cells = ("-" if value is None else f"{value:.3f}" for value in values)
+        padded = (f"{cell:>{len(name)}}" for name, cell in zip(methods, cells, strict=True))
+        lines.append("  ".join([f"  {stage:8}", *padded]))
+    return "\n".join(lines)

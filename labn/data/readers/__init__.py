@@ -1,0 +1,1 @@
+"""Readers of each layout of a data set."""

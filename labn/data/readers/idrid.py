@@ -1,0 +1,216 @@
+"""IDRiD, part B (disease grading), as its owner's archive unpacks (Porwal et al. 2018)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labn.data.readers.image_files import read_image, read_size
+from labn.data.readers.listing import (
+    IMAGE_SUFFIXES,
+    Defect,
+    FileIndex,
+    existing_folder,
+    find_column,
+    read_rows,
+)
+from labn.data.readers.reader import Partition, Problem, Record, Scan
+from labn.errors import UserError
+
+LAYOUT = (
+    'IDRiD as its archive unpacks ("B. Disease Grading" with "1. Original Images/a. Training Set"'
+    ' and "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv" in it)'
+)
+GRADE_COLUMNS = ("Image name", "Retinopathy grade")
+NUM_GRADES = 5
+CAMERA_SIZE = (4288, 2848)
+"""(width, height) of an image as the camera took it; any other size is taken as cropped."""
+FUNDUS_BOX = (290, 0, 3701, 2848)
+"""(left, top, right, bottom) of the crop, as in the authors' release."""
+
+BOXES_FILE = "lesion_boxes.csv"
+BOX_COLUMNS = ("image", "class", "x0", "y0", "x1", "y1")
+MASKED_LESIONS = ("hard_exudates", "haemorrhage")
+
+Box = tuple[str, float, float, float, float]
+"""Class, x0, y0, x1, y1, in [0, 1] of the cropped image."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    partition: Partition
+    images: str
+    table: str
+
+
+PARTS = (
+    _Part("train", "a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
+    _Part("test", "b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv"),
+)
+
+
+class IdridReader:
+    """Reads IDRiD's training part and, where it is there, its testing part.
+
+    ``root`` is "B. Disease Grading" or the folder that holds it. Grade 0 is negative. A file
+    ``lesion_boxes.csv`` in either folder (columns image, class, x0, y0, x1, y1, coordinates in
+    [0, 1] of the crop) gives the boxes of training images.
+
+    Raises:
+        UserError: the root has no such layout.
+    """
+
+    class_names = ("negative", "positive")
+    num_channels = 3
+
+    def __init__(self, root: Path) -> None:
+        self.root = existing_folder(root)
+        self._grading = _find_grading(self.root)
+
+    @property
+    def geometry(self) -> str:
+        """The crop, and a digest of the boxes, which change the masks that caches keep."""
+        digest = hashlib.sha256(repr(self._boxes[0]).encode()).hexdigest()[:16]
+        return f"images of {CAMERA_SIZE} cropped to {FUNDUS_BOX}, boxes {digest}"
+
+    def scan(self) -> Scan:
+        """List the images of both parts in the order of their tables, and every defect."""
+        scan = Scan([])
+        for part in PARTS:
+            self._scan_part(part, scan)
+        scan.problems.extend(self._boxes[1])
+        return scan
+
+    def read(self, record: Record) -> NDArray[np.uint8]:
+        """Decode one image, and crop it to the fundus if it is as the camera took it."""
+        pixels = read_image(record.path, self.num_channels)
+        left, top, right, bottom = fundus_box(pixels.shape[1], pixels.shape[0])
+        return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+    def lesion_boxes(self, record: Record) -> list[Box]:
+        """Return an image's boxes of every class in the file, the optic disc's too."""
+        # The testing part numbers its images from 001 again: the boxes are not of those.
+        return self._boxes[0].get(record.path.stem, []) if record.partition == "train" else []
+
+    def lesion_mask(self, record: Record) -> NDArray[np.bool_] | None:
+        """Return the union of the boxes of hard exudates and haemorrhages, at the crop's size.
+
+        Every pixel that a box touches counts. None where an image has no such box: the boxes are
+        incomplete, so that their absence is not the lesions' absence.
+        """
+        boxes = [box for box in self.lesion_boxes(record) if box[0] in MASKED_LESIONS]
+        if not boxes:
+            return None
+        left, top, right, bottom = fundus_box(*read_size(record.path))
+        width, height = right - left, bottom - top
+        mask = np.zeros((height, width), dtype=np.bool_)
+        for _, x0, y0, x1, y1 in boxes:
+            rows = slice(math.floor(y0 * height), math.ceil(y1 * height))
+            mask[rows, math.floor(x0 * width) : math.ceil(x1 * width)] = True
+        return mask
+
+    @cached_property
+    def _boxes(self) -> tuple[dict[str, list[Box]], list[Problem]]:
+        for folder in (self.root, self._grading, self._grading.parent):
+            if (folder / BOXES_FILE).is_file():
+                return _read_boxes(folder / BOXES_FILE)
+        return {}, []
+
+    def _scan_part(self, part: _Part, scan: Scan) -> None:
+        folder = self._grading / "1. Original Images" / part.images
+        table = self._grading / "2. Groundtruths" / part.table
+        if not folder.is_dir() and not table.is_file():
+            return
+        try:
+            if not folder.is_dir():
+                raise Defect("missing_file", part.images, f"{part.table} is there without it")
+            rows = _read_grades(table)
+        except Defect as defect:
+            scan.problems.append(defect.problem)
+            return
+        files = FileIndex(folder, IMAGE_SUFFIXES)
+        for line, name, grade in rows:
+            try:
+                where = f"line {line} of {part.table}"
+                scan.records.append(_record(part.partition, name, grade, files, where))
+            except Defect as defect:
+                scan.problems.append(defect.problem)
+        for path in files.left():
+            detail = f"no line of {part.table} names it"
+            shown = f"{part.partition}/{path.name}"
+            scan.problems.append(Problem(kind="unlisted_file", name=shown, detail=detail))
+
+
+def fundus_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the (left, top, right, bottom) that is kept of an image of this size."""
+    return FUNDUS_BOX if (width, height) == CAMERA_SIZE else (0, 0, width, height)
+
+
+def _find_grading(root: Path) -> Path:
+    name = "B. Disease Grading"
+    # Some unpackers put the archive's folder into one of the archive's name.
+    for folder in (root, root / name, root / name / name):
+        images = folder / "1. Original Images"
+        if any((images / part.images).is_dir() for part in PARTS):
+            return folder
+    raise UserError(f"data.root = {root}: expected {LAYOUT}")
+
+
+def _read_grades(table: Path) -> list[tuple[int, str, str]]:
+    """Return each row's line, image name and grade."""
+    try:
+        header, *rows = read_rows(table)
+    except ValueError as error:
+        raise Defect("bad_table", table.name, f"{table}: {error}") from None
+    # Some copies write blanks after a column's name; read_rows has removed them.
+    image, grade = (find_column(header, [name]) for name in GRADE_COLUMNS)
+    if image is None or grade is None:
+        detail = f"{table}: needs the columns {', '.join(GRADE_COLUMNS)} in its first line"
+        raise Defect("bad_table", table.name, detail)
+    return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
+
+
+def _record(partition: Partition, name: str, grade: str, files: FileIndex, where: str) -> Record:
+    shown = f"{partition}/{name}"
+    path = files.take(name, shown=shown, where=where)
+    if grade not in map(str, range(NUM_GRADES)):
+        detail = f'{where}: the grade "{grade}" must be 0 to {NUM_GRADES - 1}'
+        raise Defect("label_out_of_range", shown, detail)
+    return Record(
+        name=f"{partition}/{path.name}",
+        path=path,
+        grade=int(grade),
+        label=int(int(grade) > 0),
+        partition=partition,
+    )
+
+
+def _read_boxes(table: Path) -> tuple[dict[str, list[Box]], list[Problem]]:
+    boxes: dict[str, list[Box]] = {}
+    problems = []
+    try:
+        header, *rows = read_rows(table)
+        columns = [find_column(header, [name]) for name in BOX_COLUMNS]
+        if None in columns:
+            raise ValueError(f"must have the columns {', '.join(BOX_COLUMNS)}")
+    except ValueError as error:
+        return {}, [Problem(kind="bad_table", name=table.name, detail=f"{table}: {error}")]
+    for row in rows:
+        image, kind, *corners = (row.cell(column) for column in columns if column is not None)
+        try:
+            x0, y0, x1, y1 = map(float, corners)
+        except ValueError:
+            x0 = y0 = x1 = y1 = math.nan
+        if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
+            boxes.setdefault(image, []).append((kind, x0, y0, x1, y1))
+        else:
+            detail = "corners must be numbers with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+            where = f"{table.name} line {row.line}"
+            problems.append(Problem(kind="bad_table", name=where, detail=detail))
+    return boxes, problems

@@ -1,0 +1,72 @@
+"""From the name of a data set to its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from labn.data.readers import class_folders, idrid, magnetograms
+from labn.data.readers.class_folders import FolderReader
+from labn.data.readers.idrid import IdridReader
+from labn.data.readers.listing import existing_folder
+from labn.data.readers.magnetograms import MagnetogramReader
+from labn.data.readers.reader import Reader
+from labn.data.readers.synthetic import SyntheticReader
+from labn.errors import UserError, did_you_mean
+
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "idrid": IdridReader,
+    "magnetograms": MagnetogramReader,
+    "folder": FolderReader,
+}
+LAYOUTS = (idrid.LAYOUT, magnetograms.LAYOUT, class_folders.LAYOUT)
+
+
+def open_reader(
+    name: str,
+    root: Path | None,
+    *,
+    negative_class: str | None = None,
+    image_size: int,
+    num_images: int,
+    positive_fraction: float,
+    seed: int,
+) -> Reader:
+    """Return the reader of the data set that the configuration names.
+
+    ``negative_class`` names class 0 of a folder a class. The numbers describe the synthetic set
+    where it has no root; with one, it is read from there.
+
+    Raises:
+        UserError: there is no such data set, or the root is not laid out as it should be.
+    """
+    known = (*READERS, "synthetic")
+    if name not in known:
+        raise UserError(
+            f"data.name = {name}: must be one of {', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    if name == "synthetic":
+        if root is None:
+            return SyntheticReader(num_images, positive_fraction, seed, image_size)
+        return FolderReader(root)
+    if root is None:
+        raise UserError(f"data.root = null: {name} needs the folder of its images; set it")
+    if name == "folder":
+        return FolderReader(root, negative_class)
+    return READERS[name](root)
+
+
+def detect_layout(root: Path) -> str:
+    """Return the name of the data set that a folder is laid out as.
+
+    Raises:
+        UserError: there is no such folder, or it is laid out as none of them.
+    """
+    existing_folder(root)
+    for name, reader in READERS.items():
+        try:
+            reader(root)
+        except UserError:
+            continue
+        return name
+    raise UserError(f"data.root = {root}: expected one of: {'; '.join(LAYOUTS)}")

@@ -1,0 +1,104 @@
+"""The embedded set: synthetic fundus photographs, painted as they are read."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labn.data.readers.fundus import paint_fundus
+from labn.data.readers.reader import Record, Scan
+from labn.errors import UserError
+from labn.storage.files import write_atomically
+
+
+class SyntheticReader:
+    """Paints images (see ``fundus``) instead of reading them; positives have lesions.
+
+    The positives are spread evenly over the indices, and an image depends on neither the number
+    of images nor the other images. Their share is ``positive_fraction``, rounded to a whole
+    number of images.
+    """
+
+    class_names = ("negative", "positive")
+    num_channels = 3
+
+    def __init__(
+        self, num_images: int, positive_fraction: float, seed: int, image_size: int
+    ) -> None:
+        self.num_images = num_images
+        self.positive_fraction = positive_fraction
+        self.seed = seed
+        self.image_size = image_size
+
+    @property
+    def geometry(self) -> str:
+        """What the pixels depend on besides an image's index; 1 is the painter's version."""
+        return (
+            f"synthetic fundus 1, seed {self.seed}, {self.image_size} pixels,"
+            f" {self.positive_fraction:g} positive"
+        )
+
+    def scan(self) -> Scan:
+        """List the images; there are no defects."""
+        return Scan([self._record(index) for index in range(self.num_images)])
+
+    def read(self, record: Record) -> NDArray[np.uint8]:
+        """Paint one image (image_size, image_size, 3)."""
+        return self.paint(record)[0]
+
+    def lesion_mask(self, record: Record) -> NDArray[np.bool_]:
+        """Return where the lesions were painted: nowhere in a negative."""
+        return self.paint(record)[1]
+
+    def paint(self, record: Record) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return one image and the mask of its lesions."""
+        if record.index is None:
+            raise ValueError(f"{record.name} is not of the synthetic set: it has no index")
+        return paint_fundus(self.seed, record.index, self.image_size, has_lesions=record.label == 1)
+
+    def _record(self, index: int) -> Record:
+        is_positive = self._positives_before(index + 1) > self._positives_before(index)
+        return Record(
+            name=f"synthetic/{index:04d}",
+            path=Path("synthetic"),
+            index=index,
+            grade=int(is_positive),
+            label=int(is_positive),
+            partition=None,
+        )
+
+    def _positives_before(self, index: int) -> int:
+        return math.floor(index * self.positive_fraction + 0.5)
+
+
+def write_synthetic(
+    out: Path, *, num_images: int, positive_fraction: float, seed: int, image_size: int
+) -> None:
+    """Write the set as a tree that ``FolderReader`` reads, with masks of the positives.
+
+    The images are OUT/negative/NNNN.png and OUT/positive/NNNN.png, the masks
+    OUT/masks/positive/NNNN.png.
+
+    Raises:
+        UserError: the folder is not empty, so that two sets would be mixed.
+    """
+    out = out.expanduser()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: must be a new or an empty folder; name another one")
+    reader = SyntheticReader(num_images, positive_fraction, seed, image_size)
+    masks = out / "masks" / "positive"
+    for folder in (*(out / name for name in reader.class_names), masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    for record in reader.scan().records:
+        file_name = f"{record.index:04d}.png"
+        image, mask = reader.paint(record)
+        place = out / reader.class_names[record.label] / file_name
+        write_atomically(place, partial(Image.fromarray(image).save, format="PNG"))
+        if record.label == 1:
+            painted = Image.fromarray(mask)
+            write_atomically(masks / file_name, partial(painted.save, format="PNG"))

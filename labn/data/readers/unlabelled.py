@@ -1,0 +1,49 @@
+"""Images that belong to no data set, decoded as the reader of their kind decodes its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from labn.data.readers.idrid import fundus_box
+from labn.data.readers.image_files import read_image
+from labn.data.readers.listing import IMAGE_SUFFIXES
+from labn.data.readers.magnetograms import SUFFIXES, read_magnetogram
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnlabelledImage:
+    """One image as it is stored, and the (left, top, right, bottom) that a reader keeps of it."""
+
+    pixels: UInt8[ndarray, "height width c"]
+    box: tuple[int, int, int, int]
+
+    @property
+    def kept(self) -> UInt8[ndarray, "h w c"]:
+        """The pixels that a network of this kind of data is shown."""
+        left, top, right, bottom = self.box
+        return self.pixels[top:bottom, left:right]
+
+
+def image_suffixes(data_name: str) -> tuple[str, ...]:
+    """List the extensions, in lower case, of the image files of a kind of data set."""
+    scientific = SUFFIXES if data_name == "magnetograms" else ()
+    return tuple(dict.fromkeys((*IMAGE_SUFFIXES, *scientific)))
+
+
+def read_unlabelled(path: Path, data_name: str, num_channels: int) -> UnlabelledImage:
+    """Decode one image as a data set called ``data_name`` would.
+
+    Raises:
+        OSError or ValueError: the file cannot be decoded.
+    """
+    if data_name == "magnetograms":
+        pixels = read_magnetogram(path)
+    else:
+        pixels = read_image(path, num_channels)
+    height, width = pixels.shape[:2]
+    box = fundus_box(width, height) if data_name == "idrid" else (0, 0, width, height)
+    return UnlabelledImage(pixels=pixels, box=box)

@@ -1,0 +1,1 @@
+"""Training on several workers, and the clusters that they run on."""

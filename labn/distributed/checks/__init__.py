@@ -1,0 +1,1 @@
+"""Checks of machines, nodes and cluster files."""

@@ -1,0 +1,36 @@
+"""Versions that a cluster's file installs, beside those that are installed here."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as installed
+
+from labn.distributed.checks.machine import Check
+
+
+def check_versions(pinned: dict[str, str | None], where: dict[str, str]) -> Check:
+    """Compare what nodes get with what runs here; ``where`` says where each stands in the file.
+
+    A driver of one version cannot speak to nodes of another: Ray refuses it, and Python's and
+    torch's pickles differ. Names are python (of which two numbers count), ray, torch, labn.
+    """
+    faults = []
+    for name, place in where.items():
+        here = platform.python_version() if name == "python" else installed(name)
+        here = _shortened(name, here)
+        there = pinned.get(name)
+        if there is None:
+            faults.append(f"{place} names no version of {name}: give {here}")
+        elif _shortened(name, there) != here:
+            faults.append(f"{place} has {name} {there}, but {here} is installed here")
+    if faults:
+        mend = "give the versions that are installed here, or install those here"
+        return Check("versions", "fail", "; ".join(faults), mend)
+    agreed = ", ".join(f"{name} {pinned[name]}" for name in where)
+    return Check("versions", "ok", f"{agreed}, as here")
+
+
+def _shortened(name: str, version: str) -> str:
+    # torch's build, as in 2.14.1+cu130, may differ between a node with a GPU and one without.
+    version = version.partition("+")[0]
+    return ".".join(version.split(".")[:2]) if name == "python" else version

@@ -1,0 +1,1 @@
+"""Clusters: their files, the commands that start them, the tracker's server."""

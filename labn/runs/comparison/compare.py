@@ -1,0 +1,167 @@
+"""What several scored runs say together: their scores by condition, and which differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from labn.data.readers.reader import Partition
+from labn.errors import UserError, did_you_mean
+from labn.runs.comparison.differences import (
+    BaselineAgreement,
+    Cell,
+    Difference,
+    SeedSummary,
+    collect,
+    compare_baselines,
+    compare_cells,
+    label_conditions,
+    summarise_cells,
+    summarise_seeds,
+)
+from labn.runs.comparison.read_runs import ScoredRun
+from labn.runs.evaluation.evaluate_run import PREFIXES
+
+CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
+"""The scores of the classifier, and what tables call them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the runs say; the first run's condition is the one that others are compared with.
+
+    ``classification`` is by condition and score, its cells of no method.
+    """
+
+    part: Partition
+    reference: str
+    runs: Sequence[ScoredRun]
+    conditions: Sequence[str]
+    """That of each run."""
+    scores: dict[Cell, SeedSummary]
+    differences: list[Difference]
+    localisation: dict[Cell, SeedSummary]
+    classification: dict[Cell, SeedSummary]
+    agreements: list[BaselineAgreement]
+
+    def as_json(self) -> dict[str, Any]:
+        """Give all of it as plain values."""
+        return {
+            "split": self.part,
+            "reference": self.reference,
+            "settings": self.runs[0].terms,
+            "num_images": len(self.runs[0].images),
+            "runs": [
+                {
+                    "name": run.name,
+                    "path": str(run.path),
+                    "seed": run.seed,
+                    "condition": condition,
+                    "lambda_attention": run.lambda_layer,
+                }
+                for run, condition in zip(self.runs, self.conditions, strict=True)
+            ],
+            "scores": _summary_rows(self.scores),
+            "differences": [
+                asdict(difference)
+                | {"cell": difference.cell._asdict(), "other": difference.other._asdict()}
+                for difference in self.differences
+            ],
+            "localisation": _summary_rows(self.localisation),
+            "classification": _summary_rows(self.classification),
+            "baseline_agreement": [_agreement_row(one) for one in self.agreements],
+        }
+
+
+def compare_runs(
+    runs: Sequence[ScoredRun],
+    part: Partition,
+    reference: str,
+    conditions: Sequence[str] | None = None,
+) -> Findings:
+    """Compare runs that were scored alike, grouped by their settings but for the seed.
+
+    ``conditions`` names that of each run; without it, the settings that differ do.
+
+    Raises:
+        UserError: no method is called ``reference``.
+    """
+    methods = list(runs[0].scores["method"].unique())
+    if reference not in methods:
+        raise UserError(
+            f"--reference {reference}: must be one of {', '.join(methods)}."
+            f"{did_you_mean(reference, methods)}"
+        )
+    conditions = conditions or label_conditions([run.settings for run in runs])
+    scores = _joined((run.scores for run in runs), runs, conditions)
+    # Where a score is against several baselines, the first is the one to report.
+    is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")
+    cells = collect(scores[is_first])
+    localised = [run.localisation for run in runs if run.localisation is not None]
+    return Findings(
+        part=part,
+        reference=reference,
+        runs=runs,
+        conditions=conditions,
+        scores=summarise_cells(cells),
+        differences=compare_cells(cells, reference),
+        localisation=summarise_cells(collect(_joined(localised, runs, conditions)))
+        if localised
+        else {},
+        classification=_classification(runs, conditions, PREFIXES[part]),
+        agreements=compare_baselines(scores),
+    )
+
+
+def _joined(
+    tables: Iterable[pd.DataFrame], runs: Sequence[ScoredRun], conditions: Sequence[str]
+) -> pd.DataFrame:
+    labelled = [
+        table.assign(run=run.name, condition=condition)
+        for table, run, condition in zip(tables, runs, conditions, strict=True)
+    ]
+    return pd.concat(labelled, ignore_index=True)
+
+
+def _classification(
+    runs: Sequence[ScoredRun], conditions: Sequence[str], prefix: str
+) -> dict[Cell, SeedSummary]:
+    summaries = {}
+    for condition in dict.fromkeys(conditions):
+        for score in CLASSIFICATION:
+            name = f"{prefix}_{score}"
+            by_run = {
+                run.name: run.metrics[name]
+                for run, its_condition in zip(runs, conditions, strict=True)
+                if its_condition == condition and name in run.metrics
+            }
+            if by_run:
+                summary = summarise_seeds(by_run, len(runs[0].images))
+                summaries[Cell(condition, "", score)] = summary
+    return summaries
+
+
+def _summary_rows(summaries: dict[Cell, SeedSummary]) -> list[dict[str, Any]]:
+    return [cell._asdict() | asdict(summary) for cell, summary in summaries.items()]
+
+
+def _agreement_row(agreement: BaselineAgreement) -> dict[str, Any]:
+    return {
+        "condition": agreement.condition,
+        "score": agreement.score,
+        "baselines": list(agreement.baselines),
+        "kendall_tau": _without_nan(agreement.ranks.tau),
+        "spearman_rho": _without_nan(agreement.ranks.rho),
+        "num_methods": agreement.ranks.num_methods,
+    }
+
+
+def _without_nan(values: Float64[np.ndarray, "k k"]) -> list[list[float | None]]:
+    """Replace what is undefined by None, for JSON knows no NaN."""
+    return [[None if math.isnan(value) else value for value in row] for row in values.tolist()]

@@ -1,0 +1,72 @@
+"""The report on several runs: one table, its tests, and a figure, as files in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labn.data.readers.reader import Partition
+from labn.errors import UserError
+from labn.report.seeds import seeds_figure
+from labn.report.style import save_figure
+from labn.report.tables import as_latex, as_markdown
+from labn.runs.comparison.compare import Findings, compare_runs
+from labn.runs.comparison.comparison_tables import tables
+from labn.runs.comparison.read_runs import read_runs
+from labn.storage.files import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was found, for a program and for a person, and the folder that holds it."""
+
+    folder: Path
+    content: dict[str, Any]
+    markdown: str
+
+
+def report_runs(
+    paths: Sequence[Path], part: Partition, out: Path | None, reference: str
+) -> RunReport:
+    """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
+
+    They go to ``out``, or else to the folder ``report`` beside the first run.
+
+    Raises:
+        UserError: a run is not scored, runs are not comparable, or the folder cannot be made.
+    """
+    findings = compare_runs(read_runs(paths, part), part, reference)
+    folder = (paths[0].expanduser().resolve().parent / "report") if out is None else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error}); give another") from None
+    return write_report(findings, folder)
+
+
+def write_report(findings: Findings, folder: Path) -> RunReport:
+    """Write findings as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
+    report = RunReport(folder, findings.as_json(), _markdown(findings))
+    write_atomically(folder / "report.md", report.markdown)
+    write_atomically(folder / "report.tex", _latex(findings))
+    write_json(folder / "report.json", report.content)
+    seeds: dict[tuple[str, str, str], list[float]] = {
+        cell: list(one.by_run.values()) for cell, one in findings.scores.items()
+    }
+    save_figure(seeds_figure(seeds), folder / "report.png")
+    return report
+
+
+def _markdown(findings: Findings) -> str:
+    sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(findings)]
+    title = f"# {len(findings.runs)} run{'s' if len(findings.runs) > 1 else ''} on the"
+    picture = "![Scores of every run](report.png)\n"
+    return "\n".join([f"{title} {findings.part} part\n", *sections, picture])
+
+
+def _latex(findings: Findings) -> str:
+    return "\n".join(
+        ["% Needs \\usepackage{booktabs}.", *(as_latex(table) for _, table in tables(findings))]
+    )

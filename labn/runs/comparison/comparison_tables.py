@@ -1,0 +1,245 @@
+"""The tables of a report on several runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from labn.report.tables import Column, Estimate, Table
+from labn.runs.comparison.compare import CLASSIFICATION, Findings
+from labn.runs.comparison.differences import Cell, Difference, SeedSummary
+
+_LOCALISATION = {
+    "pointing_hit": Column("pointing game", is_better_high=True),
+    "pointing_chance": Column("by chance"),
+    "energy_inside": Column("energy inside", is_better_high=True),
+    "area_share": Column("area share"),
+    "auroc": Column("AUROC", is_better_high=True),
+}
+_SMALLEST_P = 0.001
+
+
+def tables(findings: Findings) -> Iterator[tuple[str, Table]]:
+    """Make all tables of a report, each with its heading."""
+    conditions = list(dict.fromkeys(findings.conditions))
+    for condition in conditions:
+        yield f"Scores: {condition}", _method_table(findings, condition)
+    if len(conditions) > 1:
+        yield f"Conditions: {findings.reference}", _condition_table(findings, conditions)
+    if findings.differences:
+        yield "Tests", _test_table(findings, len(conditions) > 1)
+    if findings.localisation:
+        for condition in conditions:
+            yield f"Localisation: {condition}", _localisation_table(findings, condition)
+    yield "Classification", _classification_table(findings, conditions)
+    if findings.agreements:
+        yield "Agreement of baselines", _agreement_table(findings)
+    yield "Settings", _settings_table(findings)
+    yield "Runs", _run_table(findings)
+
+
+def _method_table(findings: Findings, condition: str) -> Table:
+    """Lay out one condition's scores as Table 2 of the paper does (Iida 2022)."""
+    cells = _of_condition(findings.scores, condition)
+    scores, methods = _scores(cells), list(dict.fromkeys(cell.method for cell in cells))
+    return Table(
+        columns=(Column("Method"), *(Column(score, is_better_high=True) for score in scores)),
+        rows=tuple(
+            (method, *(_estimate(cells, Cell(condition, method, score)) for score in scores))
+            for method in methods
+        ),
+        caption=f"{condition}: {_terms(findings, cells)}",
+    )
+
+
+def _condition_table(findings: Findings, conditions: Sequence[str]) -> Table:
+    """Lay out the reference method's scores as Table 4 of the paper does (Iida 2022)."""
+    scores = _scores(findings.scores)
+    cells = {
+        condition: [Cell(condition, findings.reference, score) for score in scores]
+        for condition in conditions
+    }
+    return Table(
+        columns=(
+            Column("Condition"),
+            *(Column(score, is_better_high=True) for score in scores),
+            Column("seeds"),
+        ),
+        rows=tuple(
+            (
+                condition,
+                *(_estimate(findings.scores, cell) for cell in its_cells),
+                findings.scores[its_cells[0]].num_seeds,
+            )
+            for condition, its_cells in cells.items()
+        ),
+        caption=f"{findings.reference} by condition: mean ± s.d. over seeds, each the mean over"
+        f" {findings.scores[cells[conditions[0]][0]].num_images} images of the"
+        f" {findings.part} part.",
+    )
+
+
+def _test_table(findings: Findings, has_conditions: bool) -> Table:
+    differences = findings.differences
+    confidence = f"{differences[0].confidence:.0%}"
+    headings = (
+        *("Score", "First", "Second", "Difference", f"{confidence} interval"),
+        *("p (images)", "Holm (images)", "images", "p (seeds)", "Holm (seeds)", "seeds"),
+    )
+    num_welch = sum(difference.welch_p is not None for difference in differences)
+    reasons = sorted({one.welch_reason for one in differences if one.welch_reason})
+    absent = f" No p over seeds where: {'; '.join(reasons)}." if reasons else ""
+    return Table(
+        columns=tuple(map(Column, headings)),
+        rows=tuple(_test_row(difference, has_conditions) for difference in differences),
+        caption="Difference: first less second. Over images, each averaged over the seeds: BCa"
+        f" bootstrap interval and paired permutation test ({_resamples(differences)}); they hold"
+        " for these trained networks. Over seeds: Welch's t-test, which takes the two means of one"
+        " seed for independent. All are two-sided. Holm: corrected for the"
+        f" {len(differences)} tests over images and the {num_welch} over seeds in this"
+        f" table.{absent}",
+    )
+
+
+def _test_row(difference: Difference, has_conditions: bool) -> tuple[str | int | None, ...]:
+    first, second = (
+        f"{cell.method} ({cell.condition})" if has_conditions else cell.method
+        for cell in (difference.cell, difference.other)
+    )
+    interval = None
+    if difference.low is not None and difference.high is not None:
+        interval = f"{difference.low:+.3f} to {difference.high:+.3f}"
+    return (
+        difference.cell.score,
+        first,
+        second,
+        f"{difference.difference:+.3f}",
+        interval,
+        _p(difference.permutation_p),
+        _p(difference.permutation_p_holm),
+        difference.num_images,
+        _p(difference.welch_p),
+        _p(difference.welch_p_holm),
+        f"{difference.num_seeds} and {difference.num_other_seeds}",
+    )
+
+
+def _resamples(differences: Sequence[Difference]) -> str:
+    first = differences[0]
+    count = f"all {first.num_resamples}" if first.is_exact else f"{first.num_resamples} random"
+    return f"{count} changes of sign"
+
+
+def _localisation_table(findings: Findings, condition: str) -> Table:
+    cells = _of_condition(findings.localisation, condition)
+    methods = dict.fromkeys(cell.method for cell in cells)
+    return Table(
+        columns=(Column("Method"), *_LOCALISATION.values()),
+        rows=tuple(
+            (method, *(_estimate(cells, Cell(condition, method, score)) for score in _LOCALISATION))
+            for method in methods
+        ),
+        caption=f"{condition}: agreement with the annotated lesions, {_terms(findings, cells)}"
+        " Chance levels: the pointing game's of a random pixel; energy inside equals the area share"
+        " for an even map; AUROC 0.5.",
+    )
+
+
+def _classification_table(findings: Findings, conditions: Sequence[str]) -> Table:
+    cells = findings.classification
+    return Table(
+        columns=(
+            Column("Condition"),
+            *(Column(name, is_better_high=True) for name in CLASSIFICATION.values()),
+            Column("seeds"),
+        ),
+        rows=tuple(
+            (
+                condition,
+                *(_estimate(cells, Cell(condition, "", score)) for score in CLASSIFICATION),
+                findings.conditions.count(condition),
+            )
+            for condition in conditions
+        ),
+        caption=f"Classification of the {len(findings.runs[0].images)} images of the"
+        f" {findings.part} part: mean ± s.d. over seeds.",
+    )
+
+
+def _agreement_table(findings: Findings) -> Table:
+    rows = tuple(
+        (
+            agreement.condition,
+            agreement.score,
+            agreement.baselines[i],
+            agreement.baselines[j],
+            f"{agreement.ranks.tau[i, j]:.3f}",
+            f"{agreement.ranks.rho[i, j]:.3f}",
+            agreement.ranks.num_methods,
+        )
+        for agreement in findings.agreements
+        for i, j in itertools.combinations(range(len(agreement.baselines)), 2)
+    )
+    headings = ("Condition", "Score", "Baseline", "Other baseline", "Kendall", "Spearman")
+    return Table(
+        columns=tuple(map(Column, (*headings, "methods"))),
+        rows=rows,
+        caption="How alike two baselines rank the methods: 1 the same order, -1 the reverse.",
+    )
+
+
+def _settings_table(findings: Findings) -> Table:
+    return Table(
+        columns=(Column("Setting"), Column("Value")),
+        rows=tuple((name, _listed(value)) for name, value in findings.runs[0].terms.items()),
+        caption="How all of the runs were scored.",
+    )
+
+
+def _run_table(findings: Findings) -> Table:
+    has_layers = any(run.lambda_layer for run in findings.runs)
+    headings = ("Run", "Seed", "Condition", *(["Lambda attention is"] if has_layers else []))
+    return Table(
+        columns=tuple(map(Column, headings)),
+        rows=tuple(
+            (run.name, run.seed, condition, *([run.lambda_layer] if has_layers else []))
+            for run, condition in zip(findings.runs, findings.conditions, strict=True)
+        ),
+        caption="The runs of this report; a condition's runs differ in their seed alone.",
+    )
+
+
+def _of_condition(summaries: dict[Cell, SeedSummary], condition: str) -> dict[Cell, SeedSummary]:
+    return {cell: one for cell, one in summaries.items() if cell.condition == condition}
+
+
+def _scores(summaries: dict[Cell, SeedSummary]) -> list[str]:
+    return list(dict.fromkeys(cell.score for cell in summaries))
+
+
+def _estimate(summaries: dict[Cell, SeedSummary], cell: Cell) -> Estimate | None:
+    summary = summaries.get(cell)
+    return None if summary is None else Estimate(summary.mean, summary.sd)
+
+
+def _terms(findings: Findings, summaries: dict[Cell, SeedSummary]) -> str:
+    """Say over how many seeds and images the figures of one condition are."""
+    summary = next(iter(summaries.values()))
+    seeds = (
+        f"mean ± s.d. over {summary.num_seeds} seeds, each the mean"
+        if summary.num_seeds > 1
+        else "one seed, so no s.d.; the mean"
+    )
+    return f"{seeds} over {summary.num_images} images of the {findings.part} part."
+
+
+def _p(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"< {_SMALLEST_P}" if value < _SMALLEST_P else f"{value:.3f}"
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

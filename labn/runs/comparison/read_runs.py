@@ -1,0 +1,241 @@
+"""What ``labn evaluate`` left in the folders of several runs, read and checked to be comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from labn.config import Config, flatten
+from labn.data.readers.reader import Partition
+from labn.errors import UserError
+from labn.runs.comparison.differences import label_conditions
+from labn.runs.evaluation.options import LAMBDA_ATTENTION
+from labn.runs.folder import RunFolder
+
+Content = TypeVar("Content")
+
+_LOCALISATION = ("pointing_hit", "pointing_chance", "energy_inside", "area_share", "auroc")
+_LONGEST_REASON = 160
+_SCORE_COLUMNS = ("name", "method", "score", "baseline", "value", "num_points")
+
+# What does not change the network that is trained, besides the seed, over which runs are averaged.
+_NO_CONDITION = (
+    "output_dir",
+    "tracking.",
+    "validation.",
+    "data.root",
+    "data.cache_dir",
+    "train.seed",
+    "train.device",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.log_steps",
+    "train.storage",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRun:
+    """One run's scores over one part of its data.
+
+    ``settings`` are those that make its condition, ``terms`` how it was scored. ``images`` has the
+    name, label and file of each image of the part; ``manifest`` is the whole data set's. ``scores``
+    has a row an image, method and score; so has ``localisation``, where masks are known.
+    """
+
+    name: str
+    path: Path
+    seed: int
+    settings: dict[str, Any]
+    terms: dict[str, Any]
+    metrics: dict[str, float]
+    images: pd.DataFrame
+    manifest: pd.DataFrame
+    scores: pd.DataFrame
+    localisation: pd.DataFrame | None
+    lambda_layer: str | None
+
+
+def read_runs(paths: Sequence[Path], part: Partition) -> list[ScoredRun]:
+    """Read the scores of runs, all of them over the same part.
+
+    Raises:
+        UserError: one is no run or is not scored, or they are not to be compared with each other.
+    """
+    places = [path.expanduser().resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{path}: the same run is given twice; name each run once")
+    names = [place.name for place in places]
+    are_distinct = len(set(names)) == len(names)
+    runs = [
+        _read_run(path, place.name if are_distinct else str(path), part)
+        for path, place in zip(paths, places, strict=True)
+    ]
+    _check_comparable(runs, part)
+    return runs
+
+
+def _read_run(path: Path, name: str, part: Partition) -> ScoredRun:
+    folder = RunFolder(path)
+    config = _read_config(folder)
+    scored = folder.evaluation(part)
+    mend = f"run `labn evaluate {path} --split {part}`"
+    if not (scored / "scores.parquet").is_file():
+        raise UserError(
+            f"{path}: the {part} part is not scored (no {scored}/scores.parquet); {mend}"
+        )
+    description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), mend)
+    if not {"settings", "metrics"} <= description.keys():
+        raise UserError(f"{scored / 'metrics.json'}: does not say how it was scored; {mend} again")
+    scores = _read(scored / "scores.parquet", _read_scores, mend)
+    localisation = None
+    if (scored / "localisation.parquet").is_file():
+        localisation = _read(scored / "localisation.parquet", _read_localisation, mend)
+    manifest = _read(folder.manifest_file, _read_manifest, "train the run again")
+    images = _read(scored / "images.csv", _read_images, mend)
+    layer = None
+    if choice := description.get("lambda_attention"):
+        layer = f"{LAMBDA_ATTENTION} {choice['layer']}"
+        # Each run chose a layer for itself; it is the same method in all of them.
+        one_name = {"method": {layer: LAMBDA_ATTENTION}}
+        scores = scores.replace(one_name)
+        localisation = None if localisation is None else localisation.replace(one_name)
+    return ScoredRun(
+        name=name,
+        path=path,
+        seed=config.train.seed,
+        settings=condition_settings(config),
+        terms=_terms(description["settings"], scores, localisation),
+        metrics=description["metrics"],
+        images=images.merge(manifest[["name", "sha256"]], on="name", how="left"),
+        manifest=manifest,
+        scores=scores,
+        localisation=localisation,
+        lambda_layer=layer,
+    )
+
+
+def _read_config(folder: RunFolder) -> Config:
+    """Read a run's settings without asking for its data, which need not be on this machine."""
+    if not folder.config_file.is_file():
+        raise UserError(
+            f"{folder.path}: not a run (it has no config.yaml); give the output_dir of a training"
+        )
+    return _read(
+        folder.config_file,
+        lambda file: Config.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))),
+        "give a run that this version of labn trained",
+    )
+
+
+def _read(path: Path, read: Callable[[Path], Content], mend: str) -> Content:
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(f"{path}: cannot be read ({reason}); {mend}") from error
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    scores = pd.read_parquet(path, columns=list(_SCORE_COLUMNS))
+    if scores.empty:
+        raise ValueError("it scores no image")
+    if not np.isfinite(scores["value"]).all():
+        raise ValueError("it holds scores that are not finite")
+    return scores
+
+
+def _read_localisation(path: Path) -> pd.DataFrame:
+    wide = pd.read_parquet(path, columns=["name", "method", *_LOCALISATION])
+    return wide.astype(dict.fromkeys(_LOCALISATION, float)).melt(
+        ["name", "method"], var_name="score", value_name="value"
+    )
+
+
+def _read_manifest(path: Path) -> pd.DataFrame:
+    # As text: what is compared is the file, and names such as 007 stay.
+    return pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="path")
+
+
+def _read_images(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)[["name", "label"]]
+
+
+def condition_settings(config: Config) -> dict[str, Any]:
+    """Give the settings that make a run's condition: what its network depends on but the seed."""
+    settings = flatten(config.model_dump(mode="json"))
+    return {key: value for key, value in settings.items() if not key.startswith(_NO_CONDITION)}
+
+
+def _terms(
+    settings: dict[str, Any], scores: pd.DataFrame, localisation: pd.DataFrame | None
+) -> dict[str, Any]:
+    measured = scores[["score", "baseline", "num_points"]].drop_duplicates()
+    return settings | {
+        "scores": [
+            f"{score} against {baseline} in {num_points} points"
+            for score, baseline, num_points in measured.itertuples(index=False)
+        ],
+        "localisation": localisation is not None,
+    }
+
+
+def _check_comparable(runs: Sequence[ScoredRun], part: Partition) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        _check_terms(first, run, part)
+        _check_images(first, run, part)
+    labels = label_conditions([run.settings for run in runs])
+    trainings: dict[tuple[str, int], ScoredRun] = {}
+    conditions: dict[str, ScoredRun] = {}
+    for run, label in zip(runs, labels, strict=True):
+        twin = trainings.setdefault((label, run.seed), run)
+        if twin is not run:
+            raise UserError(
+                f"{run.path}: the same training as {twin.path} (same settings, train.seed ="
+                f" {run.seed}), so not another sample; give one of them"
+            )
+        other = conditions.setdefault(label, run)
+        if not run.manifest.equals(other.manifest):
+            raise UserError(
+                f"{run.path}: other data than {other.path} (their data.csv differ, their settings"
+                " do not); report on runs of one data set"
+            )
+
+
+def _check_terms(first: ScoredRun, run: ScoredRun, part: Partition) -> None:
+    differing = [
+        f"{key} is {run.terms.get(key)}, there {first.terms.get(key)}"
+        for key in dict.fromkeys([*first.terms, *run.terms])
+        if run.terms.get(key) != first.terms.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{run.path}: scored otherwise than {first.path} ({'; '.join(differing[:3])}"
+            f"{'; ...' if len(differing) > 3 else ''}); score both alike, as with"
+            f" `labn evaluate {run.path} --split {part}`"
+        )
+
+
+def _check_images(first: ScoredRun, run: ScoredRun, part: Partition) -> None:
+    """Compare the images of the part, by name, label and content, and those that were scored."""
+    for kind, one, other in (
+        ("holds", first.images, run.images),
+        ("scores", first.scores[["name", "method"]], run.scores[["name", "method"]]),
+    ):
+        rows, other_rows = (set(table.itertuples(index=False, name=None)) for table in (one, other))
+        if rows != other_rows:
+            name = min(rows ^ other_rows, key=str)[0]
+            raise UserError(
+                f"{run.path}: its {part} part {kind} other images than that of {first.path}"
+                f" (such as {name}: missing, or of another label or content in one of them);"
+                " report on runs over the same images"
+            )

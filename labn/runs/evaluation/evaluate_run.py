@@ -1,0 +1,212 @@
+"""The scores of a trained run over one part of its data, as tables and pictures in its folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labn.data.batches import EvaluationBatches
+from labn.data.dataset import Dataset, Split
+from labn.data.readers.reader import Partition
+from labn.errors import UserError
+from labn.runs.build import build_objective, require_part
+from labn.runs.evaluation.evaluation_figures import (
+    draw_attention,
+    draw_confusion,
+    draw_curves,
+    draw_examples,
+    draw_failures,
+    positive_probability,
+)
+from labn.runs.evaluation.evaluation_tables import Failures, find_failures, positive_metrics
+from labn.runs.evaluation.image_scores import (
+    PositiveScores,
+    build_scorer,
+    choose_layer,
+    chosen_positions,
+    fingerprint,
+    score_positives,
+)
+from labn.runs.evaluation.options import Assessment
+from labn.runs.evaluation.outputs import (
+    describe,
+    describe_settings,
+    remove_earlier,
+    write_part,
+    write_positives,
+)
+from labn.runs.evaluation.score_image import pid_name
+from labn.runs.reporter import Reporter
+from labn.runs.tracked import reopened_entry
+from labn.runs.trained import TrainedRun
+from labn.storage.files import write_json
+from labn.tracking import Tracker
+from labn.training.evaluate import Evaluation, evaluate
+
+_NUM_POSITIVES_SHOWN = 6
+_NUM_NEGATIVES_SHOWN = 2
+PREFIXES: dict[Partition, str] = {"train": "train", "validation": "val", "test": "test"}
+"""What the metrics of each part are called."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where the scores of one part lie, and the figures themselves."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The pictures that were made."""
+        return sorted(self.folder.glob("*.png"))
+
+    @property
+    def tables(self) -> list[Path]:
+        """The tables that were made, as Markdown."""
+        return sorted(self.folder.glob("*.md"))
+
+
+def evaluate_run(
+    run: Path,
+    part: Partition,
+    overrides: list[str],
+    reporter: Reporter,
+    choices: Mapping[str, Any] | None = None,
+) -> Scores:
+    """Score a run's best epoch over one part of its data, and log that to its tracker.
+
+    ``choices`` are settings of ``Assessment`` other than its defaults. The same call again goes on
+    where an earlier one stopped.
+
+    Raises:
+        UserError: there is no such run, no trained network in it, no such part, nothing positive
+            in it, or a choice breaks its rule.
+    """
+    trained = TrainedRun.open(run, overrides)
+    options = Assessment.of(trained.config, choices or {})
+    dataset = trained.load_dataset(reporter)
+    if not (require_part(dataset, part).labels > 0).any():
+        raise UserError(
+            f"--split {part}: holds no positives, of which alone explanations are scored;"
+            " give another part"
+        )
+    config, folder = trained.config, trained.folder
+    # The tracker is opened before the work, for an address that is wrong is better known now.
+    with folder.claimed_evaluation(part) as place, reopened_entry(config, folder) as tracker:
+        evaluation = SubsetEvaluation(trained, dataset, part, options, place, reporter)
+        scores = evaluation.complete()
+        tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
+        log_scores(tracker, scores, part)
+    return scores
+
+
+def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:
+    """Log the tables and pictures of one part."""
+    for path in sorted(scores.folder.glob("[!.]*")):  # not what a killed writer left
+        if path.is_file():
+            tracker.log_artifact(path, f"evaluation/{part}")
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetEvaluation:
+    """The evaluation of a trained run over one subset of its data, written to a folder.
+
+    With ``draws_maps``, every method's maps and the network's failures are drawn as well.
+    """
+
+    trained: TrainedRun
+    dataset: Dataset
+    subset: Partition
+    options: Assessment
+    folder: Path
+    reporter: Reporter
+    draws_maps: bool = True
+
+    def complete(self) -> Scores:
+        """Classify and explain; write figures, rows, tables and pictures."""
+        subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
+        evaluation = self._classify()
+        metrics = evaluation.as_metrics(PREFIXES[subset])
+        parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
+        positives = self._score_positives(parts)
+        failures = None
+        remove_earlier(folder)
+        if positives is not None:
+            metrics |= positive_metrics(positives, PREFIXES[subset])
+            failures = find_failures(positives, evaluation)
+            write_positives(positives, subset, folder)
+        write_part(evaluation, failures, subset, folder)
+        self._draw(evaluation, positives, failures)
+        # Last: who finds it finds all that it speaks of.
+        settings = describe_settings(self.options, subset)
+        description = describe(evaluation, class_names, settings, positives, failures, metrics)
+        write_json(folder / "metrics.json", description)
+        shutil.rmtree(parts, ignore_errors=True)
+        return Scores(folder, metrics)
+
+    @property
+    def _split(self) -> Split:
+        return require_part(self.dataset, self.subset)
+
+    def _classify(self) -> Evaluation:
+        trained, num_done = self.trained, 0
+        config, statistics, device = trained.config, trained.statistics, trained.device
+        batches = EvaluationBatches(self._split, statistics, config.validation.batch_size, device)
+
+        def advance() -> None:
+            nonlocal num_done
+            num_done += 1
+            self.reporter.advance(f"classifying {self.subset}", num_done, len(batches))
+
+        objective = build_objective(config.loss, statistics, device)
+        with trained.autocast():
+            return evaluate(trained.model, batches, objective, None, on_batch=advance)
+
+    def _score_positives(self, parts: Path) -> PositiveScores | None:
+        """Score the explanations of positives, each kept in ``parts``; None: there are none."""
+        split, trained, options = self._split, self.trained, self.options
+        positions = chosen_positions(split, options.max_images)
+        if not positions:
+            return None
+        validation = self.dataset.splits["validation"]
+        layer = choose_layer(trained, validation, options, parts, self.reporter)
+        scorer = build_scorer(trained, split, options, layer["layer"] if layer else None)
+        return score_positives(scorer, positions, layer, parts, self.reporter)
+
+    def _draw(
+        self, evaluation: Evaluation, positives: PositiveScores | None, failures: Failures | None
+    ) -> None:
+        folder, score = self.folder, pid_name(self.options.headline_patch_size)
+        draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
+        self._draw_sheet(evaluation, positives.values("LABN", score) if positives else {})
+        if positives is None:
+            return
+        if self.options.tolerance is None:  # otherwise each curve has points of its own
+            draw_curves(positives, score, folder / "curves.png")
+        if self.draws_maps:
+            self.reporter.say("drawing examples")
+            draw_examples(positives, score, folder / "examples.png")
+            if failures is not None:
+                draw_failures(failures, positives, evaluation, folder)
+
+    def _draw_sheet(self, evaluation: Evaluation, pids: Mapping[str, float]) -> None:
+        """Draw the attention of the first positives and negatives by name."""
+        split = self._split
+        order = sorted(range(len(split)), key=split.names.__getitem__)
+        positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
+        positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
+        pixels = split.pixels(np.array(positions))
+        maps = self.trained.attention(pixels, pixels.shape[1:3])
+        titles = []
+        for position in positions:
+            name, label = split.names[position], self.dataset.class_names[split.labels[position]]
+            pid = f", PID {pids[name]:.2f}" if name in pids else ""
+            probability = positive_probability(evaluation, position)
+            titles.append(f"{name} ({label})\np(positive) {probability:.2f}{pid}")
+        draw_attention(maps, positions, split, titles, self.folder / "attention.png")

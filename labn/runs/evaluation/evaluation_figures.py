@@ -1,0 +1,144 @@
+"""The pictures of a part's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from labn.data.dataset import Split
+from labn.metrics.failures import FAILURES
+from labn.report import (
+    MethodCurves,
+    attention_sheet,
+    confusion_figure,
+    examples_figure,
+    method_curves_figure,
+    save_figure,
+)
+from labn.runs.evaluation.evaluation_tables import Failures
+from labn.runs.evaluation.image_scores import PositiveScores
+from labn.training.evaluate import Evaluation
+
+_NUM_EXAMPLES = 4
+_NUM_FAILURES_SHOWN = 9
+
+
+def draw_curves(positives: PositiveScores, score: str, path: Path) -> None:
+    """Draw the mean curves of each method by one measure."""
+    methods = {}
+    for method in positives.scorer.methods:
+        rows = positives.rows(method.name, score)
+        insertion, deletion, values = (
+            np.array(rows[column].tolist())
+            for column in ("insertion_curve", "deletion_curve", "value")
+        )
+        methods[method.name] = MethodCurves(insertion, deletion, values)
+    save_figure(method_curves_figure(np.array(rows["fractions"].iloc[0]), methods, score), path)
+
+
+def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix."""
+    confusion = evaluation.classification.confusion.numpy()
+    save_figure(confusion_figure(confusion, class_names), path)
+
+
+def draw_attention(
+    maps: Float[np.ndarray, "n h w"],
+    positions: Sequence[int],
+    split: Split,
+    titles: Sequence[str],
+    path: Path,
+    heading: str | None = None,
+) -> None:
+    """Draw the network's attention beside the images at these positions."""
+    images = split.pixels(np.array(positions))
+    sheet = attention_sheet(images, maps, titles, lesion_masks(split, positions), heading)
+    save_figure(sheet, path)
+
+
+def draw_examples(positives: PositiveScores, score: str, path: Path) -> None:
+    """Draw every method's maps of four images, from the best scored to the worst (Fig. 5).
+
+    They are taken evenly over the order of the first method's scores, so that none was picked.
+    Maps whose scale is their own are stretched to [0, 1]; the network's attention is as it is.
+    """
+    scorer, first = positives.scorer, positives.scorer.methods[0].name
+    values = {m.name: positives.values(m.name, score) for m in scorer.methods}
+    names = scorer.split.names
+    order = sorted(positives.positions, key=lambda position: -values[first][names[position]])
+    places = np.unique(np.linspace(0, len(order) - 1, _NUM_EXAMPLES).round().astype(int))
+    shown = [order[place] for place in places]
+    maps = [scorer.maps(position) for position in shown]
+    by_method = {
+        name: np.stack([one[name] if name == "LABN" else _stretch(one[name]) for one in maps])
+        for name in values
+    }
+    texts = {
+        name: [f"{score.split()[0]} {scores[names[position]]:.2f}" for position in shown]
+        for name, scores in values.items()
+    }
+    titles = [
+        f"{names[position]}\n{place + 1} of {len(order)}"
+        for position, place in zip(shown, places, strict=True)
+    ]
+    images = scorer.split.pixels(np.array(shown))
+    masks = lesion_masks(scorer.split, shown)
+    heading = f"Images by {score} of {first}, from the best to the worst"
+    heading += "; maps are stretched to [0, 1], but LABN's is as it is"
+    save_figure(examples_figure(images, by_method, texts, titles, masks, heading), path)
+
+
+def draw_failures(
+    failures: Failures, positives: PositiveScores, evaluation: Evaluation, folder: Path
+) -> None:
+    """Draw the network's maps that failed, a sheet for each kind, the first by name."""
+    scorer = positives.scorer.only("LABN")
+    split = scorer.split
+    pids = positives.values("LABN", f"PID m={failures.patch_size}")
+    for code, meaning in FAILURES.items():
+        positions = [position for position, found in failures.codes.items() if found == code]
+        shown = positions[:_NUM_FAILURES_SHOWN]
+        if not shown:
+            continue
+        maps = np.stack([scorer.maps(position)["LABN"] for position in shown])
+        titles = [
+            f"{split.names[position]}, PID {pids[split.names[position]]:.2f}\n"
+            f"p(positive) {positive_probability(evaluation, position):.2f},"
+            f" attended {failures.attended[position]:.1%}"
+            for position in shown
+        ]
+        first = f", the first {len(shown)} by name" if len(shown) < len(positions) else ""
+        heading = (
+            f"{code}, {meaning}: {len(positions)} of {len(failures.codes)} failures"
+            f" (PID m={failures.patch_size} below {failures.thresholds.pid:g}){first}"
+        )
+        path = folder / f"failures-{code}.png"
+        draw_attention(maps, shown, split, titles, path, heading)
+
+
+def positive_probability(evaluation: Evaluation, position: int) -> float:
+    """Give the probability that one image is of any class but the first."""
+    return evaluation.probabilities[position, 1:].sum().item()
+
+
+def lesion_masks(
+    split: Split, positions: Sequence[int]
+) -> list[Bool[np.ndarray, "h w"] | None] | None:
+    """Give the lesions of images, None where they are not known."""
+    if split.masks is None:
+        return None
+    return [
+        split.masks[split.indices[position]] if split.has_mask[position] else None
+        for position in positions
+    ]
+
+
+def _stretch(saliency: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    low, high = saliency.min(), saliency.max()
+    if low == high:
+        return np.zeros_like(saliency)
+    stretched: Float[np.ndarray, "h w"] = (saliency - low) / (high - low)
+    return stretched

@@ -1,0 +1,179 @@
+"""What the scores of a part come to: metrics, tables, kinds of failure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
+from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
+from labn.runs.evaluation.image_scores import PositiveScores
+from labn.runs.evaluation.score_image import ID, Measure, pid_name
+from labn.storage.files import write_atomically
+from labn.training.evaluate import Evaluation
+
+_FAILURE_PATCH_SIZE = 16
+_LOCALISATION = ("pointing_hit", "energy_inside", "auroc")
+
+
+def positive_metrics(positives: PositiveScores, prefix: str) -> dict[str, float]:
+    """Name the mean scores of each method, as trackers allow: letters, digits, underscores.
+
+    ``<prefix>_pid`` is the network's own at the patch size that validation uses, against the bias
+    image; so it is left out where that was not scored.
+    """
+    metrics = {f"{prefix}_pid_images": float(len(positives.positions))}
+    scorer, options = positives.scorer, positives.scorer.options
+    for measure in scorer.measures:
+        for method in scorer.methods:
+            mean = float(np.mean(list(positives.values(method.name, measure.name).values())))
+            metrics[f"{prefix}_{_key(measure)}_{_plain(method.name)}"] = mean
+            is_headline = measure.patch_size == options.preferred_patch_size
+            if is_headline and measure.baseline == "bias" and measure.name != ID:
+                if method.name == "LABN":
+                    metrics[f"{prefix}_pid"] = mean
+                if method.name == "random":
+                    metrics[f"{prefix}_pid_random"] = mean
+    if len(positives.localisation):
+        means = positives.localisation.groupby("method", sort=False)[list(_LOCALISATION)].mean()
+        for method_name, row in means.iterrows():
+            for score, value in row.dropna().items():
+                metrics[f"{prefix}_localisation_{score}_{_plain(str(method_name))}"] = float(value)
+    return metrics
+
+
+def _key(measure: Measure) -> str:
+    if measure.name == ID:
+        return "id"
+    baseline = "" if measure.baseline == "bias" else f"_{measure.baseline}"
+    return f"pid{baseline}_m{measure.patch_size}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The kind of failure of each positive that failed, by its position in the part.
+
+    ``patch_size`` is m of the PID that says so; ``attended`` the share of the image with
+    attention above theta_alpha, by position, of every positive.
+    """
+
+    codes: dict[int, str]
+    attended: dict[int, float]
+    patch_size: int
+    thresholds: ErrorThresholds
+
+    def as_json(self) -> dict[str, Any]:
+        """Count each kind, with the terms of the count."""
+        return {
+            **count_failures(self.codes.values()),
+            "num_failed": len(self.codes),
+            "num_scored": len(self.attended),
+            "patch_size": self.patch_size,
+            "thresholds": asdict(self.thresholds),
+        }
+
+
+def find_failures(positives: PositiveScores, evaluation: Evaluation) -> Failures | None:
+    """Say why the network's own maps fail (Table 5); None where they were not scored.
+
+    By PID at m = 16 as in the paper, or at the largest m that was scored instead.
+    """
+    if not any(method.name == "LABN" for method in positives.scorer.methods):
+        return None
+    options = positives.scorer.options
+    sizes = options.patch_sizes
+    size = _FAILURE_PATCH_SIZE if _FAILURE_PATCH_SIZE in sizes else max(sizes)
+    pids = positives.values("LABN", pid_name(size))
+    scorer = positives.scorer.only("LABN")
+    theta_alpha = scorer.trained.model.theta_alpha
+    predicted = evaluation.probabilities.argmax(dim=1)
+    failures = Failures({}, {}, size, options.thresholds)
+    for position in positives.positions:
+        saliency = torch.from_numpy(scorer.maps(position)["LABN"])[None]
+        (code,) = classify_failures(
+            torch.tensor([pids[scorer.split.names[position]]]),
+            predicted[position : position + 1] == evaluation.labels[position],
+            saliency,
+            theta_alpha,
+            failures.thresholds,
+        )
+        failures.attended[position] = (saliency > theta_alpha).double().mean().item()
+        if code is not None:
+            failures.codes[position] = code
+    return failures
+
+
+def score_table(positives: PositiveScores, part: str) -> Table:
+    """Lay out ID and PID of each method (Table 2)."""
+    wanted, options = positives.scorer.measures, positives.scorer.options
+    rows: list[tuple[Cell, ...]] = [
+        (
+            method.name,
+            *(estimate(list(positives.values(method.name, m.name).values())) for m in wanted),
+        )
+        for method in positives.scorer.methods
+    ]
+    baseline = {"bias": "the bias image", "zero": "zero", "black": "black"}.get(
+        options.baseline, "the blurred image"
+    )
+    caption = (
+        f"ID and PID of explanation methods, mean ± standard deviation over the"
+        f" n = {len(positives.positions)} positive images of the {part} part; ID against zero, PID"
+        f" against {baseline}; {_describe_curves(positives)}; the best means are bold."
+    )
+    columns = (Column("Method"), *(Column(measure.name, True) for measure in wanted))
+    return Table(columns=columns, rows=tuple(rows), caption=caption)
+
+
+def _describe_curves(positives: PositiveScores) -> str:
+    tolerance = positives.scorer.options.tolerance
+    num_points = positives.scores.groupby("score", sort=False)["num_points"]
+    if tolerance is not None:
+        means = ", ".join(f"{mean:.0f} ({name})" for name, mean in num_points.mean().items())
+        return f"each area to within {tolerance:g}, by {means} forward passes a map on average"
+    points = ", ".join(sorted({str(n) for n in num_points.max()}, key=int))
+    return f"curves of {points} points"
+
+
+def confusion_table(evaluation: Evaluation, part: str) -> Table:
+    """Count true and false positives and negatives (Table 3); every class but 0 is positive."""
+    confusion = evaluation.classification.confusion
+    counts = {
+        "TP": confusion[1:, 1:],
+        "TN": confusion[:1, :1],
+        "FP": confusion[:1, 1:],
+        "FN": confusion[1:, :1],
+    }
+    rows = tuple((name, int(block.sum())) for name, block in counts.items())
+    caption = f"Confusion matrix over the {len(evaluation.names)} images of the {part} part."
+    return Table(columns=(Column(""), Column(f"{part} images")), rows=rows, caption=caption)
+
+
+def failure_table(failures: Failures, part: str) -> Table:
+    """Count each kind of failure (Table 5)."""
+    counts = count_failures(failures.codes.values())
+    rows = tuple((code, text, counts[code]) for code, text in FAILURES.items())
+    columns = (Column("Error ID"), Column("Description"), Column(f"{part} images"))
+    caption = (
+        f"Error analysis: {len(failures.codes)} of n = {len(failures.attended)} positive images of"
+        f" the {part} part have a PID (m = {failures.patch_size}) below"
+        f" {failures.thresholds.pid:g}."
+    )
+    return Table(columns=columns, rows=rows, caption=caption)
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Write a table as Markdown, LaTeX and JSON, beside each other."""
+    write_atomically(path.with_suffix(".md"), as_markdown(table))
+    write_atomically(path.with_suffix(".tex"), as_latex(table))
+    write_atomically(path.with_suffix(".json"), json.dumps(as_json(table), indent=2) + "\n")

@@ -1,0 +1,253 @@
+"""The positives of a part, scored image by image, so that a killed process loses but one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from labn.data.dataset import Split
+from labn.errors import UserError
+from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
+from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
+from labn.explain.gradients import GradCam, InputGradient
+from labn.explain.method import Method
+from labn.explain.rise import Rise
+from labn.model.network import LABN
+from labn.runs.evaluation.options import LAMBDA_ATTENTION, Assessment
+from labn.runs.evaluation.score_image import (
+    ImageScores,
+    Measure,
+    Sample,
+    explain,
+    measures,
+    pid_name,
+    score_image,
+)
+from labn.runs.reporter import Reporter
+from labn.runs.trained import TrainedRun
+from labn.storage.files import write_atomically
+from labn.training.evaluate import predictor
+
+_NUM_IMAGES_TO_CHOOSE_BY = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores images of one subset by their positions; methods are built once."""
+
+    trained: TrainedRun
+    split: Split
+    options: Assessment
+    methods: tuple[Method, ...]
+    measures: tuple[Measure, ...]
+
+    def only(self, name: str) -> Scorer:
+        """Return a scorer of one of the methods alone."""
+        return replace(self, methods=tuple(m for m in self.methods if m.name == name))
+
+    def sample(self, position: int) -> Sample:
+        """Read the image at one position of the subset."""
+        split = self.split
+        mask = None
+        if split.masks is not None and split.has_mask[position]:
+            mask = split.masks[split.indices[position]]
+        return Sample(
+            name=split.names[position],
+            label=int(split.labels[position]),
+            image=self.trained.prepare(split.pixels(np.array([position])))[0],
+            mask=mask,
+        )
+
+    def maps(self, position: int) -> dict[str, Float[np.ndarray, "h w"]]:
+        """Make each method's map of the image at one position, by the method's name."""
+        with self.trained.autocast():
+            maps = explain(self.sample(position), self.methods).cpu().numpy()
+        return {method.name: single for method, single in zip(self.methods, maps, strict=True)}
+
+    def score(self, position: int) -> ImageScores:
+        """Score the image at one position of the subset."""
+        trained, sample = self.trained, self.sample(position)
+        with trained.autocast():
+            return score_image(
+                predictor(trained.model),
+                sample,
+                self.methods,
+                self.measures,
+                trained.statistics,
+                num_points=self.options.num_points,
+                tolerance=self.options.tolerance,
+                batch_size=trained.config.validation.batch_size,
+            )
+
+
+def build_scorer(
+    trained: TrainedRun, split: Split, options: Assessment, layer: int | None
+) -> Scorer:
+    """Build what scores the images of a subset; ``layer`` is that of "lambda attention"."""
+    methods = tuple(_build_method(name, trained.model, options, layer) for name in options.methods)
+    wanted = measures(options.patch_sizes, options.baseline)
+    return Scorer(trained, split, options, methods, wanted)
+
+
+def _build_method(name: str, model: LABN, options: Assessment, layer: int | None) -> Method:
+    if name.startswith(LAMBDA_ATTENTION):
+        number = name.removeprefix(LAMBDA_ATTENTION)
+        index = int(number) if number else layer
+        assert index is not None
+        num_layers = len(lambda_attentions(model))
+        if index >= num_layers:
+            raise UserError(
+                f"--methods {name}: must be {LAMBDA_ATTENTION} 0 to {num_layers - 1}, for the"
+                f" network has {num_layers} lambda layers"
+            )
+        return LambdaAttention(model, index)
+    if name == "RISE":
+        # In batches of their own size: a map must not depend on validation.batch_size.
+        return Rise(predict=predictor(model), num_masks=options.num_masks, seed=options.seed)
+    simple: dict[str, Method] = {
+        method.name: method
+        for method in (
+            LabnAttention(model),
+            GradCam(model),
+            InputGradient(model),
+            RandomMap(options.seed),
+            CentredGaussian(),
+            EdgeEnergy(),
+        )
+    }
+    return simple[name]
+
+
+def chosen_positions(split: Split, max_images: int | None) -> list[int]:
+    """List the positives, by name, as far as they are wanted."""
+    positions = np.flatnonzero(split.labels > 0).tolist()
+    return sorted(positions, key=split.names.__getitem__)[:max_images]
+
+
+def choose_layer(
+    trained: TrainedRun, validation: Split, options: Assessment, parts: Path, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Choose the lambda layer whose maps have the best PID on validation positives.
+
+    At the largest patch size, over at most 16 images (Iida 2022, 5.2, names no rule). Return the
+    ``layer`` and what it was chosen by; None where no method asks for it.
+
+    Raises:
+        UserError: there are several layers, and no validation positives to choose by.
+    """
+    if LAMBDA_ATTENTION not in options.methods:
+        return None
+    candidates = lambda_attentions(trained.model)
+    if len(candidates) == 1:
+        return {"layer": 0, "chosen_by": "the only one"}
+    path = parts / "layer.json"
+    if not path.is_file():
+        positions = chosen_positions(validation, _NUM_IMAGES_TO_CHOOSE_BY)
+        if not positions:
+            raise UserError(
+                f"--methods {LAMBDA_ATTENTION}: its layer is chosen by the PID of validation"
+                " positives, and there are none; name a layer, such as"
+                f' "{LAMBDA_ATTENTION} 0", or leave it out'
+            )
+        size = options.patch_sizes[-1]
+        wanted = (Measure(pid_name(size), size, options.baseline),)
+        exact = replace(options, tolerance=None)
+        scorer = Scorer(trained, validation, exact, tuple(candidates), wanted)
+        sums = np.zeros(len(candidates))
+        for done, position in enumerate(positions, start=1):
+            sums += [row["value"] for row in scorer.score(position).scores]
+            reporter.advance("choosing the lambda layer", done, len(positions))
+        means = sums / len(positions)
+        choice = {
+            "layer": int(means.argmax()),
+            "chosen_by": f"mean validation {pid_name(size)}, {options.baseline} baseline",
+            "num_images": len(positions),
+            "means_by_layer": means.tolist(),
+        }
+        write_atomically(path, json.dumps(choice))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def fingerprint(trained: TrainedRun, data_digest: str, options: Assessment) -> str:
+    """Name settings, weights and data, as far as scores depend on them."""
+    digest = hashlib.sha256()
+    asked = asdict(options)
+    del asked["thresholds"]  # failures are told apart after scoring
+    config = trained.config
+    settings = [asked, config.model.theta_alpha, config.train.precision, data_digest]
+    digest.update(json.dumps(settings).encode())
+    tensors = (*trained.model.state_dict().values(), *vars(trained.statistics).values())
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class PositiveScores:
+    """Scores of the positives at these positions of a part, by name.
+
+    ``scores`` and ``localisation`` have the rows of ``ImageScores``; ``layer`` says which lambda
+    layer was chosen, and how.
+    """
+
+    scorer: Scorer
+    positions: list[int]
+    scores: pd.DataFrame
+    localisation: pd.DataFrame
+    layer: dict[str, Any] | None
+
+    def rows(self, method: str, score: str) -> pd.DataFrame:
+        """Give the rows of one method and measure, an image each in the order of positions."""
+        scores = self.scores
+        return scores[(scores["method"] == method) & (scores["score"] == score)]
+
+    def values(self, method: str, score: str) -> dict[str, float]:
+        """Give one method's scores by one measure, by the image's name."""
+        rows = self.rows(method, score)
+        return dict(zip(rows["name"], rows["value"], strict=True))
+
+
+def score_positives(
+    scorer: Scorer,
+    positions: list[int],
+    layer: dict[str, Any] | None,
+    parts: Path,
+    reporter: Reporter,
+) -> PositiveScores:
+    """Score the images at these positions, from where an earlier process stopped."""
+    images = score_positions(scorer, positions, parts, reporter)
+    return PositiveScores(
+        scorer,
+        positions,
+        pd.DataFrame([row for image in images for row in image.scores]),
+        pd.DataFrame([row for image in images for row in image.localisation]),
+        layer,
+    )
+
+
+def score_positions(
+    scorer: Scorer, positions: Sequence[int], parts: Path, reporter: Reporter
+) -> list[ImageScores]:
+    """Score images, each kept as a file of its own; what an earlier process kept is taken over.
+
+    Processes that share a folder may each score some of the positions.
+    """
+    files = [parts / f"image-{position:06d}.json" for position in positions]
+    num_kept = sum(file.is_file() for file in files)
+    if num_kept:
+        reporter.say(f"going on: {num_kept} of {len(files)} images are scored already")
+    for done, (position, file) in enumerate(zip(positions, files, strict=True), start=1):
+        if not file.is_file():
+            write_atomically(file, json.dumps(vars(scorer.score(position))))
+        reporter.advance("scoring explanations", done, len(files))
+    return [ImageScores(**json.loads(file.read_text())) for file in files]

@@ -1,0 +1,120 @@
+"""What is asked of a scoring of explanations: which methods, by which measures, on how many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from labn.config import Config, ValidationConfig
+from labn.errors import UserError, did_you_mean
+from labn.metrics.failures import ErrorThresholds
+from labn.runs.evaluation.score_image import Baseline
+
+METHODS = (
+    "LABN",
+    "lambda attention",
+    "RISE",
+    "Grad-CAM",
+    "input gradient",
+    "random",
+    "centre",
+    "edges",
+)
+LAMBDA_ATTENTION = "lambda attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """Which methods' maps are scored, and how; of ``max_images`` positives, the first by name.
+
+    ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of. With a
+    ``tolerance``, curves have as many points as their areas need to be known to within it, instead
+    of ``num_points``. ``thresholds`` say what counts as which failure.
+
+    Raises:
+        UserError: a setting breaks its rule.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    patch_sizes: tuple[int, ...]
+    num_points: int
+    baseline: Baseline = "bias"
+    num_masks: int = 500
+    max_images: int | None = None
+    tolerance: float | None = None
+    thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
+    seed: int
+    image_size: int
+    preferred_patch_size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", _known_methods(self.methods))
+        sizes = tuple(sorted(set(self.patch_sizes)))
+        object.__setattr__(self, "patch_sizes", sizes)
+        if not sizes or not 1 <= sizes[0] <= sizes[-1] <= self.image_size:
+            raise UserError(
+                f"--patch-sizes {','.join(map(str, self.patch_sizes))}: must be numbers from 1 to"
+                f" data.image_size ({self.image_size}), such as --patch-sizes 2,4,8,16"
+            )
+        minima = {"points": (self.num_points, 2), "num-masks": (self.num_masks, 1)}
+        minima["max-images"] = (1 if self.max_images is None else self.max_images, 1)
+        for name, (value, least) in minima.items():
+            if value < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise UserError(
+                f"--tolerance {self.tolerance:g}: must be between 0 and 1, such as 0.005"
+            )
+
+    @classmethod
+    def of(cls, config: Config, choices: Mapping[str, Any]) -> Assessment:
+        """Return these choices for a run, and for all else what its validation does.
+
+        Without a choice of patch sizes they are the paper's and validation's, as far as they fit
+        into the image.
+        """
+        validation, image_size = config.validation, config.data.image_size
+        sizes = sorted({2, 4, 8, 16, validation.pid_patch_size})
+        defaults: dict[str, Any] = {
+            "patch_sizes": tuple(size for size in sizes if size <= image_size),
+            "num_points": validation.pid_num_points,
+            "seed": config.train.seed,
+            "image_size": image_size,
+            "preferred_patch_size": validation.pid_patch_size,
+        }
+        return cls(**(defaults | dict(choices)))
+
+    @property
+    def headline_patch_size(self) -> int:
+        """The patch size of validation's PID where that is scored, else the largest."""
+        preferred = self.preferred_patch_size
+        return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
+
+
+def choices_of_validation(validation: ValidationConfig) -> dict[str, Any]:
+    """Return what scores maps as validation does, and random ones beside the network's."""
+    return {"methods": ("LABN", "random"), "patch_sizes": (validation.pid_patch_size,)}
+
+
+def _known_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Find the methods that words stand for, whatever their case, hyphens or underscores."""
+    spelt = {_plain(name): name for name in METHODS}
+    found = []
+    for word in names:
+        plain = _plain(word)
+        layer = re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", plain)
+        if layer is None and plain not in spelt:
+            near = did_you_mean(plain, spelt)
+            for key, name in spelt.items():
+                near = near.replace(f'"{key}"', f'"{name}"')
+            raise UserError(f"--methods {word}: must be among {', '.join(METHODS)}.{near}")
+        found.append(f"{LAMBDA_ATTENTION} {int(layer[1])}" if layer else spelt[plain])
+    if not found:
+        raise UserError(f"--methods: names none; give some of {', '.join(METHODS)}")
+    return tuple(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

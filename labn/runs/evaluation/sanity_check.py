@@ -1,0 +1,112 @@
+"""The sanity check of a run's explanations, as a table and a picture in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labn.data.readers.reader import Partition
+from labn.errors import UserError
+from labn.explain.attention import LabnAttention, LambdaAttention
+from labn.explain.controls import EdgeEnergy
+from labn.explain.gradients import GradCam, InputGradient
+from labn.explain.method import Method
+from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
+from labn.model.network import LABN
+from labn.report import save_figure
+from labn.report.randomisation_figure import sanity_figure
+from labn.runs.build import build_network, require_part
+from labn.runs.reporter import Reporter
+from labn.runs.trained import TrainedRun
+from labn.storage.files import write_json
+
+
+@dataclass(frozen=True)
+class SanityFiles:
+    """What was found, and the files that say so."""
+
+    check: SanityCheck
+    table: Path
+    picture: Path
+
+
+def quick_methods(model: LABN) -> Sequence[Method]:
+    """Make the methods that cost a pass or two: all but RISE, of lambda attention one layer.
+
+    That layer is the last before the attention branch, or the first of all.
+    """
+    return [
+        LabnAttention(model),
+        LambdaAttention(model, max(model.split - 1, 0)),
+        GradCam(model),
+        InputGradient(model),
+        EdgeEnergy(),
+    ]
+
+
+def check_run(
+    run: Path,
+    part: Partition,
+    methods: MakeMethods,
+    num_images: int,
+    seed: int,
+    reporter: Reporter,
+    overrides: Sequence[str] = (),
+) -> SanityFiles:
+    """Randomise a run's best network layer by layer, and compare its maps with what they were.
+
+    The maps are of the part's first ``num_images`` positives and their true classes, in float32.
+    ``seed`` draws the weights that replace the trained ones.
+
+    Raises:
+        UserError: there is no such run, no trained network in it, or no positive in the part, or
+            the data is not like that of training.
+    """
+    trained = TrainedRun.open(run, overrides)
+    split = require_part(trained.load_dataset(reporter), part)
+    positives = np.flatnonzero(split.labels > 0)[:num_images]
+    if not len(positives):
+        raise UserError(f"{run}: the {part} part has no positive image to explain; give another")
+    chosen = split.select(positives)
+    check = cascade(
+        trained.model,
+        _untrained_network(trained, seed),
+        methods,
+        trained.prepare(chosen.pixels(np.arange(len(chosen)))),
+        torch.from_numpy(chosen.labels).to(trained.device),
+        chosen.names,
+        on_stage=partial(reporter.advance, "randomising layers"),
+    )
+    folder = trained.folder.evaluation(part)
+    files = SanityFiles(check, folder / "sanity.json", folder / "sanity.png")
+    write_json(files.table, _describe(check, chosen.names, seed))
+    save_figure(sanity_figure(check.as_rows()), files.picture)
+    return files
+
+
+def _untrained_network(trained: TrainedRun, seed: int) -> LABN:
+    # Never the weights that training started from, which the trained ones still resemble.
+    (word,) = np.random.SeedSequence([trained.config.train.seed, seed, 1]).generate_state(1)
+    best = trained.best
+    return build_network(
+        trained.config.model, best["num_channels"], len(best["class_names"]), seed=int(word)
+    )
+
+
+def _describe(check: SanityCheck, names: Sequence[str], seed: int) -> dict[str, object]:
+    return {
+        "measure": "Spearman correlation of each map with the trained network's, cascading",
+        "seed": seed,
+        "images": list(names),
+        "stages": list(check.stages),
+        "rows": check.as_rows(),
+        "correlations": {
+            method: [[value if np.isfinite(value) else None for value in row] for row in values]
+            for method, values in ((m, v.tolist()) for m, v in check.correlations.items())
+        },
+    }

@@ -1,0 +1,192 @@
+"""How faithful explanations are: every method's map of an image, by ID and by PID at several m.
+
+One image at a time, so that its scores depend neither on the images beside it nor on how a part
+is shared out; the frames of all its maps fill the network's batches together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur  # type: ignore[import-untyped]
+
+from labn.data.dataset import ChannelStatistics
+from labn.explain.method import Method
+from labn.metrics.adaptive import AdaptiveInsertionDeletion, adaptive_insertion_deletion
+from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
+from labn.metrics.localisation import localisation
+
+Baseline = Literal["bias", "zero", "black", "blur"]
+"""What may stand where an image's patches do not; the paper's PID takes the bias image."""
+ID = "ID"
+_BLUR_SIGMA_SHARE = 5 / 224
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score: what tables call it, the patches' side m in pixels, and the baseline."""
+
+    name: str
+    patch_size: int
+    baseline: Baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image to be explained: standardised, with the class to explain and the lesions."""
+
+    name: str
+    label: int
+    image: Float[Tensor, "c h w"]
+    mask: Bool[np.ndarray, "h w"] | None = None
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Plain rows for one image, ready for JSON.
+
+    A row of ``scores`` is of one method and measure: its value (insertion less deletion), both
+    areas, and both curves over ``fractions``; of curves with points of their own only the areas are
+    kept, and ``num_points`` is how many forward passes both took. A row of ``localisation`` is of
+    one method; there are none where the lesions are not known.
+    """
+
+    scores: list[dict[str, Any]]
+    localisation: list[dict[str, Any]]
+
+
+def pid_name(patch_size: int) -> str:
+    """Name the PID of one patch size."""
+    return f"PID m={patch_size}"
+
+
+def measures(patch_sizes: Sequence[int], baseline: Baseline) -> tuple[Measure, ...]:
+    """List ID, of pixels against zero, and the PID of each patch size (Iida 2022, 4.3)."""
+    pids = [Measure(pid_name(size), size, baseline) for size in patch_sizes]
+    return (Measure(ID, 1, "zero"), *pids)
+
+
+def score_image(
+    predict: Predict,
+    sample: Sample,
+    methods: Sequence[Method],
+    measures: Sequence[Measure],
+    statistics: ChannelStatistics,
+    *,
+    num_points: int | None,
+    tolerance: float | None = None,
+    batch_size: int = 64,
+) -> ImageScores:
+    """Make each method's map of an image once, and score it by every measure.
+
+    ``num_points`` and ``batch_size`` are as in ``patch_insertion_deletion``; with a ``tolerance``,
+    ``adaptive_insertion_deletion`` takes as many points as that asks for. ``statistics`` are those
+    that the image was standardised with.
+
+    Raises:
+        ValueError: a map is not finite, or an argument breaks its rule.
+    """
+    maps = explain(sample, methods)
+    rows: list[dict[str, Any]] = []
+    for measure in measures:
+        images = sample.image.expand(len(methods), -1, -1, -1)
+        labels = torch.full((len(methods),), sample.label)
+        settings: dict[str, Any] = {
+            "patch_size": measure.patch_size,
+            "baseline": baseline_image(measure.baseline, sample.image, statistics),
+            "batch_size": batch_size,
+        }
+        scores: PatchInsertionDeletion | AdaptiveInsertionDeletion
+        if tolerance is None:
+            scores = patch_insertion_deletion(
+                predict, images, maps, labels, num_points=num_points, **settings
+            )
+        else:
+            scores = adaptive_insertion_deletion(
+                predict, images, maps, labels, tolerance=tolerance, **settings
+            )
+        rows += [
+            _score_row(sample, method, measure, scores, place)
+            for place, method in enumerate(methods)
+        ]
+    return ImageScores(rows, _localise(sample, methods, maps))
+
+
+def explain(sample: Sample, methods: Sequence[Method]) -> Float[Tensor, "k h w"]:
+    """Make each method's map of an image."""
+    images = sample.image[None]
+    labels = torch.tensor([sample.label], device=images.device)
+    maps = [method.explain(images, labels, (sample.name,)) for method in methods]
+    return torch.cat([single.detach().float() for single in maps])
+
+
+def baseline_image(
+    baseline: Baseline, image: Float[Tensor, "c h w"], statistics: ChannelStatistics
+) -> Float[Tensor, "c h w"]:
+    """Make what is shown where an image is not.
+
+    ``bias`` is the mean training image, ``zero`` the mean training colour, ``black`` a pixel value
+    of 0, and ``blur`` the image itself under a Gaussian of sigma 5 pixels at 224 (Petsiuk 2018).
+    """
+    if baseline == "bias":
+        return statistics.bias_image.to(image)
+    if baseline == "zero":
+        return torch.zeros_like(image)
+    if baseline == "black":
+        colour = -(statistics.mean / statistics.std).to(image)
+        return colour[:, None, None].expand_as(image)
+    sigma = _BLUR_SIGMA_SHARE * min(image.shape[1:])
+    blurred: Tensor = gaussian_blur(image, 2 * int(np.ceil(3 * sigma)) + 1, sigma)
+    return blurred
+
+
+def _score_row(
+    sample: Sample,
+    method: Method,
+    measure: Measure,
+    scores: PatchInsertionDeletion | AdaptiveInsertionDeletion,
+    place: int,
+) -> dict[str, Any]:
+    curves: dict[str, Any]
+    if isinstance(scores, AdaptiveInsertionDeletion):
+        curves = {"num_points": int(scores.num_forwards[place]), "fractions": []}
+        curves |= {"insertion_curve": [], "deletion_curve": []}
+    else:
+        curves = {
+            "num_points": len(scores.fractions),
+            "fractions": scores.fractions.tolist(),
+            "insertion_curve": scores.insertion_curve[place].tolist(),
+            "deletion_curve": scores.deletion_curve[place].tolist(),
+        }
+    return {
+        "name": sample.name,
+        "label": sample.label,
+        "method": method.name,
+        "score": measure.name,
+        "patch_size": measure.patch_size,
+        "baseline": measure.baseline,
+        "value": scores.pid[place].item(),
+        "insertion_auc": scores.insertion_auc[place].item(),
+        "deletion_auc": scores.deletion_auc[place].item(),
+        **curves,
+    }
+
+
+def _localise(
+    sample: Sample, methods: Sequence[Method], maps: Float[Tensor, "k h w"]
+) -> list[dict[str, Any]]:
+    if sample.mask is None:
+        return []
+    masks = torch.from_numpy(np.array(sample.mask)).expand(len(methods), -1, -1)
+    columns = {name: values.tolist() for name, values in vars(localisation(maps, masks)).items()}
+    return [
+        {"name": sample.name, "method": method.name}
+        | {name: values[place] for name, values in columns.items()}
+        for place, method in enumerate(methods)
+    ]

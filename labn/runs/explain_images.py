@@ -1,0 +1,238 @@
+"""Explanations of any images by a trained run: maps, overlays and a table, as files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from labn.data.decode import resize
+from labn.data.readers.class_folders import MASKS
+from labn.data.readers.listing import list_files
+from labn.data.readers.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
+from labn.errors import UserError
+from labn.model.network import upsample_attention
+from labn.runs.explanation_outputs import (
+    FILE_ENDINGS,
+    TABLE_NAME,
+    Row,
+    read_table,
+    write_maps,
+    write_table,
+)
+from labn.runs.reporter import Reporter
+from labn.runs.trained import TrainedRun, without_data
+
+_MAX_BATCH_SIZE = 8
+"""Images are held at their own size, 37 MB for one of IDRiD."""
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """What became of the images given: a row each in the table at ``table_file``.
+
+    ``num_kept`` of them had been explained before; ``unreadable`` says why, by file; ``ignored``
+    are no images. Files are named relative to the folder given.
+    """
+
+    table_file: Path
+    rows: list[Row]
+    num_kept: int
+    unreadable: dict[str, str]
+    ignored: list[str]
+
+
+def explain_images(
+    run: Path, images: Path, out: Path, overrides: list[str], reporter: Reporter
+) -> Explanations:
+    """Explain an image, or every image below a folder, by a run's best epoch.
+
+    Images are prepared as in training. Below ``out``, at the image's path relative to the folder,
+    IMAGE.attention.npy (float32) and IMAGE.attention.png (16 bits for 0 to 1) hold alpha at the
+    image's own size, not thresholded; IMAGE.overlay.png shows it. Where a reader crops, alpha is
+    0 outside the crop, which the network never saw, and the table's mean and share are over the
+    crop; everywhere else alpha is above 0. Images explained before by the same network are kept.
+
+    Raises:
+        UserError: there is no such run, network or image, no image can be read, or ``out`` cannot
+            be written to or holds explanations by another network.
+    """
+    trained = TrainedRun.open(run, without_data(overrides))
+    given = _list_given(images, out, image_suffixes(trained.config.data.name))
+    job = _Job(_Explainer(trained), _network_digest(trained), given, out.expanduser())
+    job.complete(reporter)
+    rows = [job.rows[name] for name in given.names if name in job.rows]
+    if not rows:
+        name, reason = next(iter(job.unreadable.items()))
+        raise UserError(
+            f"{images}: none of the {len(given.names)} images can be read ({name}: {reason}); give"
+            " whole image files"
+        )
+    return Explanations(job.table_file, rows, job.num_kept, job.unreadable, given.ignored)
+
+
+class _Given(NamedTuple):
+    """The images, by their paths relative to ``root``, and what else lies there.
+
+    The folder of a data set's lesion masks is not of images.
+    """
+
+    root: Path
+    names: list[str]
+    ignored: list[str]
+
+
+def _list_given(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Given:
+    place, out = images.expanduser().resolve(), out.expanduser().resolve()
+    if not place.exists():
+        raise UserError(f"{images}: no such image or folder")
+    if place == out:
+        raise UserError(
+            f"--out = {out}: must not be the folder of the images, where maps would pass for"
+            " images; give another folder, such as explanations"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out = {out}: is a file; give a folder")
+    root, files = place.parent, [place]
+    if place.is_dir():
+        root = place
+        files = [path for path in list_files(place, "**/*") if not path.is_relative_to(out)]
+    given = _Given(root, [], [])
+    for path in files:
+        name = path.relative_to(root)
+        is_image = path.suffix.lower() in suffixes and name.parts[0] != MASKS
+        (given.names if is_image else given.ignored).append(name.as_posix())
+    if not given.names:
+        raise UserError(f"{images}: no image; the files must end in {', '.join(suffixes)}")
+    return given
+
+
+def _network_digest(trained: TrainedRun) -> str:
+    """Name all that an explanation depends on but the image."""
+    with trained.folder.best_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    config, data = trained.config, trained.config.data
+    settings = (data.name, data.image_size, config.model.model_dump_json(), config.train.precision)
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class _Explained:
+    """One image with its class probabilities, and alpha at its own size."""
+
+    image: UnlabelledImage
+    probabilities: Float32[np.ndarray, " classes"]
+    attention: Float32[np.ndarray, "height width"]
+
+
+class _Explainer:
+    """A trained network, and how images are prepared for it."""
+
+    def __init__(self, trained: TrainedRun) -> None:
+        self._trained, self.config = trained, trained.config
+
+    def read(self, path: Path) -> UnlabelledImage:
+        """Decode one image as the reader of the run's data set does."""
+        return read_unlabelled(path, self.config.data.name, self._trained.best["num_channels"])
+
+    def explain(self, images: list[UnlabelledImage]) -> Iterator[_Explained]:
+        """Classify a batch, and bring each map to its image's size."""
+        pixels = np.stack([resize(image.kept, self.config.data.image_size) for image in images])
+        output = self._trained.predict(pixels)
+        probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
+        for image, row, attention in zip(images, probabilities, output.attention, strict=True):
+            left, top, right, bottom = image.box
+            kept = upsample_attention(attention[None].float(), (bottom - top, right - left))[0]
+            whole = np.zeros(image.pixels.shape[:2], dtype=np.float32)
+            whole[top:bottom, left:right] = kept.cpu().numpy()
+            yield _Explained(image, row, whole)
+
+    def describe(self, explained: _Explained) -> Row:
+        """Give the figures of one image's row."""
+        left, top, right, bottom = explained.image.box
+        kept = explained.attention[top:bottom, left:right]
+        peak_y, peak_x = np.unravel_index(explained.attention.argmax(), explained.attention.shape)
+        class_names = self._trained.class_names
+        probabilities = zip(class_names, explained.probabilities.tolist(), strict=True)
+        return {
+            "predicted": class_names[explained.probabilities.argmax()],
+            **{f"probability_{name}": probability for name, probability in probabilities},
+            "peak_x": int(peak_x),
+            "peak_y": int(peak_y),
+            "mean_attention": float(kept.mean(dtype=np.float64)),
+            "share_above_theta_alpha": float((kept > self.config.model.theta_alpha).mean()),
+        }
+
+
+class _Job:
+    """The images still to explain, and the table as it grows."""
+
+    def __init__(self, explainer: _Explainer, network: str, given: _Given, out: Path) -> None:
+        self._explainer, self._network, self._given, self._out = explainer, network, given, out
+        self.table_file = out / TABLE_NAME
+        self.rows = read_table(self.table_file, network)
+        self.unreadable: dict[str, str] = {}
+        self.num_kept = 0
+
+    def complete(self, reporter: Reporter) -> None:
+        """Explain what has not been, in batches after each of which the table is whole."""
+        pending = self._find_pending()
+        size = min(_MAX_BATCH_SIZE, self._explainer.config.validation.batch_size)
+        for start in range(0, len(pending), size):
+            images = self._read(pending[start : start + size])
+            explained = self._explainer.explain(list(images.values())) if images else ()
+            for number, (name, result) in enumerate(zip(images, explained, strict=True), start=1):
+                self.rows[name] = self._write(name, result)
+                reporter.advance("explaining", start + number, len(pending))
+            if self.rows:
+                write_table(self.table_file, self.rows)
+
+    def _find_pending(self) -> list[str]:
+        """List the images that have no row of their present content, and forget other rows."""
+        pending = []
+        for name in self._given.names:
+            try:
+                digest = self._digest(name)
+            except OSError as error:
+                self._skip(name, error)
+                continue
+            row = self.rows.get(name)
+            if row is not None and row["sha256"] == digest and self._has_files(row):
+                self.num_kept += 1
+            else:
+                pending.append(name)
+        for name in (*pending, *self.unreadable):
+            self.rows.pop(name, None)
+        return pending
+
+    def _has_files(self, row: Row) -> bool:
+        return all((self._out / row[column]).is_file() for column in FILE_ENDINGS)
+
+    def _digest(self, name: str) -> str:
+        with (self._given.root / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _read(self, names: list[str]) -> dict[str, UnlabelledImage]:
+        images = {}
+        for name in names:
+            try:
+                images[name] = self._explainer.read(self._given.root / name)
+            except (OSError, ValueError) as error:
+                self._skip(name, error)
+        return images
+
+    def _skip(self, name: str, error: OSError | ValueError) -> None:
+        self.unreadable[name] = " ".join(str(error).split())
+
+    def _write(self, name: str, explained: _Explained) -> Row:
+        """Write one image's files, and give its row."""
+        figures = self._explainer.describe(explained)
+        files = write_maps(self._out, name, explained.image.pixels, explained.attention)
+        digests = {"sha256": self._digest(name), "network": self._network}
+        return {"file": name, **figures, **files, **digests}

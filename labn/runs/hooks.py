@@ -1,0 +1,297 @@
+"""One process's part in a training run: it builds the loop, and is what the loop calls."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from labn.config import Config, flatten
+from labn.data.batches import EvaluationBatches
+from labn.data.dataset import Dataset, Split
+from labn.model.kernels import compiled
+from labn.model.network import LABN
+from labn.report import history_figure, save_figure
+from labn.runs.build import (
+    build_objective,
+    faithfulness,
+    place_network,
+    require_part,
+    start_network,
+    training_batches,
+)
+from labn.runs.evaluation.evaluate_run import SubsetEvaluation, log_scores
+from labn.runs.evaluation.options import Assessment, choices_of_validation
+from labn.runs.folder import RunFolder
+from labn.runs.replicas import Copies
+from labn.runs.reporter import Reporter, StoppingReporter
+from labn.runs.tracked import closing_entry, log_settings, open_entry
+from labn.runs.trained import TrainedRun
+from labn.storage.files import write_atomically, write_json
+from labn.storage.remote import is_remote, without_secrets
+from labn.tracking import NoTracker, Tracker, environment_tags, redact
+from labn.training import checkpoint
+from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
+from labn.training.device import give_back_freed_memory
+from labn.training.evaluate import evaluate
+from labn.training.loop import Metrics, Trainer
+from labn.training.losses import Objective
+from labn.training.optim import autocast, build_average, build_optimizer, build_schedule
+from labn.training.process_group import Group
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run gave. ``metrics`` are the best epoch's, over the validation part."""
+
+    run: str
+    num_epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    pictures: list[str]
+    tracker: dict[str, str | None]
+
+
+class Participant:
+    """One process's work on a run; also the hooks that the training loop calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        device: torch.device,
+        dataset: Dataset,
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+        group: Group,
+        copies: Copies | None = None,
+        should_save: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.group, self.copies = group, copies
+        self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
+        self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
+        self.validation: Split = require_part(dataset, "validation")
+        self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
+        self.trainer = self._build_trainer()
+        self.tracker: Tracker = NoTracker()
+        if group.is_first:
+            self.tracker = open_entry(config, folder)
+        self._epoch_start_s, self._num_restarts = time.monotonic(), 0
+
+    def complete(self) -> Summary:
+        """Train what is left, score the best epoch, log it all."""
+        with closing_entry(self.tracker):
+            self._log_start()
+            self._resume()
+            progress = self.trainer.run()
+            summary = self._finish(len(progress.history), progress.best_epoch + 1)
+        write_json(self.folder.summary_file, asdict(summary))
+        return summary
+
+    def assist(self) -> None:
+        """Train what is left, beside the first rank."""
+        self._resume()
+        self.trainer.run()
+
+    def _build_trainer(self) -> Trainer:
+        config, device, group = self.config, self.device, self.group
+        model = start_network(config.model, self.dataset, self.reporter, seed=config.train.seed)
+        model = place_network(model, device, channels_last=config.train.channels_last)
+        if group.size > 1 and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        elif group.size > 1:
+            self.reporter.say(
+                f"{group.size} workers without CUDA: batch norm takes its statistics over each"
+                " worker's part of a batch, and keeps the first worker's"
+            )
+        optimizer = build_optimizer(model, config.train)
+        batches = training_batches(self.dataset, config.data, config.train, device, group)
+        average = build_average(model, config.train)
+        if config.train.compile:
+            model.compile()
+        return Trainer(
+            model=model,
+            objective=self.objective,
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, config.train, batches.steps_per_epoch),
+            average=average,
+            batches=batches,
+            settings=config.train,
+            hooks=self,
+            device=device,
+            group=group,
+        )
+
+    def _log_start(self) -> None:
+        self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
+        self._num_restarts = self.folder.count_start()
+        tags = {
+            "data_digest": self.dataset.digest,
+            "world_size": str(self.group.size),
+            "restarts": str(self._num_restarts),
+            "kernels": compiled.form(self.device),
+        }
+        self.tracker.set_tags(environment_tags() | tags)
+        write_atomically(self.folder.manifest_file, self.dataset.manifest.to_csv(index=False))
+        self.tracker.log_dataset(
+            self.dataset.manifest,
+            name=self.config.data.name,
+            source=self._data_source(),
+            digest=self.dataset.digest,
+        )
+
+    def _data_source(self) -> str:
+        root = self.config.data.root or "synthetic"
+        return without_secrets(str(root)) if is_remote(root) else str(root)
+
+    def _resume(self) -> None:
+        found = checkpoint.load_newest(self.folder.checkpoints) if self.group.is_first else None
+        # By message: the other ranks need not see the folder.
+        found = self.group.from_first(found)
+        if found is None:
+            return
+        path, content = found
+        self.trainer.load_state(content)
+        progress = self.trainer.progress
+        self.reporter.say(
+            f"going on from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
+            f" {self.trainer.batches.steps_per_epoch}"
+        )
+        before, now = content.get("kernels"), compiled.form(self.device)
+        if before not in (None, now):
+            logger.warning(
+                "%s: was computed by %s kernels, and what follows is by %s ones; its last digits"
+                " are not those of a run that stays with one kind (`labn doctor` says why there are"
+                " no compiled ones)",
+                *(path, before, now),
+            )
+
+    def _finish(self, num_epochs: int, best_epoch: int) -> Summary:
+        """Score the best epoch with its control, and log tables, pictures and the network."""
+        folder, config = self.folder, self.config
+        trained = TrainedRun.restore(folder, config, self.device)
+        dataset = trained.as_trained(self.dataset)
+        options = Assessment.of(config, choices_of_validation(config.validation))
+        # Each scored image is kept: a stop costs one of them at most.
+        reporter = StoppingReporter(self.reporter, self.should_stop)
+        with folder.claimed_evaluation("validation") as place:
+            scores = SubsetEvaluation(
+                trained, dataset, "validation", options, place, reporter, draws_maps=False
+            ).complete()
+        save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
+        self.tracker.log_metrics(
+            {f"best_{name}": value for name, value in scores.metrics.items()}
+            | {"best_epoch": float(best_epoch)},
+            step=best_epoch,
+        )
+        log_scores(self.tracker, scores, "validation")
+        for path in (folder.history_picture, folder.history_file):
+            self.tracker.log_artifact(path, None)
+        log_settings(self.tracker, folder.config_file)
+        if config.tracking.log_model:
+            self.tracker.log_model(trained.model.cpu(), trained.example)
+        return Summary(
+            run=str(folder.path),
+            num_epochs=num_epochs,
+            best_epoch=best_epoch,
+            metrics=scores.metrics,
+            pictures=[str(path) for path in (*scores.pictures, folder.history_picture)],
+            tracker={"uri": redact(config.tracking.uri), "run_id": self.tracker.run_id},
+        )
+
+    # The hooks of the training loop.
+
+    def validate(self, model: nn.Module, epoch: int) -> Metrics:
+        """Measure the validation part, of which each rank takes its share."""
+        assert isinstance(model, LABN)
+        whole, rows = self.validation, self.group.share(len(self.validation))
+        part = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
+        settings, statistics = self.config.validation, self.dataset.statistics
+        batches = EvaluationBatches(part, statistics, settings.batch_size, self.device)
+        num_positives_before = int((whole.labels[: rows.start] > 0).sum())
+        num_done = 0
+
+        def advance() -> None:
+            nonlocal num_done
+            num_done += 1
+            self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
+
+        give_back_freed_memory()
+        with autocast(self.config.train, self.device):
+            evaluation = evaluate(
+                model,
+                batches,
+                self.objective,
+                faithfulness(settings, epoch + 1, num_positives_before),
+                on_batch=advance,
+                group=self.group,
+            )
+        give_back_freed_memory()
+        return evaluation.as_metrics("val")
+
+    def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:
+        """Show how far the epoch is, and how fast."""
+        total, size = self.trainer.batches.steps_per_epoch, self.group.size
+        workers = f", {size} workers" if size > 1 else ""
+        label = f"epoch {epoch + 1}/{self.config.train.epochs}{workers}"
+        speed = f"{self.trainer.throughput.images_per_s:.1f} images/s"
+        self.reporter.advance(f"{label}, {speed}, loss {metrics['train_loss']:.3f}", step, total)
+
+    def on_epoch(self, history: list[Metrics]) -> None:
+        """Log a finished epoch and show it."""
+        if not self.group.is_first:
+            return
+        now_s = time.monotonic()
+        time_s, self._epoch_start_s = now_s - self._epoch_start_s, now_s
+        metrics, speeds = history[-1], self.trainer.speeds
+        self.folder.save_history(history)
+        about = {"epoch_time_s": time_s, "restarts": float(self._num_restarts)}
+        self.tracker.log_metrics(metrics | speeds | about, step=int(metrics["epoch"]))
+        self.reporter.epoch(metrics | speeds, self.config.train.epochs, time_s)
+
+    def on_best(self, model: nn.Module, metrics: Metrics) -> None:
+        """Keep the best network with what is needed to use it."""
+        if not self.group.is_first:
+            return
+        statistics = self.dataset.statistics
+        best: ModelCheckpoint = {
+            "model": model.state_dict(),
+            "config": self._config_tree(),
+            "class_names": list(self.dataset.class_names),
+            "num_channels": self.dataset.num_channels,
+            "mean": statistics.mean,
+            "std": statistics.std,
+            "bias_image": statistics.bias_image,
+            "epoch": int(metrics["epoch"]),
+            "metrics": dict(metrics),
+        }
+        checkpoint.save_atomically(best, self.folder.best_file)
+
+    def save(self, content: TrainingCheckpoint, global_step: int) -> None:
+        """Write a checkpoint, then drop the oldest."""
+        if not self.group.is_first:
+            return
+        content["config"] = self._config_tree()
+        content["kernels"] = compiled.form(self.device)
+        path = checkpoint.step_path(self.folder.checkpoints, global_step)
+        checkpoint.save_atomically(content, path)
+        checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)
+        if self.copies is not None:
+            self.copies.add(path)
+
+    def last_checkpoint(self) -> str:
+        """Name the newest checkpoint."""
+        path: Path | None = checkpoint.newest_path(self.folder.checkpoints)
+        return str(path) if path else "none yet"
+
+    def _config_tree(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")

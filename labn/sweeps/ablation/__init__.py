@@ -1,0 +1,1 @@
+"""Ablations: named conditions, each trained from several seeds."""

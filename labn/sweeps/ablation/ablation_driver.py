@@ -1,0 +1,244 @@
+"""The driver of a study: its runs as Ray tasks, what came of each, and the report at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from labn.distributed.capacity import check_room, max_concurrent, resources
+from labn.distributed.checks.nodes import Requirements, check_nodes
+from labn.distributed.session import connected
+from labn.errors import RunFailed, Stopped
+from labn.runs.folder import RunFolder, locked
+from labn.runs.reporter import Reporter, SilentReporter
+from labn.runs.tracked import closing_entry, log_settings
+from labn.sweeps.ablation.ablation_report import StudySummary, summarise
+from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
+from labn.sweeps.ablation.register import register_best
+from labn.sweeps.entry import close_run_entry, open_sweep_entry
+from labn.sweeps.worker import Outcome, Worker
+from labn.tracking import Tracker
+
+_POLL_S = 0.5
+_LONGEST_NOTE = 7500
+"""Letters that a tracker surely takes of a note."""
+_TIMES_NAMED = 3
+"""How many failures the last line names."""
+
+
+def run_study(
+    study: AblationStudy,
+    reporter: Reporter,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    is_serial: bool = False,
+) -> StudySummary:
+    """Train and score every run of a study that is not finished, then write its report.
+
+    Runs are tasks of the Ray that this process is connected to, else of ``RAY_ADDRESS``, else of
+    one of its own; or, ``is_serial``, one after the other in this process. One that fails is
+    recorded with the reason; the others go on.
+
+    Raises:
+        UserError: the settings are not those of the runs in the folder, or there is no room.
+        RunFailed: some runs failed, of which the report has none, or it was asked to stop.
+    """
+    folder = study.settings.output_dir
+    with locked(folder, "runs this study", name=".ablation.lock"):
+        for run in study.runs():
+            RunFolder(run.config.output_dir).check_same(run.config)
+        entry = _open_entry(study)
+        with closing_entry(entry):
+            problem = _run_all(study, entry.run_id, reporter, should_stop, is_serial)
+            summary = summarise(study, reporter)
+            card = register_best(study, reporter)
+            _log_report(entry, summary, [*summary.files, *([card] if card else [])])
+            if problem:
+                raise RunFailed(problem)
+    return summary
+
+
+def _run_all(
+    study: AblationStudy,
+    entry_id: str | None,
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+    is_serial: bool,
+) -> str | None:
+    """Run what is left; say which runs failed, if any did.
+
+    Raises:
+        Stopped: it was asked to.
+    """
+    every = study.runs(entry_id)
+    left = [run for run in every if not study.is_finished(run)]
+    num_done = len(every) - len(left)
+    if num_done:
+        reporter.say(f"{num_done} of {len(every)} runs are finished already")
+    session = _Session(study, reporter, should_stop, num_done, len(every))
+    if left and is_serial:
+        session.run_here(left)
+    elif left:
+        processes = study.settings.each_run.processes
+        with connected(reporter.say, lambda: check_room(processes, "each_run")):
+            check_nodes(Requirements.of(study.base, processes), reporter.say)
+            session.run_on_ray(left)
+    if session.is_stopping:
+        raise Stopped(
+            f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
+            " others saved: the same command goes on from here"
+        )
+    return _failures_as_text(session.failures, len(every))
+
+
+def _open_entry(study: AblationStudy) -> Tracker:
+    title, settings = study.settings.title, study.settings
+    conditions = {
+        f"conditions.{name}": settings_as_text(row) for name, row in study.differing().items()
+    }
+    others = {"seeds": settings.seeds, "evaluate": settings.evaluate.model_dump_json()}
+    entry = open_sweep_entry(study.base, title, conditions | others, {"study": title})
+    log_settings(entry, study.save())
+    return entry
+
+
+def _log_report(entry: Tracker, summary: StudySummary, files: Sequence[Path]) -> None:
+    """Log means by condition and metric, a note in Markdown, and the report's files."""
+    means = {
+        f"{condition}/{name}": value
+        for condition, row in summary.means.items()
+        for name, value in row.items()
+    }
+    entry.log_metrics(means, step=0)
+    entry.set_tags({"mlflow.note.content": summary.note[:_LONGEST_NOTE]})
+    for path in files:
+        entry.log_artifact(path, "report")
+
+
+class _Session:
+    """What this process does for a study: hand out runs, keep and show what comes back."""
+
+    def __init__(
+        self,
+        study: AblationStudy,
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+        num_finished: int,
+        num_runs: int,
+    ) -> None:
+        self._study, self._reporter, self._should_stop = study, reporter, should_stop
+        self.num_finished, self._num_runs = num_finished, num_runs
+        self.failures: dict[str, str] = {}
+        self.is_stopping = False
+        self._worker = Worker(
+            processes=study.settings.each_run.processes, evaluate=study.settings.evaluate
+        )
+        stop_file = f".stop-{os.getpid()}-{time.time_ns()}"
+        self._stop_file = study.settings.output_dir / stop_file
+
+    def run_here(self, runs: Sequence[AblationRun]) -> None:
+        """Run one after the other in this process."""
+        for run in runs:
+            self._ended(run, _complete(run, self._worker, self._should_stop))
+            self.is_stopping = self._should_stop()
+
+    def run_on_ray(self, runs: Sequence[AblationRun]) -> None:
+        """Run as tasks, as many at once as there is room for."""
+        given = self._study.settings.each_run
+        reserved = resources(given.processes)
+        remote: Any = ray.remote(
+            num_cpus=reserved["CPU"],
+            num_gpus=reserved.get("GPU", 0),
+            memory=reserved.get("memory", 0),
+            max_retries=given.retries,
+        )(_be_task)
+        left, command = list(runs), tuple(sys.argv)
+        pending: dict[Any, AblationRun] = {}
+        while left or pending:
+            self._look_for_stop()
+            most = max_concurrent(given.processes) or len(runs)
+            while left and len(pending) < most:
+                run = left.pop(0)
+                task = remote.options(name=run.name)
+                pending[task.remote(run, self._worker, self._stop_file, command)] = run
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
+            for reference in ready:
+                run = pending.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                # What a task raises is what Ray says of it: killed too often, no memory left.
+                except Exception as error:  # noqa: BLE001
+                    outcome = _kept(run, Outcome.of_failure(error))
+                self._ended(run, outcome)
+        self._stop_file.unlink(missing_ok=True)
+
+    def _look_for_stop(self) -> None:
+        if self._should_stop() and not self.is_stopping:
+            self.is_stopping = True
+            self._stop_file.touch()
+
+    def _ended(self, run: AblationRun, outcome: Outcome) -> None:
+        if outcome.state == "interrupted":
+            return
+        if outcome.state == "failed":
+            self.failures[run.name] = outcome.reason
+            self._reporter.say(f"{run.name}: failed: {outcome.reason}")
+        else:
+            self.num_finished += 1
+            self._reporter.say(f"{run.name}: {_shown(outcome)} ({outcome.time_s or 0:.0f} s)")
+        done = self.num_finished + len(self.failures)
+        self._reporter.advance("runs", done, self._num_runs)
+
+
+def _be_task(
+    run: AblationRun, worker: Worker, stop_file: Path, command: tuple[str, ...]
+) -> Outcome:
+    """Be the task of a run; once ``stop_file`` is there, save it and end.
+
+    ``command`` is how the study was called, which the run's entry in the tracker tells.
+    """
+    sys.argv = list(command)
+    return _complete(run, worker, stop_file.exists)
+
+
+def _complete(run: AblationRun, worker: Worker, should_stop: Callable[[], bool]) -> Outcome:
+    if should_stop():
+        return Outcome(state="interrupted")
+    return _kept(run, worker.complete(run.config, SilentReporter(), should_stop, run.tags))
+
+
+def _kept(run: AblationRun, outcome: Outcome) -> Outcome:
+    """Keep how a run ended in its folder, and in the tracker if it failed; return that."""
+    folder = RunFolder(run.config.output_dir)
+    if outcome.state == "failed":
+        close_run_entry(run.config, folder, {"failure": outcome.reason}, "FAILED")
+    if outcome.state != "interrupted":
+        outcome.write(folder.path)
+    return outcome
+
+
+def _shown(outcome: Outcome) -> str:
+    wanted = ("pid", "auroc", "accuracy")
+    found = [
+        f"{name} {value:.3f}"
+        for name, value in outcome.metrics.items()
+        if name.partition("_")[2] in wanted
+    ]
+    return ", ".join(found) or "finished"
+
+
+def _failures_as_text(failures: dict[str, str], num_runs: int) -> str | None:
+    if not failures:
+        return None
+    named = [f"{name} ({reason})" for name, reason in list(failures.items())[:_TIMES_NAMED]]
+    more = "; ..." if len(failures) > _TIMES_NAMED else ""
+    return (
+        f"{len(failures)} of {num_runs} runs failed: {'; '.join(named)}{more};"
+        " the report is of the others, and the same command tries these again"
+    )

@@ -1,0 +1,162 @@
+"""What a study's runs came to: its report, as Markdown, LaTeX, JSON, figures and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from labn.report.html import page
+from labn.report.tables import as_markdown
+from labn.runs.comparison.compare import Findings, compare_runs
+from labn.runs.comparison.comparison_report import write_report
+from labn.runs.comparison.comparison_tables import tables
+from labn.runs.comparison.read_runs import read_runs
+from labn.runs.evaluation.evaluate_run import PREFIXES
+from labn.runs.reporter import Reporter
+from labn.storage.files import write_atomically, write_json
+from labn.sweeps.ablation.ablation_figures import draw_study, headline_score
+from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
+from labn.sweeps.worker import Outcome
+
+_MEANS = ("pid", "pid_random", "auroc", "accuracy", "tss")
+_OWN_METHOD = "LABN"
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """The runs of a study, how they ended, and what was written.
+
+    ``note`` is Markdown: the conditions, and the table that compares them.
+    """
+
+    title: str
+    folder: Path
+    conditions: dict[str, dict[str, Any]]
+    runs: list[dict[str, Any]]
+    means: dict[str, dict[str, float]]
+    note: str
+    files: list[Path] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Give all of it as plain values."""
+        return {
+            "study": self.title,
+            "output_dir": str(self.folder),
+            "conditions": self.conditions,
+            "runs": self.runs,
+            "means": self.means,
+            "files": [str(path) for path in self.files],
+        }
+
+
+def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
+    """Write the report on the finished runs of a study, to ``report`` in its folder.
+
+    Raises:
+        UserError: what a run left cannot be read.
+    """
+    settings = study.settings
+    outcomes = {run.name: run.outcome for run in study.runs()}
+    finished = [run for run in study.runs() if study.is_finished(run)]
+    # The first condition's first: it is what the others are tested against.
+    order = list(study.conditions)
+    finished.sort(key=lambda run: (order.index(run.condition), settings.seeds.index(run.seed)))
+    summary = StudySummary(
+        title=settings.title,
+        folder=settings.output_dir,
+        conditions=study.differing(),
+        runs=[_run_row(run, outcomes[run.name], run in finished) for run in study.runs()],
+        means=_means(study, finished, outcomes),
+        note=_conditions_as_markdown(study),
+    )
+    if finished:
+        reporter.say("writing the report")
+        summary = _write(study, summary, _findings(study, finished), reporter)
+    write_json(settings.output_dir / "summary.json", summary.as_json())
+    return summary
+
+
+def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[str, Any]:
+    state = "finished" if is_done else "failed" if outcome and outcome.state == "failed" else "open"
+    return {
+        "condition": run.condition,
+        "seed": run.seed,
+        "state": state,
+        "reason": outcome.reason if outcome and state == "failed" else "",
+        "folder": str(run.config.output_dir),
+        "metrics": outcome.metrics if outcome and is_done else {},
+    }
+
+
+def _means(
+    study: AblationStudy, finished: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
+) -> dict[str, dict[str, float]]:
+    prefix = PREFIXES[study.settings.evaluate.split]
+    means: dict[str, dict[str, float]] = {}
+    for condition in study.conditions:
+        found = [outcomes[run.name] for run in finished if run.condition == condition]
+        metrics = [outcome.metrics for outcome in found if outcome is not None]
+        names = [f"{prefix}_{name}" for name in _MEANS]
+        means[condition] = {
+            name: fmean(one[name] for one in metrics)
+            for name in names
+            if metrics and all(name in one for one in metrics)
+        }
+    return means
+
+
+def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Findings:
+    split = study.settings.evaluate.split
+    scored = read_runs([run.config.output_dir for run in finished], split)
+    named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
+    methods = list(named[0].scores["method"].unique())
+    reference = _OWN_METHOD if _OWN_METHOD in methods else methods[0]
+    return compare_runs(named, split, reference, [run.condition for run in finished])
+
+
+def _write(
+    study: AblationStudy, summary: StudySummary, findings: Findings, reporter: Reporter
+) -> StudySummary:
+    folder = study.settings.output_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    report = write_report(findings, folder)
+    headline = headline_score(findings, study.base.validation.pid_patch_size)
+    figures = draw_study(findings, headline, folder, reporter)
+    every = figures | {"Every method, run by run": folder / "report.png"}
+    failures = _failures_as_lines(summary)
+    sections = "".join(f"\n## {name}\n\n![{name}]({path.name})\n" for name, path in figures.items())
+    lines = "".join(f"\n{line}\n" for line in failures)
+    body = report.markdown.removeprefix("# ")  # one page has one title
+    head = f"# {summary.title}\n\n{summary.note}{lines}"
+    write_atomically(folder / "report.md", f"{head}{sections}\n{body}")
+    conditions = [f"{name}: {settings_as_text(row)}" for name, row in summary.conditions.items()]
+    html = page(summary.title, [*conditions, *failures], every, tables(findings))
+    write_atomically(folder / "report.html", html)
+    files = [folder / f"report.{kind}" for kind in ("html", "md", "tex", "json")]
+    comparison = [
+        f"\n{as_markdown(table)}"
+        for name, table in tables(findings)
+        if name.startswith(("Conditions: ", "Classification"))
+    ]
+    note = summary.note + "".join(comparison)
+    return replace(summary, note=note, files=[*files, *every.values()])
+
+
+def _conditions_as_markdown(study: AblationStudy) -> str:
+    lines = [
+        f"- **{name}**: {settings_as_text(row)}".replace("|", r"\|")
+        for name, row in study.differing().items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _failures_as_lines(summary: StudySummary) -> list[str]:
+    missing = [run for run in summary.runs if run["state"] != "finished"]
+    return [
+        f"Not in this report: {run['condition']}, seed {run['seed']}"
+        f" ({run['state']}{': ' + run['reason'] if run['reason'] else ''})"
+        for run in missing
+    ]

@@ -1,0 +1,178 @@
+"""A study: the runs that its conditions and seeds make, checked against a run's configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from labn.config import Config, known_keys, load_study
+from labn.config.ablation import StudyConfig
+from labn.config.messages import describe_unknown, shown
+from labn.config.reading import check_paths, resolve_base, set_key, validate
+from labn.errors import UserError
+from labn.runs.comparison.read_runs import condition_settings
+from labn.runs.evaluation.options import Assessment
+from labn.storage.files import write_atomically
+from labn.sweeps.entry import run_config
+from labn.sweeps.worker import Outcome
+
+STUDY_FILE = "study.yaml"
+
+_BY_THE_STUDY = ("output_dir", "tracking.", "train.seed")
+
+
+@dataclass(frozen=True)
+class AblationRun:
+    """One condition, trained from one seed."""
+
+    study: str
+    """The title of the study."""
+    condition: str
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """What the run is called within its study; its folder's path below the study's."""
+        return f"{self.condition}/seed-{self.seed}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the run's entry in the tracker is found by."""
+        return {"study": self.study, "condition": self.condition, "seed": str(self.seed)}
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended before, if it did."""
+        return Outcome.read(self.config.output_dir)
+
+
+@dataclass(frozen=True)
+class AblationStudy:
+    """Conditions, each a whole configuration, by name; the first is the reference."""
+
+    settings: StudyConfig
+    base: Config
+    conditions: Mapping[str, Config]
+
+    def runs(self, parent_run_id: str | None = None) -> list[AblationRun]:
+        """List the runs, all conditions of a seed before the next; so what is done is balanced."""
+        return [
+            self._run(condition, seed, parent_run_id)
+            for seed in self.settings.seeds
+            for condition in self.conditions
+        ]
+
+    def is_finished(self, run: AblationRun) -> bool:
+        """Return whether a run is trained, and scored as the study asks."""
+        outcome, terms = run.outcome, self.settings.evaluate.model_dump(mode="json")
+        return outcome is not None and outcome.state == "finished" and outcome.terms == terms
+
+    def differing(self) -> dict[str, dict[str, Any]]:
+        """Give each condition's values of the settings that are not the same in all of them."""
+        every = {name: condition_settings(config) for name, config in self.conditions.items()}
+        keys = dict.fromkeys(key for one in every.values() for key in one)
+        wanted = [key for key in keys if len({shown(one.get(key)) for one in every.values()}) > 1]
+        return {name: {key: one.get(key) for key in wanted} for name, one in every.items()}
+
+    def save(self) -> Path:
+        """Write the study, as resolved, into its folder; ``read_study`` reads it back."""
+        tree = self.settings.model_dump(mode="json")
+        tree |= {"base": self.base.model_dump(mode="json"), "fixed": {}}
+        place = self.settings.output_dir / STUDY_FILE
+        write_atomically(place, yaml.safe_dump(tree, sort_keys=False))
+        return place
+
+    def _run(self, condition: str, seed: int, parent_run_id: str | None) -> AblationRun:
+        title = self.settings.title
+        config = run_config(
+            self.conditions[condition],
+            condition,
+            f"seed-{seed}",
+            seed=seed,
+            entry_name=f"{title}-{condition}-{seed}",
+            parent_run_id=parent_run_id,
+        )
+        return AblationRun(title, condition, seed, config)
+
+
+def read_study(
+    path: Path, overrides: Sequence[str] = (), *, needs_data: bool = True
+) -> AblationStudy:
+    """Read a study's file, and resolve every condition to a run's whole configuration.
+
+    Raises:
+        UserError: a key is unknown, a value breaks its rule, two conditions are the same.
+    """
+    return resolve_study(load_study(path, overrides), path, needs_data=needs_data)
+
+
+def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> AblationStudy:
+    """Resolve every condition of a study to a run's whole configuration; ``path`` is its file.
+
+    Raises:
+        UserError: a key is unknown, a value breaks its rule, two conditions are the same.
+    """
+    base = resolve_base(settings, path, needs_data=needs_data)
+    conditions = {name: _resolve(name, settings, base, path) for name in settings.conditions}
+    if needs_data:
+        for name, config in conditions.items():
+            check_paths(config, _sources(name, settings, path))
+    _check_distinct(conditions, path)
+    for config in conditions.values():
+        _check_evaluation(settings, config, path)
+    return AblationStudy(settings, base, conditions)
+
+
+def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Config:
+    tree = base.model_dump(mode="json")
+    where = f"{path}: conditions.{name}"
+    for key, value in settings.conditions[name].items():
+        given = f"{where}.{key} = {shown(value)}"
+        if key not in known_keys():
+            raise UserError(f"{given}: {describe_unknown(key)}")
+        if key.startswith(_BY_THE_STUDY):
+            raise UserError(
+                f"{given}: is the same for all conditions, or set by the study; take it out"
+                " (seeds stand under seeds, other settings of all runs under fixed)"
+            )
+        set_key(tree, key, value)
+    return validate(Config, tree, _sources(name, settings, path))
+
+
+def _sources(name: str, settings: StudyConfig, path: Path) -> dict[str, str]:
+    """Return what stands before a key of a condition in a message."""
+    where = f"{path}: conditions.{name}"
+    return {"": f"{where}: "} | dict.fromkeys(settings.conditions[name], f"{where}.")
+
+
+def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
+    seen: dict[str, str] = {}
+    for name, config in conditions.items():
+        resolved = shown(sorted(condition_settings(config).items()))
+        twin = seen.setdefault(resolved, name)
+        if twin != name:
+            raise UserError(
+                f"{path}: conditions.{name}: trains the same network as conditions.{twin} once"
+                " resolved; take one out, or change a setting that training depends on"
+            )
+
+
+def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
+    try:
+        Assessment.of(config, settings.evaluate.choices())
+    except UserError as error:
+        option = re.match(r"--([a-z-]+) ?", str(error))
+        assert option is not None
+        key = option[1].replace("-", "_")
+        raise UserError(f"{path}: evaluate.{key} = {str(error)[option.end() :]}") from None
+
+
+def settings_as_text(settings: Mapping[str, Any]) -> str:
+    """Write a condition's settings on one line."""
+    return ", ".join(f"{key}={shown(value)}" for key, value in settings.items()) or "as the base"

@@ -1,0 +1,126 @@
+"""The best condition's network, registered in the tracker with a model card.
+
+Conditions are ranked by validation, not by the part that the report is of: a network chosen on
+test images would be reported too well.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from labn.errors import RunFailed
+from labn.runs.folder import RunFolder
+from labn.runs.reporter import Reporter
+from labn.runs.tracked import reopened_entry
+from labn.runs.trained import TrainedRun, without_data
+from labn.storage.files import write_atomically
+from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
+from labn.sweeps.worker import describe_error, validation_metrics
+from labn.tracking import register_model, save_servable
+
+logger = logging.getLogger(__name__)
+
+_SCORE = "val_pid"
+
+
+def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
+    """Register the best run of the best condition, by its mean validation PID; give its card.
+
+    None: no run is finished, or nothing is tracked.
+    """
+    finished = [run for run in study.runs() if study.is_finished(run)]
+    if not finished or study.base.tracking.uri == "none":
+        return None
+    scores = {run.name: validation_metrics(run.config.output_dir)[_SCORE] for run in finished}
+    by_condition = {
+        name: fmean(scores[run.name] for run in finished if run.condition == name)
+        for name in dict.fromkeys(run.condition for run in finished)
+    }
+    condition = max(by_condition, key=lambda name: by_condition[name])
+    runs = [run for run in finished if run.condition == condition]
+    best = max(runs, key=lambda run: scores[run.name])
+    card = _card(study, best, runs)
+    place = study.settings.output_dir / "report" / "model_card.md"
+    write_atomically(place, card)
+    name = f"labn-{study.base.data.name}"
+    metrics = _metrics(best)
+    tags = {key: f"{value:.4f}" for key, value in metrics.items()}
+    tags |= {"condition": condition, "seed": str(best.seed), "study": study.settings.title}
+    try:
+        version = _register(best, name=name, card=card, tags=tags)
+    # No export and no tracker is worth a finished study and its report.
+    except Exception as error:
+        reporter.say(f"{best.name} is not registered: {describe_error(error)}")
+        logger.debug("the registration failed here", exc_info=True)
+    else:
+        reporter.say(f"registered {best.name} as {name}, version {version}")
+    return place
+
+
+def _register(run: AblationRun, *, name: str, card: str, tags: Mapping[str, str]) -> int:
+    """Register the network of a run, which is logged first if it was not; return the version."""
+    uri, run_id = run.config.tracking.uri, RunFolder(run.config.output_dir).tracker_run_id
+    assert run_id is not None, f"{run.name} was tracked"
+    version = register_model(uri, run_id, name=name, card=card, tags=tags)
+    if version is None:
+        _log_network(run)
+        version = register_model(uri, run_id, name=name, card=card, tags=tags)
+    if version is None:
+        raise RunFailed("the tracker has not received the network; run the same command again")
+    return version
+
+
+def _log_network(run: AblationRun) -> None:
+    trained = TrainedRun.open(run.config.output_dir, without_data(["train.device=cpu"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = Path(scratch, "model")
+        try:
+            save_servable(trained.model, trained.example, exported)
+        except Exception as error:
+            raise RunFailed(f"the network cannot be exported ({describe_error(error)})") from error
+        with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:
+            entry.log_saved_model(exported)
+
+
+def _metrics(run: AblationRun) -> dict[str, float]:
+    """Give the few metrics that a network is known by, of validation and of the scored part."""
+    outcome, every = run.outcome, validation_metrics(run.config.output_dir)
+    every |= outcome.metrics if outcome else {}
+    wanted = ("pid", "pid_random", "auroc", "accuracy", "tss")
+    return {key: value for key, value in every.items() if key.partition("_")[2] in wanted}
+
+
+def _card(study: AblationStudy, best: AblationRun, runs: Sequence[AblationRun]) -> str:
+    config, metrics = best.config, _metrics(best)
+    lines = [
+        f"# {best.name} of {study.settings.title}",
+        "",
+        f"A {config.model.backbone} with B = {config.model.split}, which classifies images of"
+        f" {config.data.name} and shows by its attention where it looked (Lambda Attention Branch"
+        " Networks, Iida et al., ACCV 2022).",
+        "",
+        f"- Condition {best.condition}: {settings_as_text(study.differing()[best.condition])}.",
+        f"- Chosen by {_SCORE}: the mean over the condition's seeds (n = {len(runs)}) was the"
+        " highest, and this seed's the highest among them. So its own value is too high.",
+        f"- Input: float32 of {config.data.image_size} x {config.data.image_size} pixels,"
+        " standardised as in training. Output: probabilities and attention.",
+        f"- Scored on the {study.settings.evaluate.split} part.",
+        "- For research. It was not made, nor tested, for any decision about a patient or a"
+        " warning.",
+        "",
+        "| score | this run | mean ± s.d. of the condition's seeds |",
+        "| :-- | --: | --: |",
+    ]
+    every = [_metrics(run) for run in runs]
+    for name, value in metrics.items():
+        lines.append(f"| {name} | {value:.3f} | {_mean([one[name] for one in every])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread} (n = {len(values)})"

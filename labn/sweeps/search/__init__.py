@@ -1,0 +1,1 @@
+"""Searches for settings, by Optuna and Ray Tune."""

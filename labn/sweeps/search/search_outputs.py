@@ -1,0 +1,107 @@
+"""What a search leaves behind: its entry in the tracker, figures, summary, best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from labn.config import dump_config
+from labn.config.search import SearchConfig
+from labn.runs.folder import RunFolder
+from labn.runs.tracked import closing_entry, log_settings
+from labn.storage.files import write_atomically, write_json
+from labn.sweeps.entry import close_run_entry, open_sweep_entry
+from labn.sweeps.search.optuna_study import SearchStudy, metrics_of, storage_url
+from labn.sweeps.search.search_figures import draw_figures
+from labn.sweeps.search.search_results import SearchResults, as_markdown, summarise
+from labn.sweeps.search.space import Space
+from labn.sweeps.search.trial import run_folders
+from labn.sweeps.worker import Outcome
+from labn.tracking import Status, redact
+
+_STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+class SearchRecords:
+    """The entry of a search in the tracker, with those of its trials, and the files in its folder.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+
+    def __init__(self, search: SearchConfig, space: Space, study: SearchStudy) -> None:
+        self._search, self._space, self._study = search, space, study
+        settings = {
+            "sampler": search.sampler.name,
+            "trials": search.trials,
+            "maximise": ",".join(search.objective.maximise),
+            "storage": redact(storage_url(search)),
+        }
+        domains = {f"space.{key}": one.model_dump_json() for key, one in search.space.items()}
+        self.entry = open_sweep_entry(space.base, search.output_dir.name, settings | domains)
+        listed = space.base.tracking.model_copy(update={"parent_run_id": self.entry.run_id})
+        self._run_base = space.base.model_copy(update={"tracking": listed})
+
+    def trial_ended(self, number: int, outcome: Outcome) -> None:
+        """Tell the tracker how a trial ended, on the trial's run and on the search's."""
+        tags = {"trial": str(number), "trial_state": outcome.state}
+        if outcome.reason:
+            tags["trial_reason"] = outcome.reason
+        self._close_runs(number, tags, _STATUS[outcome.state])
+        scores = {name: outcome.metrics[name] for name in self._study.objectives
+                  if name in outcome.metrics}  # fmt: skip
+        best = self._study.best()
+        if best is not None:
+            scores |= {f"best_{name}": metrics_of(best)[name] for name in self._study.objectives}
+        self.entry.log_metrics(scores, step=number)
+
+    def draw(self) -> list[Path]:
+        """Draw the figures of what is known so far."""
+        figures = draw_figures(self._study, self._search.output_dir / "figures")
+        for path in figures:
+            self.entry.log_artifact(path, "figures")
+        return figures
+
+    def conclude(self) -> SearchResults:
+        """Write and log figures, summary and the best settings."""
+        output_dir = self._search.output_dir
+        figures = self.draw()
+        summary = summarise(self._search, self._study, figures)
+        write_json(output_dir / "summary.json", dict(summary))
+        write_atomically(output_dir / "summary.md", as_markdown(summary))
+        files = [output_dir / "summary.json", output_dir / "summary.md"]
+        best = self._study.best()
+        if best is not None:
+            config = self._space.config(
+                self._study.point(best), output_dir=str(output_dir / "best")
+            )
+            write_atomically(output_dir / "best.yaml", dump_config(config))
+            log_settings(self.entry, output_dir / "best.yaml")
+            self.entry.set_tags({"best_trial": str(best.number)})
+        for path in files:
+            self.entry.log_artifact(path, None)
+        return summary
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the search's entry after the block, and those of trials that it left running."""
+        with closing_entry(self.entry):
+            try:
+                yield
+            finally:
+                self._close_running()
+
+    def _close_running(self) -> None:
+        for trial in self._study.trials:
+            if trial.state == TrialState.RUNNING:
+                self._close_runs(trial.number, {"trial_state": "interrupted"}, "KILLED")
+
+    def _close_runs(self, number: int, tags: dict[str, str], status: Status) -> None:
+        """Tag and close the entries of a trial's runs, as far as they have any."""
+        for folder in map(RunFolder, run_folders(self._search, number)):
+            if folder.tracker_run_id is not None:
+                best = {"checkpoint": str(folder.best_file)} if folder.best_file.is_file() else {}
+                close_run_entry(self._run_base, folder, tags | best, status)

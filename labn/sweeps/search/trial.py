@@ -1,0 +1,152 @@
+"""A trial: its runs, and what it does in its own process while the search decides on it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from labn.config import Config
+from labn.config.search import SearchConfig
+from labn.errors import RunFailed
+from labn.runs.reporter import Reporter
+from labn.storage.files import write_json
+from labn.sweeps.entry import run_config
+from labn.sweeps.search.asha import list_rungs
+from labn.sweeps.search.space import Point, Space
+from labn.sweeps.worker import Outcome, Worker, validation_metrics
+
+OUTCOME = "outcome"
+"""Key of a trial's last report: an ``Outcome``."""
+
+_PRUNED = "pruned.json"
+
+
+def trial_folder(search: SearchConfig, number: int) -> Path:
+    """Return the folder of a trial."""
+    return search.output_dir / "trials" / str(number)
+
+
+def run_folders(search: SearchConfig, number: int) -> list[Path]:
+    """Return the folders of a trial's runs: its own, or one for each seed in it."""
+    folder, num_seeds = trial_folder(search, number), search.trial.seeds
+    return [folder] if num_seeds == 1 else [folder / f"seed-{i}" for i in range(num_seeds)]
+
+
+def trial_configs(
+    search: SearchConfig, space: Space, point: Point, number: int, parent_run_id: str | None
+) -> list[Config]:
+    """Return the configurations of a trial's runs, which differ in their seeds."""
+    config = space.config(point)
+    tracking = config.tracking.model_copy(update={"log_model": search.trial.log_model})
+    changes: dict[str, Any] = {"tracking": tracking}
+    if search.pruning is not None:
+        # The PID of early epochs decides less, and is measured on fewer points; on more from the
+        # epoch after a rung on, so that trials are measured alike at each rung.
+        epochs = tuple(rung + 1 for rung in list_rungs(search.pruning, config.train.epochs))
+        changes["validation"] = config.validation.model_copy(update={"pid_growth_epochs": epochs})
+    config = config.model_copy(update=changes)
+    return [
+        run_config(
+            config,
+            *folder.relative_to(search.output_dir).parts,
+            seed=config.train.seed + i,
+            entry_name=f"{search.output_dir.name}-{number}",
+            parent_run_id=parent_run_id,
+        )
+        for i, folder in enumerate(run_folders(search, number))
+    ]
+
+
+def prune(folder: Path, reason: str) -> None:
+    """Tell a trial to stop, for good; it looks after every epoch."""
+    write_json(folder / _PRUNED, {"reason": reason})
+
+
+def run_trial(given: dict[str, Any], worker: Worker, required: tuple[str, ...]) -> None:
+    """Be a trial: ``given`` has its ``folder``, and the ``configs`` of its runs as JSON.
+
+    Without the ``required`` metrics it has failed.
+    """
+    configs = [Config.model_validate(tree) for tree in json.loads(given["configs"])]
+    outcome = _complete(Path(given["folder"]), configs, worker, required)
+    tune.report({OUTCOME: asdict(outcome)})
+
+
+def _complete(
+    folder: Path, configs: Sequence[Config], worker: Worker, required: tuple[str, ...]
+) -> Outcome:
+    """Complete the runs of a trial; return the mean of their metrics."""
+    every = []
+    for number, config in enumerate(configs):
+        reporter = _TrialReporter(folder, required, reports_epochs=number == 0)
+        outcome = worker.complete(config, reporter, reporter.is_stopped)
+        if reporter.failure is not None:
+            return Outcome.of_failure(RunFailed(reporter.failure), metrics=reporter.last)
+        if outcome.state == "interrupted":
+            reason = reporter.pruned or ""
+            return Outcome(state="pruned", metrics=reporter.last, reason=reason)
+        if outcome.state == "failed":
+            return outcome
+        every.append(_with_mean_pid(config, outcome.metrics, worker))
+    names = [name for name in every[0] if all(name in metrics for metrics in every)]
+    values = {name: [metrics[name] for metrics in every] for name in names}
+    means = {name: statistics.fmean(row) for name, row in values.items()}
+    if (fault := _fault(means, required, "the best epoch")) is not None:
+        return Outcome.of_failure(RunFailed(fault))
+    spread = {name: statistics.stdev(row) for name, row in values.items() if len(row) > 1}
+    return Outcome(state="finished", metrics=means, spread=spread)
+
+
+def _with_mean_pid(config: Config, metrics: dict[str, float], worker: Worker) -> dict[str, float]:
+    """Return a run's validation metrics, with the mean PID of the patch sizes it was scored at."""
+    if worker.evaluate is None:
+        return metrics
+    sizes = worker.evaluate.patch_sizes or ()
+    pids = {f"val_pid_m{size}": metrics[f"val_pid_m{size}_LABN"] for size in sizes}
+    mean = {"val_pid": statistics.fmean(pids.values())}
+    return validation_metrics(config.output_dir) | pids | mean
+
+
+def _fault(metrics: Mapping[str, float], required: tuple[str, ...], place: str) -> str | None:
+    """Say which required metric is not there or not finite; None if all are well."""
+    for name in required:
+        if not math.isfinite(metrics.get(name, math.nan)):
+            return f"{name} of {place} is {metrics.get(name, 'not there')}"
+    return None
+
+
+class _TrialReporter(Reporter):
+    """Reports each epoch to the search, and receives whether to stop."""
+
+    def __init__(self, folder: Path, required: tuple[str, ...], *, reports_epochs: bool) -> None:
+        self._folder, self._required, self._reports_epochs = folder, required, reports_epochs
+        self.last: dict[str, float] = {}
+        self.failure: str | None = None
+        self.pruned = _read_pruned(folder)
+
+    def is_stopped(self) -> bool:
+        """Return whether the run is to end before its time."""
+        return self.failure is not None or self.pruned is not None
+
+    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
+        """Report an epoch, and wait until the search has decided on the trial."""
+        self.last = dict(metrics)
+        fault = _fault(metrics, self._required, f"epoch {metrics['epoch']:.0f}")
+        if fault is not None:
+            self.failure = fault
+        elif self._reports_epochs:
+            # Returns once the search asks for more, having decided.
+            tune.report(dict(metrics))
+            self.pruned = _read_pruned(self._folder)
+
+
+def _read_pruned(folder: Path) -> str | None:
+    place = folder / _PRUNED
+    return str(json.loads(place.read_text())["reason"]) if place.is_file() else None

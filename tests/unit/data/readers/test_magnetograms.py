@@ -1,0 +1,264 @@
+import os
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from PIL import Image
+
+from labn.data.readers.magnetograms import MagnetogramReader
+from labn.errors import UserError
+
+real_data = pytest.mark.real_data
+needs_data = pytest.mark.skipif(
+    "LABN_TEST_DATA" not in os.environ, reason="LABN_TEST_DATA names no folder of public data"
+)
+
+
+def _write_year(root, year, lines, num_images=None):
+    shape = (len(lines) if num_images is None else num_images, 4, 5)
+    images = np.random.default_rng(year).integers(0, 256, shape).astype(np.uint8)
+    np.save(root / f"{year}.npy", images)
+    (root / f"{year}.csv").write_text("\n".join(lines) + "\n")
+    return images
+
+
+def _write_png(path, value=7):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 5), value, dtype=np.uint8)).save(path)
+
+
+def _write_folder(root, table, names):
+    for name in names:
+        _write_png(root / name)
+    (root / "labels.csv").write_text(table)
+    return MagnetogramReader(root)
+
+
+def _problems(scan):
+    return [(problem.kind, problem.name) for problem in scan.problems]
+
+
+def test_years_decide_the_partition_and_classes_the_label(tmp_path):
+    images = _write_year(tmp_path, 2010, ["a.png,0", "b.png,1", "c.png,2", "d.png,3"])
+    _write_year(tmp_path, 2015, ["a.png,0"])
+    _write_year(tmp_path, 2016, ["e.png,2"])
+    _write_year(tmp_path, 2017, ["f.png,1"])
+    reader = MagnetogramReader(tmp_path)
+    scan = reader.scan()
+    assert scan.problems == []
+    assert [(r.name, r.grade, r.label, r.partition) for r in scan.records] == [
+        ("2010/a.png", 0, 0, "train"),
+        ("2010/b.png", 1, 0, "train"),
+        ("2010/c.png", 2, 1, "train"),
+        ("2010/d.png", 3, 1, "train"),
+        ("2015/a.png", 0, 0, "train"),
+        ("2016/e.png", 2, 1, "validation"),
+        ("2017/f.png", 1, 0, "test"),
+    ]
+    for index in range(4):
+        pixels = reader.read(scan.records[index])
+        np.testing.assert_array_equal(pixels, images[index][..., None])
+    assert reader.lesion_mask(scan.records[0]) is None
+
+
+def test_a_year_s_table_may_have_a_header_and_letters(tmp_path):
+    images = _write_year(tmp_path, 2012, ["name,class", "a,O", "b,c", "c,M", "d,X"], num_images=4)
+    reader = MagnetogramReader(tmp_path)
+    scan = reader.scan()
+    assert scan.problems == []
+    assert [r.grade for r in scan.records] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(reader.read(scan.records[3])[..., 0], images[3])
+
+
+def test_a_defective_row_of_a_year_does_not_shift_the_others(tmp_path):
+    images = _write_year(tmp_path, 2012, ["a,0", "b,4", "a,1", ",1", "c,2"])
+    reader = MagnetogramReader(tmp_path)
+    scan = reader.scan()
+    assert _problems(scan) == [
+        ("label_out_of_range", "2012/b"),
+        ("duplicate_row", "2012/a"),
+        ("bad_table", "2012/"),
+    ]
+    assert [(r.name, r.index) for r in scan.records] == [("2012/a", 0), ("2012/c", 4)]
+    np.testing.assert_array_equal(reader.read(scan.records[1])[..., 0], images[4])
+
+
+def test_years_that_do_not_fit_together_give_no_records(tmp_path):
+    _write_year(tmp_path, 2009, ["a,0"])
+    _write_year(tmp_path, 2011, ["a,0", "b,1"], num_images=3)
+    _write_year(tmp_path, 2012, ["a,0"])
+    (tmp_path / "2012.npy").unlink()
+    _write_year(tmp_path, 2013, ["a,0"])
+    (tmp_path / "2013.csv").unlink()
+    _write_year(tmp_path, 2014, ["a,0"])
+    np.save(tmp_path / "2014.npy", np.zeros((1, 4, 5)))
+    _write_year(tmp_path, 2015, ["a,0"])
+    (tmp_path / "2015.npy").write_bytes((tmp_path / "2015.npy").read_bytes()[:90])
+    _write_year(tmp_path, 2016, ["a,red", "b,green"])
+    scan = MagnetogramReader(tmp_path).scan()
+    assert scan.records == []
+    assert _problems(scan) == [
+        ("bad_table", "2009"),
+        ("bad_table", "2011.csv"),
+        ("missing_file", "2012.npy"),
+        ("bad_table", "2013.csv"),
+        ("unreadable_file", "2014.npy"),
+        ("unreadable_file", "2015.npy"),
+        ("bad_table", "2016.csv"),
+    ]
+    assert "2 rows" in scan.problems[1].detail and "3 images" in scan.problems[1].detail
+
+
+def test_an_array_of_pickled_objects_is_not_opened(tmp_path):
+    _write_year(tmp_path, 2012, ["a,0"])
+    np.save(tmp_path / "2012.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert _problems(MagnetogramReader(tmp_path).scan()) == [("unreadable_file", "2012.npy")]
+
+
+def test_a_folder_s_columns_are_found_by_name_or_by_position(tmp_path):
+    for number, table in enumerate(
+        [
+            "file,time_utc,flag_0123\na,2012-03-06,2\n",
+            "when,label,image\n1,M,a.png\n",
+            "label,path\n2,a\n",
+            "path,kind\na,M\n",
+            "a.png,2\n",
+            "\ufefffile,flare_class\r\na,M\r\n",
+        ]
+    ):
+        scan = _write_folder(tmp_path / str(number), table, ["a.png"]).scan()
+        assert scan.problems == [], table
+        assert [(r.name, r.grade, r.label) for r in scan.records] == [("a.png", 2, 1)], table
+
+
+def test_every_defect_of_a_folder_is_reported(tmp_path):
+    table = "file,class\na,0\nb,7\nc,1\na.png,1\n,1\n"
+    scan = _write_folder(tmp_path, table, ["a.png", "b.PNG", "d.png"]).scan()
+    assert [r.name for r in scan.records] == ["a.png"]
+    assert _problems(scan) == [
+        ("label_out_of_range", "b.PNG"),
+        ("missing_file", "c"),
+        ("duplicate_row", "a.png"),
+        ("bad_table", ""),
+        ("unlisted_file", "d.png"),
+    ]
+
+
+def test_images_may_lie_in_folders_and_keep_an_order_of_kinds(tmp_path):
+    reader = _write_folder(tmp_path, "file,class\n2012/a,0\nb.v1,1\n", ["2012/a.png", "b.v1.png"])
+    np.savez(tmp_path / "2012" / "a.npz", gauss=np.zeros((4, 5), dtype=np.int16))
+    scan = reader.scan()
+    assert scan.problems == []
+    assert [r.name for r in scan.records] == ["2012/a.png", "b.v1.png"]
+
+
+def test_a_column_names_the_partition(tmp_path):
+    table = "file,class,split\na,0,Train\nb,0,val\nc,0,test\nd,0,other\ne,0,\n"
+    scan = _write_folder(tmp_path, table, [f"{name}.png" for name in "abcde"]).scan()
+    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+    assert _problems(scan) == [("bad_table", "d"), ("bad_table", "e")]
+
+
+def test_the_year_of_a_time_column_or_of_the_name_decides_the_partition(tmp_path):
+    table = "file,class,time\na,0,2010-01-01\nb,0,2016.03.07_14:24\nc,0,2017\n"
+    scan = _write_folder(tmp_path / "time", table, ["a.png", "b.png", "c.png"]).scan()
+    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+    names = ["harp12345_20150307_1424.png", "20160101.png", "hmi20170630_00.png"]
+    table = "".join(f"{name},0\n" for name in names)
+    scan = _write_folder(tmp_path / "name", table, names).scan()
+    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize("other", ["20180101", "undated"])
+def test_one_image_of_no_known_year_leaves_all_without_a_partition(tmp_path, other):
+    names = ["20150307.png", f"{other}.png"]
+    scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
+    assert [r.partition for r in scan.records] == [None, None]
+
+
+def test_gauss_of_fits_files_are_scaled_to_8_bits(tmp_path):
+    field = np.array([[-900.0, -500.0, 0.0], [250.0, 500.0, np.nan]], dtype=np.float32)
+    units = [fits.PrimaryHDU(), fits.ImageHDU(field)]
+    fits.HDUList(units).writeto(tmp_path / "a.FITS")
+    reader = _write_folder(tmp_path, "a,0\n", [])
+    scan = reader.scan()
+    assert scan.problems == []
+    # 127.5 + 0 rounds down, as in a cast to uint8; 127.5 + 63.75 = 191.25.
+    expected = np.array([[0, 0, 127], [191, 255, 0]], dtype=np.uint8)
+    np.testing.assert_array_equal(reader.read(scan.records[0])[..., 0], expected)
+
+
+def test_compressed_fits_and_npz_are_read_alike(tmp_path):
+    field = np.random.default_rng(0).integers(-600, 600, (40, 30)).astype(np.int16)
+    units = [fits.PrimaryHDU(), fits.CompImageHDU(field, compression_type="RICE_1")]
+    fits.HDUList(units).writeto(tmp_path / "a.fits")
+    np.savez(tmp_path / "b.npz", gauss=field)
+    reader = _write_folder(tmp_path, "a,0\nb,1\n", [])
+    first, second = (reader.read(record) for record in reader.scan().records)
+    replica = [[min(max(127.5 + b * 127.5 / 500, 0), 255) for b in row] for row in field.tolist()]
+    assert first.dtype == np.uint8 and first.shape == (40, 30, 1)
+    np.testing.assert_array_equal(first[..., 0], np.array(replica).astype(np.uint8))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyUserWarning")
+def test_files_that_cannot_be_decoded_raise_oserror_or_valueerror(tmp_path):
+    fits.PrimaryHDU(np.zeros((40, 30), dtype=np.float32)).writeto(tmp_path / "cut.fits")
+    whole = (tmp_path / "cut.fits").read_bytes()
+    (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2])
+    fits.PrimaryHDU().writeto(tmp_path / "empty.fits")
+    (tmp_path / "text.fits").write_text("not a FITS file")
+    (tmp_path / "prose.npz").write_text("not a zip file")
+    np.savez(tmp_path / "other.npz", field=np.zeros((4, 5)))
+    np.savez(tmp_path / "flat.npz", gauss=np.zeros(5))
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
+        archive.writestr("gauss.npy", b"\x93NUMPY")
+    names = ["cut.fits", "empty.fits", "text.fits"]
+    names += ["prose.npz", "other.npz", "flat.npz", "short.npz"]
+    reader = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), [])
+    records = reader.scan().records
+    assert len(records) == len(names)
+    for record in records:
+        with pytest.raises((OSError, ValueError)):
+            reader.read(record)
+
+
+def test_another_layout_is_refused_in_one_line_that_says_what_was_expected(tmp_path):
+    with pytest.raises(UserError, match=r"expected magnetograms .*labels\.csv") as caught:
+        MagnetogramReader(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@real_data
+@needs_data
+def test_the_real_active_regions_are_complete():
+    reader = MagnetogramReader(Path(os.environ["LABN_TEST_DATA"]) / "hmi_magnetograms" / "sharp")
+    scan = reader.scan()
+    assert scan.problems == []
+    assert Counter(r.label for r in scan.records) == {0: 32, 1: 3}
+    assert {r.partition for r in scan.records} == {"train"}
+    for record in scan.records[::6]:
+        assert record.path.suffix == ".png"
+        shown = reader.read(record)[..., 0]
+        gauss = np.load(record.path.with_suffix(".npz"))["gauss"].astype(np.float64)
+        replica = np.clip(127.5 + gauss * 127.5 / 500, 0, 255)
+        # The npz files round to whole gauss, 0.255 grey levels, before the PNGs' cast.
+        assert np.abs(shown.astype(np.float64) - replica).max() < 1.26
+
+
+@real_data
+@needs_data
+def test_the_real_full_disks_have_no_partition_because_one_is_of_2019():
+    reader = MagnetogramReader(Path(os.environ["LABN_TEST_DATA"]) / "hmi_magnetograms" / "fulldisk")
+    scan = reader.scan()
+    assert [(r.grade, r.label, r.partition) for r in scan.records] == [
+        (1, 0, None),
+        (0, 0, None),
+        (1, 0, None),
+    ]
+    assert {p.kind for p in scan.problems} == {"unlisted_file"}
+    assert all(p.name.endswith(".npz") for p in scan.problems)
+    assert reader.read(scan.records[0]).shape == (512, 512, 1)

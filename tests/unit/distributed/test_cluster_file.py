@@ -1,0 +1,173 @@
+"""`labn cluster check`: the shipped files pass, and each kind of mistake is named with its mend."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from sample import FILES, ROOT, VALUES, change, lay_out
+
+from labn.distributed.checks.cluster_file import check_cluster
+from labn.distributed.checks.kuberay_schema import SCHEMAS
+from labn.distributed.launch.cluster_files import read_cluster
+from labn.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    return lay_out(tmp_path, monkeypatch)
+
+
+def faults(place):
+    return {one.name: f"{one.detail}; {one.mend}" for one in check_cluster(place)
+            if one.status == "fail"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_shipped_file_with_sample_values_passes(folder, name):
+    assert faults(folder / name) == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_shipped_file_is_refused_until_its_values_are_set(name):
+    said = faults(ROOT / "cluster" / name)["values"]
+    text = (ROOT / "cluster" / name).read_text()
+    for placeholder in VALUES:
+        assert (placeholder in said) == (placeholder in text)
+    assert f"set them at the top of {ROOT / 'cluster' / name}" in said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_values_stand_at_the_top_in_one_place(name):
+    lines = (ROOT / "cluster" / name).read_text().splitlines()
+    begin, end = (
+        next(n for n, line in enumerate(lines) if line.startswith(mark))
+        for mark in ("# ---- Set these", "# -----------------")
+    )
+    places = [n for n, line in enumerate(lines) if "CHANGE_ME" in line]
+    assert places
+    assert all(begin < place < end for place in places)
+
+
+MISTAKES = [
+    # file, check, what it says, and what is changed
+    ("gpu.yaml", "schema", 'unknown key max_worker. Did you mean "max_workers"?',
+     ("max_workers: 4\nprovider", "max_worker: 4\nprovider")),
+    ("gpu.yaml", "schema", 'provider.type = awz: must be one of', ("type: aws", "type: awz")),
+    ("gpu.yaml", "schema", "idle_timeout_minutes = 'soon'",
+     ("idle_timeout_minutes: 5", "idle_timeout_minutes: soon")),
+    ("gpu.yaml", "schema", "head_node_type", ("head_node_type: head", "head_node_type: chief")),
+    ("onprem.yaml", "schema", "Please supply a `head_ip`", ("  head_ip: 10.0.0.10", "  ip: x")),
+    ("gcp.yaml", "schema", "available_node_types.gpu.spot: unknown key min_worker.",
+     ("min_workers: 0\n    max_workers: 4", "min_worker: 0\n    max_workers: 4")),
+    ("gpu.yaml", "files", "file_mounts.~/labn/configs = config: does not exist here",
+     ("configs: configs", "configs: config")),
+    ("gpu.yaml", "files", "pip wheel . --no-deps -w dist", ("dist: dist", "dist: nowhere/dist")),
+    ("gpu.yaml", "files", "LABN_WHEEL = labn-0.0.9-py3-none-any.whl: is in no folder",
+     ("labn-0.1.0-py3", "labn-0.0.9-py3")),
+    ("onprem.yaml", "ssh key", "auth.ssh_private_key = ~/.ssh/none: does not exist here",
+     ("~/.ssh/id_ed25519     #", "~/.ssh/none #")),
+    ("onprem.yaml", "versions", "LABN_RAY has ray 2.9.0, but", ("RAY=2.60.0", "RAY=2.9.0")),
+    ("gcp.yaml", "versions", "LABN_PYTHON has python 3.10, but", ("PYTHON=3.11", "PYTHON=3.10")),
+    ("gcp.yaml", "versions", "LABN_TORCH names no version of torch", (" LABN_TORCH=2.14.1", "")),
+    ("gpu.yaml", "versions", "LABN_WHEEL has labn 0.0.9", ("labn-0.1.0-py3", "labn-0.0.9-py3")),
+    ("gpu.yaml", "storage", "LABN_SHARED = shared: must be an absolute path",
+     ("LABN_SHARED=/mnt/labn", "LABN_SHARED=shared")),
+    ("gpu.yaml", "storage", "nothing shared is mounted there", ("LABN_NFS=", "LABN_NFT=")),
+    ("onprem.yaml", "storage", "only the head sees them",
+     ("tracker --shared $LABN_SHARED", "tracker --shared ~/mlflow")),
+    ("onprem.yaml", "storage", "the head starts no tracker",
+     ("- labn cluster tracker", "- echo labn tracker")),
+    ("gpu.yaml", "token", "anybody may run code", ("  ~/.ray/auth_token: ~/.ray", "  ~/t: ~/.ray")),
+    ("gpu.yaml", "ports", "--dashboard-host=0.0.0.0 listens for everybody",
+     ("dashboard-host=127.0.0.1", "dashboard-host=0.0.0.0")),
+    ("onprem.yaml", "ports", "--host 0.0.0.0 listens for everybody",
+     ("--host $LABN_ADDRESS --b", "--host 0.0.0.0 --b")),
+    ("gpu.yaml", "ports", "opens ports 8265-8265 to the world",
+     ("    GroupName: labn ", "    IpPermissions: [{FromPort: 8265, ToPort: 8265, IpProtocol: tcp,"
+      " IpRanges: [{CidrIp: 0.0.0.0/0}]}]\n    GroupName: labn ")),
+    ("gpu.yaml", "idle nodes", "idle_timeout_minutes = 0: machines that do nothing stay",
+     ("idle_timeout_minutes: 5", "idle_timeout_minutes: 0")),
+    ("kuberay.yaml", "schema", "spec.headGroupSpec: unknown key serviceTyp. Did you mean",
+      ("serviceType: ClusterIP", "serviceTyp: ClusterIP")),
+    ("kuberay.yaml", "schema", "rayStartParams",
+     ("      rayStartParams:\n        object-store-memory: \"500000000\"\n", "")),
+    ("kuberay.yaml", "schema", "RayJob: spec: unknown key backofLimit. Did you mean",
+     ("backoffLimit: 0", "backofLimit: 0")),
+    ("kuberay.yaml", "schema", "kind = RayClusters: none that is looked at",
+     ("kind: RayCluster\n", "kind: RayClusters\n")),
+    ("kuberay.yaml", "schema", "memory = '8 GB'", ("limits: {cpu: \"4\", memory: 8Gi}",
+     "limits: {cpu: \"4\", memory: 8 GB}")),
+    ("kuberay.yaml", "versions", "pods differ in ray: 2.60.0, 2.9.0",
+     ("rayVersion: 2.60.0", "rayVersion: 2.9.0")),
+    ("kuberay.yaml", "versions", "a container has python 3.12", ("py311-gpu", "py312-gpu")),
+    ("kuberay.yaml", "storage", "claim labn: ReadWriteOnce: only one node may write it",
+     ("ReadWriteMany", "ReadWriteOnce")),
+    ("kuberay.yaml", "storage", "container ray-head mounts nothing that is shared",
+     ("persistentVolumeClaim: {claimName: labn}", "emptyDir: {}")),
+    ("kuberay.yaml", "storage", "no pod runs the tracker", ("labn cluster tracker", "sleep")),
+    ("kuberay.yaml", "token", "ray-head: has no RAY_AUTH_TOKEN",
+     ("env: &environment\n              - {name: RAY_AUTH_MODE, value: token}\n"
+      "              - name: RAY_AUTH_TOKEN", "env: &environment\n              - {name:"
+      " RAY_AUTH_MODE, value: token}\n              - name: RAY_TOKEN")),
+    ("kuberay.yaml", "ports", "serviceType LoadBalancer opens the head",
+     ("serviceType: ClusterIP", "serviceType: LoadBalancer")),
+    ("kuberay.yaml", "idle pods", "pods that do nothing stay",
+     ("enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "check", "said", "edit"), MISTAKES)
+def test_a_mistake_is_named(folder, name, check, said, edit):
+    found = faults(change(folder / name, edit))
+
+    assert said in found[check]
+    assert not found[check].endswith("; None")
+
+
+def test_a_key_that_others_may_read_is_refused(folder, tmp_path):
+    (tmp_path / "home/.ssh/id_ed25519").chmod(0o644)
+    assert "chmod 600" in faults(folder / "onprem.yaml")["ssh key"]
+
+
+def test_a_token_that_is_not_there_yet_is_made_later(folder, tmp_path):
+    (tmp_path / "home/.ray/auth_token").unlink()
+    (token,) = [one for one in check_cluster(folder / "gpu.yaml") if one.name == "token"]
+    assert token.status == "warn"
+    assert "labn cluster up makes it" in token.mend
+
+
+def test_machines_that_are_kept_idle_are_a_warning(folder):
+    place = change(folder / "gpu.yaml", ("min_workers: 0\n    max_workers: 4",
+                                         "min_workers: 2\n    max_workers: 4"))  # fmt: skip
+    (idle,) = [one for one in check_cluster(place) if one.name == "idle nodes"]
+    assert (idle.status, idle.detail.endswith("gpu.spot (2)")) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("a: [", "is not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("a: 1\n---\nb: 2", "has 2 documents"),
+    ],
+)
+def test_a_file_that_is_none_ends_in_one_line(tmp_path, content, said):
+    place = tmp_path / "x.yaml"
+    if content is not None:
+        place.write_text(content)
+    with pytest.raises(UserError) as error:
+        read_cluster(place)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_schema_of_kubernetes_knows_every_object_that_is_shipped():
+    documents = list(yaml.safe_load_all((ROOT / "cluster/kuberay.yaml").read_text()))
+    assert {document["kind"] for document in documents} == set(SCHEMAS)
+
+
+def test_all_files_install_the_same():
+    exports = [read_cluster(ROOT / "cluster" / name).exports() for name in FILES[:3]]
+    names = ("LABN_WHEEL", "LABN_PYTHON", "LABN_RAY", "LABN_TORCH")
+    assert len({tuple(one[name] for name in names) for one in exports}) == 1

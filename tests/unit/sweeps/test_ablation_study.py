@@ -1,0 +1,257 @@
+"""A study's file: what it resolves to, and what is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labn.errors import UserError
+from labn.report.conditions import (
+    ConditionDifference,
+    differences_figure,
+    scores_figure,
+    training_figure,
+)
+from labn.report.html import page
+from labn.report.style import save_figure
+from labn.report.tables import Column, Estimate, Table
+from labn.sweeps.ablation.ablation_study import read_study
+
+ROOT = Path(__file__).parents[2]
+STUDY = {
+    "base": {
+        "data": {"name": "synthetic", "image_size": 32},
+        "model": {"backbone": "lambda_cnn", "split": 0},
+        "tracking": {"uri": "none"},
+        "output_dir": "elsewhere",
+    },
+    "conditions": {"full": {}, "no-kl": {"loss.lambda_kl": 0}},
+    "seeds": [3, 5],
+    "output_dir": "runs/study",
+}
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Read the study above, changed by `section=value`, with overrides of the command line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*overrides, **changes):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(copy.deepcopy(STUDY) | changes))
+        return read_study(path, overrides)
+
+    return call
+
+
+def test_every_condition_is_crossed_with_every_seed(read, tmp_path):
+    study = read()
+
+    assert [run.name for run in study.runs()] == [
+        "full/seed-3", "no-kl/seed-3", "full/seed-5", "no-kl/seed-5"
+    ]  # fmt: skip
+    run = study.runs("parent")[1]
+    assert run.config.train.seed == 3
+    assert run.config.loss.lambda_kl == 0
+    assert run.config.output_dir == tmp_path / "runs/study/no-kl/seed-3"
+    assert run.config.tracking.run_name == "study-no-kl-3"
+    assert run.config.tracking.parent_run_id == "parent"
+
+
+@pytest.mark.parametrize(
+    ("storage", "place"),
+    [
+        ("s3://bucket/study", "s3://bucket/study/no-kl/seed-5"),
+        ("copies", "{here}/copies/no-kl/seed-5"),
+    ],
+)
+def test_every_run_has_its_own_place_in_storage(read, tmp_path, storage, place):
+    runs = read(base=STUDY["base"] | {"train": {"storage": storage}}).runs()
+
+    places = [str(run.config.train.storage) for run in runs]
+    assert len(set(places)) == 4
+    assert places[3] == place.format(here=tmp_path)
+
+
+def test_only_what_differs_between_conditions_is_shown(read):
+    study = read(fixed={"train.epochs": 7})
+
+    assert study.differing() == {"full": {"loss.lambda_kl": 1.0}, "no-kl": {"loss.lambda_kl": 0.0}}
+    assert {run.config.train.epochs for run in study.runs()} == {7}
+
+
+def test_the_command_line_sets_keys_of_the_study_and_of_its_runs(read, tmp_path):
+    study = read("seeds=[0]", "evaluate.points=5", "train.epochs=2", "output_dir=other")
+
+    assert [run.seed for run in study.runs()] == [0, 0]
+    assert study.settings.evaluate.points == 5
+    assert study.base.train.epochs == 2
+    assert study.settings.output_dir == tmp_path / "other"
+
+
+def test_a_base_is_a_file_as_seen_from_the_study(read, tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(STUDY["base"]))
+
+    assert read(base="base.yaml").base == read().base
+
+
+def test_a_saved_study_is_read_back_the_same(read):
+    study = read("train.epochs=2")
+
+    again = read_study(study.save())
+
+    assert again.runs() == study.runs()
+    assert again.settings.evaluate == study.settings.evaluate
+
+
+@pytest.mark.parametrize("name", ["demo", "idrid"])
+def test_the_shipped_studies_are_table_4(name):
+    study = read_study(ROOT / f"configs/ablation/{name}.yaml", needs_data=False)
+
+    found = {
+        name: (config.loss.lambda_kl > 0, config.data.bias_copies > 0)
+        for name, config in study.conditions.items()
+    }
+    assert found == {
+        "full": (True, True),
+        "no-kl": (False, True),
+        "no-bias-image": (True, False),
+        "neither": (False, False),
+    }
+    assert next(iter(found)) == "full"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (
+            {"conditions": {"full": {}, "x": {"loss.lamda_kl": 0}}},
+            ["conditions.x.loss.lamda_kl = 0: unknown key", "loss.lambda_kl"],
+        ),
+        (
+            {"conditions": {"full": {}, "x": {"loss.lambda_kl": -1}}},
+            ["conditions.x.loss.lambda_kl = -1: must be", "greater than or equal to 0"],
+        ),
+        (
+            {"conditions": {"full": {}, "x": {"train.seed": 1}}},
+            ["conditions.x.train.seed = 1: is the same for all conditions, or set by the study"],
+        ),
+        (
+            {"conditions": {"full": {}, "same": {"loss.lambda_kl": 1.0}}},
+            ["conditions.same: trains the same network as conditions.full once resolved"],
+        ),
+        (
+            {"conditions": {"full": {}, "seen": {"validation.pid_patch_size": 4}}},
+            ["conditions.seen: trains the same network as conditions.full"],
+        ),
+        ({"conditions": {"a/b": {}}}, ["conditions = ", "'a/b' must be letters, digits"]),
+        ({"conditions": {}}, ["conditions = {}:"]),
+        ({"conditions": {"full": None}}, ["conditions.full = null: must be a mapping", "{}"]),
+        ({"seeds": [1, 1]}, ["seeds = [1, 1]: holds a seed twice"]),
+        ({"seeds": [-1]}, ["seeds = [-1]: must be greater than or equal to 0"]),
+        ({"sedes": [1]}, ['sedes = [1]: unknown key. Did you mean "seeds"?']),
+        (
+            {"evaluate": {"pints": 5}},
+            ["evaluate.pints = 5: unknown key.", 'mean "evaluate.points"?'],
+        ),
+        ({"evaluate": {"methods": ["RICE"]}}, ["evaluate.methods = RICE", 'Did you mean "RISE"?']),
+        ({"evaluate": {"patch_sizes": [64]}}, ["evaluate.patch_sizes = 64", "image_size (32)"]),
+        ({"fixed": {"train.epoch": 3}}, ["fixed.train.epoch = 3: unknown key", "train.epochs"]),
+        ({"fixed": {"train.epochs": 0}}, ["fixed.train.epochs = 0: must be"]),
+        ({"base": "nowhere.yaml"}, ["nowhere.yaml: no such configuration file"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_rule_and_mend(read, changes, parts):
+    with pytest.raises(UserError) as caught:
+        read(**changes)
+
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ".yaml" in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("seeds", "overrides are written key=value"),
+        ("seedz=[1]", 'seedz = [1]: unknown key. Did you mean "seeds"?'),
+        ("train.epochz=1", 'Did you mean "train.epochs"?'),
+        ("seeds=[-1]", "must be greater"),
+        ("data.root=nowhere", "data.root = nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(read, override, part):
+    with pytest.raises(UserError) as caught:
+        read(override)
+
+    assert part in str(caught.value)
+
+
+class _References(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for key, value in attrs if key in ("src", "href", "srcset", "data")]
+
+
+def test_a_page_holds_its_figures_and_refers_to_nothing_else(tmp_path):
+    scores = {"PID": {"full": [0.5, 0.6, 0.7], "x": [0.1, 0.2]}, "ID": {"full": [0.0], "x": [0.1]}}
+    save_figure(scores_figure(scores, "LABN"), tmp_path / "a.png")
+    table = Table(
+        columns=(Column("Condition"), Column("PID", is_better_high=True)),
+        rows=(("<b>full</b>", Estimate(0.5, 0.1)), ("x", None)),
+        caption="Of 3 & 2 seeds.",
+    )
+
+    html = page("A study", ["x < y"], {"Scores": tmp_path / "a.png"}, [("Table", table)])
+
+    references = _References()
+    references.feed(html)
+    assert len(references.found) == 2
+    assert all(reference.startswith("data:") for reference in references.found)
+    assert not re.search(r"https?://|url\(|@import|<script", html)
+    assert "<td>0.500 ± 0.100</td>" in html
+    assert "&lt;b&gt;full&lt;/b&gt;" in html
+    assert "x &lt; y" in html
+
+
+def drawn_points(axes):
+    """The figures that are drawn as points, row by row."""
+    return [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"]
+
+
+def test_every_seed_is_a_point_and_an_interval_needs_three():
+    figure = scores_figure({"PID": {"full": [0.4, 0.5, 0.6], "x": [0.1, 0.3]}}, "LABN")
+
+    (axes,) = figure.axes
+    assert drawn_points(axes) == [[0.4, 0.5, 0.6], [0.1, 0.3]]
+    segments = [segment for bars in axes.collections for segment in bars.get_segments()]
+    widths = [segment[1, 0] - segment[0, 0] for segment in segments if len(segment)]
+    # Student's t for 2 degrees of freedom is 4.3027; the standard deviation 0.1.
+    assert widths[0] == pytest.approx(2 * 4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    assert not any(width > 0 for width in widths[1:])
+
+
+def test_differences_are_drawn_by_seed_about_zero():
+    one = ConditionDifference("x", -0.2, -0.3, -0.1, [-0.25, -0.15])
+
+    (axes,) = differences_figure({"PID": [one]}, "full").axes
+
+    assert drawn_points(axes) == [[-0.25, -0.15]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x"]
+
+
+def test_the_mean_of_training_goes_as_far_as_all_runs_do():
+    figure = training_figure({"val_pid": {"full": [[0.0, 0.2, 0.9], [0.2, 0.4]]}})
+
+    mean = figure.axes[0].lines[-1].get_ydata()
+    assert mean == pytest.approx([0.1, 0.3])
