@@ -34,14 +34,6 @@ RULES = {
     ),
 }
 """What breaks each rule of the layout."""
-NOT_YET = {
-    "no two modules share a name",
-    "at most 14 entries stand at the top level",
-    "every room is mirrored in tests/unit",
-    "ray is imported in two rooms alone",
-    "optuna is imported in two rooms alone",
-}
-"""Rules that are broken today; whoever makes one true takes it out, for from then on it holds."""
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +42,7 @@ def package():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_layout_keeps_its_rule(rule, package, request):
-    if rule in NOT_YET:
-        request.applymarker(pytest.mark.xfail(reason="take it out of NOT_YET", strict=True))
-
+def test_the_layout_keeps_its_rule(rule, package):
     assert not RULES[rule](package)
 
 
