@@ -19,7 +19,11 @@ apidoc_modules = [
         "separate_modules": True,
         "module_first": True,
         # Signatures and docstrings of what other modules may use; commands document themselves.
-        "exclude_patterns": ["../labn/cli/*", "../labn/__main__.py", "../labn/tracking/labn_served.py"],
+        "exclude_patterns": [
+            "../labn/cli/*",
+            "../labn/__main__.py",
+            "../labn/tracking/labn_served.py",
+        ],
     }
 ]
 autodoc_member_order = "bysource"

@@ -1,4 +1,4 @@
-"""The picture of docs/architecture.md: what flows between the packages. `python docs/data_flow.py`."""
+"""The picture of docs/architecture.md: what flows between the packages."""
 
 from __future__ import annotations
 
