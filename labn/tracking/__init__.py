@@ -9,7 +9,6 @@ from labn.errors import UserError
 from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.models import register_model
 from labn.tracking.provenance import environment_tags, redact
-from labn.tracking.models import register_model
 from labn.tracking.resilient import ResilientTracker
 from labn.tracking.servable import save_servable
 from labn.tracking.spool import Spool

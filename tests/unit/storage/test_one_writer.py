@@ -10,15 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parents[3] / "labn"
 WRITER = PACKAGE / "storage/files.py"
 EXCEPTIONS = {
-    ("preflight.py", "write_text"): "a probe of a folder, deleted at once",
+    ("nodes.py", "write_text"): "a probe of a folder, deleted at once",
     ("decode.py", "open"): "arrays of a folder that is put in place once it is whole",
     ("cache.py", "open"): "the table of that folder",
-    ("tracker.py", "open"): "the log of a server",
+    ("tracker_server.py", "open"): "the log of a server",
     ("servable.py", "save"): "a folder of its own, which the tracker copies",
     ("mlflow_tracker.py", "save"): "a folder of its own, which the tracker copies",
     ("tracked.py", "write_text"): "a folder of its own, which the tracker copies",
     ("loop.py", "save"): "a hook of this name",
-    ("scored.py", "replace"): "of values in a table",
+    ("read_runs.py", "replace"): "of values in a table",
 }
 """What a module may call, with the reason."""
 SAVERS = {

@@ -22,7 +22,7 @@ from labn.report.style import save_figure
 from labn.report.tables import Column, Estimate, Table
 from labn.sweeps.ablation.ablation_study import read_study
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDY = {
     "base": {
         "data": {"name": "synthetic", "image_size": 32},

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
-from test_search_space import SEARCH
+from test_space import SEARCH
 
 from labn.config import load_search
 from labn.config.search import PruningConfig, SearchConfig

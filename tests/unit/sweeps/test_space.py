@@ -16,7 +16,7 @@ from labn.sweeps.search.asha import list_rungs
 from labn.sweeps.search.samplers import make_sampler
 from labn.sweeps.search.space import Space
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN = {
     "data": {"name": "synthetic", "image_size": 32},
     "model": {"backbone": "lambda_resnet50", "split": 7, "theta_alpha": 0.75},
