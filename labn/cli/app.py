@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 
-class Part(StrEnum):
+class SubsetName(StrEnum):
     """A part of a data set."""
 
     train = "train"

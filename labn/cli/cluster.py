@@ -63,7 +63,7 @@ def up(file: File, dry_run: DryRun = False) -> None:
     if faults:
         first = faults[0]
         raise UserError(
-            f"{file}: {first.detail}; {first.mend}"
+            f"{file}: {first.detail}; {first.fix}"
             + (f" (and {len(faults) - 1} more: labn cluster check {file})" * (len(faults) > 1))
         )
     cluster = read_cluster(file)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labn.cli.app import Json, Overrides, Part, app, metrics_table, print_result
+from labn.cli.app import Json, Overrides, SubsetName, app, metrics_table, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
@@ -30,7 +30,7 @@ class PidBaseline(StrEnum):
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     overrides: Overrides = None,
-    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
+    split: Annotated[SubsetName, typer.Option(help="Which part of the data.")] = SubsetName.test,
     data: Annotated[
         str | None,
         typer.Option(help="Where the data lies now, if not at data.root.", show_default=False),

@@ -51,7 +51,7 @@ class ConsoleReporter(Reporter):
     ) -> None:
         self._bar.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False)
 
@@ -66,7 +66,7 @@ class ConsoleReporter(Reporter):
         is_due = time.monotonic() - self._last_line_s >= _SECONDS_BETWEEN_LINES
         if not self._console.is_terminal and is_due:
             self._last_line_s = time.monotonic()
-            self.say(f"{task}: {done}/{total}{self._time_left(done, total)}")
+            self.message(f"{task}: {done}/{total}{self._time_left(done, total)}")
 
     def _time_left(self, done: int, total: int) -> str:
         _, first, start_s = self._started
@@ -84,7 +84,7 @@ class ConsoleReporter(Reporter):
         left = duration(time_s * (num_epochs - epoch))
         self._last_line_s = time.monotonic()
         timing = f"({_speed(metrics)}{time_s:.1f} s, at most {left} left)"
-        self.say(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
+        self.message(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
 
 
 def _speed(metrics: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Part, app, print_result
+from labn.cli.app import Json, Overrides, SubsetName, app, print_result
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=F
 def sanity(
     run: Run,
     overrides: Overrides = None,
-    split: Annotated[Part, typer.Option(help="Which part of the data.")] = Part.test,
+    split: Annotated[SubsetName, typer.Option(help="Which part of the data.")] = SubsetName.test,
     num_images: Annotated[int, typer.Option(min=1, help="Positives to explain.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Draws the untrained weights.")] = 0,
     as_json: Json = False,

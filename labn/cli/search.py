@@ -48,7 +48,7 @@ class Format(StrEnum):
 def run(
     config: Annotated[Path, typer.Argument(help="A search's file.", show_default=False)],
     overrides: Overrides = None,
-    retrain_best: Annotated[
+    confirm_best: Annotated[
         int, typer.Option(min=0, help="Then train so many of the best again, and the base.")
     ] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="New seeds of each that is trained again.")] = 3,
@@ -75,14 +75,14 @@ def run(
     search = load_search(config, overrides or [])
     with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
         summary = run_search(search, config, display, stop.is_requested)
-    if not retrain_best:
+    if not confirm_best:
         print_result(as_json, dict(summary), _as_text(summary))
         return
-    from labn.sweeps.search.confirm import retrain_best as retrain
+    from labn.sweeps.search.confirm import confirm_best as retrain
 
     with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
         retrained = retrain(
-            search, config, num_best=retrain_best, num_seeds=seeds, reporter=reporter,
+            search, config, num_best=confirm_best, num_seeds=seeds, reporter=reporter,
             should_stop=stop.is_requested,
         )  # fmt: skip
     text = f"{summary_as_text(retrained.study)}\n{retrained.verdict}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from labn.cli.progress import duration
 
 if TYPE_CHECKING:
-    from labn.sweeps.search.status import Board
+    from labn.sweeps.search.status import SearchStatus
 
 _SECONDS_BETWEEN_TABLES = 0.5
 _SECONDS_BETWEEN_LINES = 60.0
@@ -41,11 +41,11 @@ class SearchDisplay:
         if self._console.is_terminal:
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False)
 
-    def show(self, board: Board) -> None:
+    def show(self, board: SearchStatus) -> None:
         """Refresh the table; without a terminal, print where the search is now and then."""
         now_s = time.monotonic()
         is_terminal = self._console.is_terminal
@@ -56,10 +56,10 @@ class SearchDisplay:
         if is_terminal:
             self._live.update(_table(board), refresh=True)
         else:
-            self.say(board_as_text(board))
+            self.message(board_as_text(board))
 
 
-def board_as_text(board: Board) -> str:
+def board_as_text(board: SearchStatus) -> str:
     """Write on one line how far a search is."""
     parts = [f"{count} {state}" for state, count in board.ended.items() if count]
     parts.append(f"{len(board.running)} running")
@@ -76,7 +76,7 @@ def _names(metrics: dict[str, float]) -> list[str]:
     return [name for name in ("val_pid", "val_auroc", "val_accuracy") if name in metrics]
 
 
-def _table(board: Board) -> Table:
+def _table(board: SearchStatus) -> Table:
     table = Table(title=board_as_text(board), title_justify="left", expand=False)
     for name in ("trial", "epoch", "PID", "AUROC", "settings"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)

@@ -18,7 +18,7 @@ from labn.data.duplicates import (
     fingerprint,
     near_groups,
 )
-from labn.data.readers.reader import PARTITIONS, Problem, Reader, Record
+from labn.data.readers.reader import SUBSETS, Problem, Reader, Record
 
 UNASSIGNED = "unassigned"
 """Stands for the partition of images whose data set names none."""
@@ -99,7 +99,7 @@ def _decode(reader: Reader, record: Record) -> Fingerprint | Problem:
 
 def _count(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Balance]:
     partitions = {}
-    for partition in (*PARTITIONS, None):
+    for partition in (*SUBSETS, None):
         part = [record for record in records if record.partition == partition]
         labels = Counter(record.label for record in part)
         grades = Counter(record.grade for record in part)
@@ -144,7 +144,7 @@ def _find_copies(images: Sequence[_Image], near_duplicate_threshold: float) -> I
     thumbnails = np.empty((len(distinct), THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.float32)
     for position, group in enumerate(distinct):
         thumbnails[position] = group[0].trace.thumbnail
-    known = (*PARTITIONS, None)
+    known = (*SUBSETS, None)
     parts = np.array([known.index(group[0].record.partition) for group in distinct], np.int_)
     for positions in near_groups(thumbnails, parts, near_duplicate_threshold):
         yield _group_finding("near_duplicates", [i for p in positions for i in distinct[p]])

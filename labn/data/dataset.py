@@ -19,7 +19,7 @@ from torch import Tensor
 
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
-from labn.data.readers.reader import PARTITIONS, Partition, Reader, Record, Scan
+from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, Subset
 from labn.data.splits import assign_splits
 from labn.errors import UserError
 from labn.storage.files import replacing
@@ -84,7 +84,7 @@ class Dataset:
 
     class_names: tuple[str, ...]
     num_channels: int
-    splits: dict[Partition, Split]
+    splits: dict[Subset, Split]
     statistics: ChannelStatistics
     manifest: pd.DataFrame
     digest: str
@@ -121,7 +121,7 @@ def prepare_dataset(
         cross_partition_duplicates=cross_partition_duplicates,
         conflicting_labels=conflicting_labels,
     )
-    splits = {part: _split(records, cache, assignment.partitions, part) for part in PARTITIONS}
+    splits = {part: _split(records, cache, assignment.partitions, part) for part in SUBSETS}
     manifest = _manifest(records, cache, assignment.partitions)
     return Dataset(
         class_names=reader.class_names,
@@ -151,8 +151,8 @@ def _usable_records(scan: Scan) -> list[Record]:
 def _split(
     records: Sequence[Record],
     cache: ImageCache,
-    partitions: Sequence[Partition | None],
-    part: Partition,
+    partitions: Sequence[Subset | None],
+    part: Subset,
 ) -> Split:
     places = [place for place, partition in enumerate(partitions) if partition == part]
     indices = np.array(places, dtype=np.int64)
@@ -167,7 +167,7 @@ def _split(
 
 
 def _manifest(
-    records: Sequence[Record], cache: ImageCache, partitions: Sequence[Partition | None]
+    records: Sequence[Record], cache: ImageCache, partitions: Sequence[Subset | None]
 ) -> pd.DataFrame:
     return pd.DataFrame(
         [

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sklearn.model_selection import train_test_split
 
-from labn.data.readers.reader import PARTITIONS, Partition, Record
+from labn.data.readers.reader import SUBSETS, Record, Subset
 from labn.errors import UserError
 
 _NUM_NAMES_SHOWN = 10
@@ -25,7 +25,7 @@ _NUM_NAMES_SHOWN = 10
 class SplitAssignment:
     """The part of each record, None where it is dropped; and what was dropped, kept or drawn."""
 
-    partitions: tuple[Partition | None, ...]
+    partitions: tuple[Subset | None, ...]
     notes: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def assign_splits(
         UserError: a setting is "error" and such images exist, a grade has too few images to draw
             from, or the training part comes out without positives or negatives.
     """
-    partitions: list[Partition | None] = [record.partition or "train" for record in records]
+    partitions: list[Subset | None] = [record.partition or "train" for record in records]
     leaked = _find_leaked(partitions, sha256)
     notes = _settle(
         "cross_partition_duplicates", cross_partition_duplicates, leaked, records, partitions
@@ -76,10 +76,10 @@ def _groups(keys: Sequence[str], positions: Iterable[int]) -> list[list[int]]:
 
 
 def _find_leaked(
-    partitions: Sequence[Partition | None], sha256: Sequence[str]
+    partitions: Sequence[Subset | None], sha256: Sequence[str]
 ) -> dict[int, list[int]]:
     """Map each image that has copies in a later part to those copies."""
-    rank = [PARTITIONS.index(partition) for partition in partitions if partition]
+    rank = [SUBSETS.index(partition) for partition in partitions if partition]
     return {
         position: later
         for group in _groups(sha256, range(len(sha256)))
@@ -89,7 +89,7 @@ def _find_leaked(
 
 
 def _find_contradicted(
-    partitions: Sequence[Partition | None], sha256: Sequence[str], records: Sequence[Record]
+    partitions: Sequence[Subset | None], sha256: Sequence[str], records: Sequence[Record]
 ) -> dict[int, list[int]]:
     """Map each training or validation image that has copies of another label to those copies."""
     pool = (i for i, partition in enumerate(partitions) if partition in ("train", "validation"))
@@ -106,7 +106,7 @@ def _settle(
     policy: str,
     found: dict[int, list[int]],
     records: Sequence[Record],
-    partitions: list[Partition | None],
+    partitions: list[Subset | None],
 ) -> list[str]:
     """Refuse, keep or drop the images found, and say so."""
     if not found:
@@ -131,7 +131,7 @@ def _settle(
 
 
 def _draw(
-    partitions: list[Partition | None],
+    partitions: list[Subset | None],
     part: Literal["test", "validation"],
     fraction: float,
     seed: int,
@@ -176,7 +176,7 @@ def _check_drawable(
         )
 
 
-def _check_training_part(records: Sequence[Record], partitions: Sequence[Partition | None]) -> None:
+def _check_training_part(records: Sequence[Record], partitions: Sequence[Subset | None]) -> None:
     labels = [r.label for r, part in zip(records, partitions, strict=True) if part == "train"]
     num_positives = sum(label > 0 for label in labels)
     for kind, rule, count in (

@@ -49,7 +49,7 @@ def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
     return fitting if at_most is None else min(fitting, at_most)
 
 
-def check_room(workers: Workers, section: str) -> None:
+def check_capacity(workers: Workers, section: str) -> None:
     """Refuse a run that this machine can never hold; ``section`` is where its settings stand.
 
     Raises:

@@ -68,9 +68,9 @@ def train_distributed(
     with folder.claimed(wait_s=TAKE_OVER_S):
         pass  # the workers of a driver that was killed have ended, and the disk can be written
     is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
-    with connected(reporter.say, lambda: _check_room(workers)):
+    with connected(reporter.message, lambda: _check_room(workers)):
         if not is_nested:
-            check_nodes(Requirements.of(config, workers), reporter.say)
+            check_nodes(Requirements.of(config, workers), reporter.message)
         return _Driver(config, workers, reporter, should_stop).run()
 
 
@@ -163,7 +163,7 @@ class _Driver:
             lack = f"the run {demand(workers)}; the cluster has {supply(workers)}"
             lack += ", some of it in use" if has_room else ""
         if lack and lack != self._lack:
-            self._reporter.say(f"waiting for room: {lack}")
+            self._reporter.message(f"waiting for room: {lack}")
         self._lack = lack
 
     def _fit(self) -> None:
@@ -183,7 +183,7 @@ class _Driver:
             what = "workers were lost; started them again"
             if size != before:
                 what = f"workers {'joined' if size > before else 'were lost'}; going on with {size}"
-            self._reporter.say(f"{what} (restart {number})")
+            self._reporter.message(f"{what} (restart {number})")
         self._num_starts = len(sizes)
         for kind, content in messages:
             if kind == "warn":

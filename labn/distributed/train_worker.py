@@ -72,9 +72,9 @@ class _PostingReporter(Reporter):
     def __init__(self, mailbox: Any) -> None:
         self._mailbox, self._last_s = mailbox, 0.0
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Pass on one line for a person."""
-        self._mailbox.post.remote("say", text)
+        self._mailbox.post.remote("message", text)
 
     def advance(self, task: str, done: int, total: int) -> None:
         """Pass on progress, a few times a second at most."""
@@ -147,7 +147,7 @@ def work(given: dict[str, Any]) -> None:
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
                 take_over_s=TAKE_OVER_S,
-                should_save=_Warned(reporter.say),
+                should_save=_Warned(reporter.message),
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))
         else:

@@ -13,7 +13,7 @@ from labn.data.batches import TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.decode import Progress
 from labn.data.readers.open_reader import open_reader
-from labn.data.readers.reader import Partition, Reader
+from labn.data.readers.reader import Reader, Subset
 from labn.errors import UserError
 from labn.model.network import LABN, build_model
 from labn.model.pretrained import load_pretrained
@@ -70,11 +70,11 @@ def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Data
             f" {len(dataset.class_names)} classes ({', '.join(dataset.class_names)})"
         )
     for note in dataset.notes:
-        reporter.say(note)
+        reporter.message(note)
     return dataset
 
 
-def require_part(dataset: Dataset, part: Partition) -> Split:
+def require_subset(dataset: Dataset, part: Subset) -> Split:
     """Give one part of the data.
 
     Raises:
@@ -107,7 +107,7 @@ def start_network(
     model = build_network(settings, dataset.num_channels, len(dataset.class_names), seed=seed)
     if settings.pretrained is not None:
         report = load_pretrained(model, settings.pretrained.expanduser())
-        reporter.say(f"{settings.pretrained}: {report}")
+        reporter.message(f"{settings.pretrained}: {report}")
     return model
 
 
@@ -164,7 +164,7 @@ def training_batches(
 ) -> TrainingBatches:
     """Make the course of training batches, or this rank's share of it."""
     return TrainingBatches(
-        require_part(dataset, "train"),
+        require_subset(dataset, "train"),
         dataset.statistics,
         batch_size=train.batch_size,
         seed=train.seed,

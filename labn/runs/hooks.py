@@ -23,14 +23,14 @@ from labn.runs.build import (
     build_objective,
     faithfulness,
     place_network,
-    require_part,
+    require_subset,
     start_network,
     training_batches,
 )
 from labn.runs.evaluation.evaluate_run import SubsetEvaluation, log_scores
-from labn.runs.evaluation.options import Assessment, choices_of_validation
+from labn.runs.evaluation.options import EvaluationOptions, choices_of_validation
 from labn.runs.folder import RunFolder
-from labn.runs.replicas import Copies
+from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.runs.trained import TrainedRun
@@ -39,7 +39,7 @@ from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import NoTracker, Tracker, environment_tags, redact
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
-from labn.training.device import give_back_freed_memory
+from labn.training.device import release_freed_memory
 from labn.training.evaluate import evaluate
 from labn.training.loop import Metrics, Trainer
 from labn.training.losses import Objective
@@ -61,7 +61,7 @@ class Summary:
     tracker: dict[str, str | None]
 
 
-class Participant:
+class TrainingHooks:
     """One process's work on a run; also the hooks that the training loop calls."""
 
     def __init__(
@@ -73,13 +73,13 @@ class Participant:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         group: Group,
-        copies: Copies | None = None,
+        copies: Replicas | None = None,
         should_save: Callable[[], bool] = lambda: False,
     ) -> None:
         self.group, self.copies = group, copies
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
-        self.validation: Split = require_part(dataset, "validation")
+        self.validation: Split = require_subset(dataset, "validation")
         self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
         self.tracker: Tracker = NoTracker()
@@ -109,7 +109,7 @@ class Participant:
         if group.size > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         elif group.size > 1:
-            self.reporter.say(
+            self.reporter.message(
                 f"{group.size} workers without CUDA: batch norm takes its statistics over each"
                 " worker's part of a batch, and keeps the first worker's"
             )
@@ -162,7 +162,7 @@ class Participant:
         path, content = found
         self.trainer.load_state(content)
         progress = self.trainer.progress
-        self.reporter.say(
+        self.reporter.message(
             f"going on from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
             f" {self.trainer.batches.steps_per_epoch}"
         )
@@ -180,7 +180,7 @@ class Participant:
         folder, config = self.folder, self.config
         trained = TrainedRun.restore(folder, config, self.device)
         dataset = trained.as_trained(self.dataset)
-        options = Assessment.of(config, choices_of_validation(config.validation))
+        options = EvaluationOptions.of(config, choices_of_validation(config.validation))
         # Each scored image is kept: a stop costs one of them at most.
         reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
@@ -225,7 +225,7 @@ class Participant:
             num_done += 1
             self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
 
-        give_back_freed_memory()
+        release_freed_memory()
         with autocast(self.config.train, self.device):
             evaluation = evaluate(
                 model,
@@ -235,7 +235,7 @@ class Participant:
                 on_batch=advance,
                 group=self.group,
             )
-        give_back_freed_memory()
+        release_freed_memory()
         return evaluation.as_metrics("val")
 
     def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""Copies of a run's checkpoints in storage: made while training goes on, taken where it is ahead.
+"""Replicas of a run's checkpoints in storage: made while training goes on, taken where it is ahead.
 
 A copy is a small file, ``step-N.json``, written last, that names files by their SHA-256; they lie
 in ``objects`` under it. So what is half uploaded has no name, what is damaged is noticed, and what
@@ -38,7 +38,7 @@ _RETRY_S = 15.0
 _NUM_LAST_TRIES = 3
 
 
-class Copies:
+class Replicas:
     """The copies of one run, of which the newest ``train.keep_checkpoints`` are kept.
 
     Uploads happen in a thread, of the newest checkpoint first; one that fails is a warning, and is
@@ -58,7 +58,7 @@ class Copies:
         self._is_closing, self._is_failing = False, False
         self._thread = threading.Thread(target=self._upload_all, name="copies", daemon=True)
 
-    def __enter__(self) -> Copies:
+    def __enter__(self) -> Replicas:
         self._thread.start()
         return self
 

@@ -10,7 +10,7 @@ from labn.errors import Interrupted
 class Reporter:
     """Receives a run's progress. The methods of this class do nothing."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Pass on one line for a person."""
 
     def advance(self, task: str, done: int, total: int) -> None:
@@ -36,9 +36,9 @@ class StoppingReporter(Reporter):
     def __init__(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
         self._reporter, self._should_stop = reporter, should_stop
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Pass on one line for a person."""
-        self._reporter.say(text)
+        self._reporter.message(text)
 
     def advance(self, task: str, done: int, total: int) -> None:
         """Pass on progress; raise ``Interrupted`` if nothing more shall be done."""

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from labn.config import Config
 from labn.runs.build import load_dataset
 from labn.runs.folder import RunFolder
-from labn.runs.hooks import Participant, Summary
-from labn.runs.replicas import Copies
+from labn.runs.hooks import Summary, TrainingHooks
+from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter, SilentReporter
 from labn.training.device import choose_device
 from labn.training.process_group import SINGLE, Group
@@ -43,15 +43,15 @@ def train_run(
         folder.check_same(config)
         copies = None
         if config.train.storage is not None:
-            copies = Copies(config, folder)
+            copies = Replicas(config, folder)
             if taken := copies.restore():
-                reporter.say(taken)
+                reporter.message(taken)
         if folder.summary_file.is_file():
-            reporter.say(f"{folder.path} is finished already; nothing left to train")
+            reporter.message(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train.device)
         dataset = load_dataset(config.data, config.loss, reporter)
-        run = Participant(
+        run = TrainingHooks(
             config, folder, device, dataset, reporter, should_stop, group, copies, should_save
         )
         # Not before: settings that could not be built must not bind the folder to them.
@@ -68,6 +68,6 @@ def assist_run(
     device, reporter = choose_device(config.train.device), SilentReporter()
     folder = RunFolder(config.output_dir)
     dataset = load_dataset(config.data, config.loss, reporter)
-    Participant(
+    TrainingHooks(
         config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save
     ).assist()

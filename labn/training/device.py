@@ -61,7 +61,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_B) and mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Return what is free now, for work whose blocks have other sizes and would not fit into it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

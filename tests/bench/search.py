@@ -12,7 +12,7 @@ import yaml
 from labn.config import load_search
 from labn.errors import RunFailed
 from labn.sweeps.search.search_driver import run_search
-from labn.sweeps.search.status import Board
+from labn.sweeps.search.status import SearchStatus
 from tests.bench.timing import Row, row_of
 
 NUM_TRIALS, NUM_EPOCHS = 24, 9
@@ -48,10 +48,10 @@ class _Watcher:
 
     best = float("-inf")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Keep quiet."""
 
-    def show(self, board: Board) -> None:
+    def show(self, board: SearchStatus) -> None:
         """Remember the best."""
         if board.best is not None:
             self.best = board.best[1]["val_pid"]

@@ -16,7 +16,7 @@ from labn.config import load_config, load_search
 from labn.runs.reporter import SilentReporter
 from labn.runs.train import train_run
 from labn.sweeps.search.search_driver import run_search
-from labn.sweeps.search.status import Board
+from labn.sweeps.search.status import SearchStatus
 from tests.bench.timing import Row, row_of, time_s
 
 NUM_TRIALS = 6
@@ -34,10 +34,10 @@ class _Clock:
     def __init__(self) -> None:
         self.ends_s: list[float] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Keep quiet."""
 
-    def show(self, board: Board) -> None:
+    def show(self, board: SearchStatus) -> None:
         """Note the time of a trial's end."""
         now_s = time.monotonic()
         self.ends_s += [now_s] * (board.num_ended - len(self.ends_s))

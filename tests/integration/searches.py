@@ -49,7 +49,7 @@ def write_search(folder, **changes):
 
 
 class Silent:
-    def say(self, text):
+    def message(self, text):
         pass
 
     def show(self, board):

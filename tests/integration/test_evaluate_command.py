@@ -25,7 +25,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_positions,
 )
-from labn.runs.evaluation.options import METHODS, Assessment
+from labn.runs.evaluation.options import METHODS, EvaluationOptions
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import SilentReporter
 from labn.runs.train import train_run
@@ -166,7 +166,7 @@ def score_some(folder, start, parts):
     torch.set_num_threads(1)
     run = TrainedRun.open(folder)
     dataset = run.load_dataset(SilentReporter())
-    options = Assessment.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
+    options = EvaluationOptions.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
     split = dataset.splits["test"]
     scorer = build_scorer(run, split, options, layer=0)
     positions = chosen_positions(split, None)[start::2]

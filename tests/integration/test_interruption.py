@@ -60,14 +60,14 @@ KILL_POINTS = [
     ("labn.training.evaluate:_PositiveScorer.score", "after", 1),  # within the validation
     ("torch:save", "within", 1),  # the best network, half written
     (
-        "labn.runs.hooks:Participant.on_best",
+        "labn.runs.hooks:TrainingHooks.on_best",
         "after",
         1,
     ),  # it is of an epoch that is yet to end
-    ("labn.runs.hooks:Participant.on_epoch", "after", 1),  # so is the history
-    ("labn.runs.hooks:Participant.save", "after", 10),
-    ("labn.runs.hooks:Participant.on_best", "after", 2),
-    ("labn.runs.hooks:Participant.on_epoch", "after", 2),  # the last epoch
+    ("labn.runs.hooks:TrainingHooks.on_epoch", "after", 1),  # so is the history
+    ("labn.runs.hooks:TrainingHooks.save", "after", 10),
+    ("labn.runs.hooks:TrainingHooks.on_best", "after", 2),
+    ("labn.runs.hooks:TrainingHooks.on_epoch", "after", 2),  # the last epoch
     ("labn.runs.hooks:score_part", "before", 1),  # trained, not scored
     ("labn.runs.evaluation.evaluate_run:_score_positives", "after", 1),
     ("labn.runs.evaluation.evaluate_run:draw_confusion", "after", 1),

@@ -82,7 +82,7 @@ def prepare(root, names, best):
     return torch.from_numpy((pixels - mean) / std).permute(0, 3, 1, 2)
 
 
-class Watcher:
+class SearchReporter:
     """A method of explanation that keeps the images that it is given."""
 
     name = "edges"
@@ -101,14 +101,14 @@ class Listener(SilentReporter):
     def __init__(self):
         self.lines = []
 
-    def say(self, text):
+    def message(self, text):
         self.lines.append(text)
 
 
 def test_sanity_standardises_as_in_training_wherever_the_data_lies(labn, trained, monkeypatch):
     other = Path(shutil.copytree(trained / "data", trained / "other"))
     repaint(other, brighten)
-    watcher = Watcher()
+    watcher = SearchReporter()
     monkeypatch.setattr(sanity, "quick_methods", lambda model: [watcher])
 
     done = labn("sanity", trained / "run", f"data.root={other}")

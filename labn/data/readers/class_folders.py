@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labn.data.readers.image_files import is_greyscale, read_image, read_size
-from labn.data.readers.listing import PARTITION_NAMES, existing_folder, list_folders, list_images
-from labn.data.readers.reader import Partition, Problem, Record, Scan
+from labn.data.readers.listing import SUBSET_NAMES, existing_folder, list_folders, list_images
+from labn.data.readers.reader import Problem, Record, Scan, Subset
 from labn.errors import UserError, did_you_mean
 
 LAYOUT = (
@@ -148,11 +148,11 @@ class FolderReader:
         ]
 
 
-def _class_folders(root: Path) -> dict[Partition | None, list[Path]]:
+def _class_folders(root: Path) -> dict[Subset | None, list[Path]]:
     """Return the folders that directly hold images, by partition; None if there is none."""
-    parts: dict[Partition | None, list[Path]] = {}
+    parts: dict[Subset | None, list[Path]] = {}
     for folder in list_folders(root):
-        partition = PARTITION_NAMES.get(folder.name.lower())
+        partition = SUBSET_NAMES.get(folder.name.lower())
         if partition is not None and (classes := _folders_of_images(folder)):
             parts.setdefault(partition, []).extend(classes)
     return parts or {None: _folders_of_images(root)}

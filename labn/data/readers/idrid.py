@@ -20,7 +20,7 @@ from labn.data.readers.listing import (
     find_column,
     read_rows,
 )
-from labn.data.readers.reader import Partition, Problem, Record, Scan
+from labn.data.readers.reader import Problem, Record, Scan, Subset
 from labn.errors import UserError
 
 LAYOUT = (
@@ -44,7 +44,7 @@ Box = tuple[str, float, float, float, float]
 
 @dataclass(frozen=True)
 class _Part:
-    partition: Partition
+    partition: Subset
     images: str
     table: str
 
@@ -176,7 +176,7 @@ def _read_grades(table: Path) -> list[tuple[int, str, str]]:
     return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
 
 
-def _record(partition: Partition, name: str, grade: str, files: FileIndex, where: str) -> Record:
+def _record(partition: Subset, name: str, grade: str, files: FileIndex, where: str) -> Record:
     shown = f"{partition}/{name}"
     path = files.take(name, shown=shown, where=where)
     if grade not in map(str, range(NUM_GRADES)):

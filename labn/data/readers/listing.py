@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from labn.data.readers.reader import Partition, Problem, ProblemKind
+from labn.data.readers.reader import Problem, ProblemKind, Subset
 from labn.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-PARTITION_NAMES: dict[str, Partition] = {
+SUBSET_NAMES: dict[str, Subset] = {
     "train": "train",
     "training": "train",
     "val": "validation",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from labn.data.readers.flare_table import FlareRow, read_flare_table
 from labn.data.readers.image_files import decoding, read_image
-from labn.data.readers.listing import PARTITION_NAMES, Defect, FileIndex, existing_folder
-from labn.data.readers.reader import Partition, Problem, Record, Scan
+from labn.data.readers.listing import SUBSET_NAMES, Defect, FileIndex, existing_folder
+from labn.data.readers.reader import Problem, Record, Scan, Subset
 from labn.errors import UserError
 
 LAYOUT = (
@@ -22,7 +22,7 @@ LAYOUT = (
 GAUSS_RANGE = 500.0
 """Field strengths of -500 to 500 gauss fill the 8 bits."""
 FIRST_POSITIVE_CLASS = 2
-YEAR_PARTITIONS: dict[int, Partition] = {
+YEAR_PARTITIONS: dict[int, Subset] = {
     **dict.fromkeys(range(2010, 2016), "train"),
     2016: "validation",
     2017: "test",
@@ -150,7 +150,7 @@ def _scan_year(array: Path, scan: Scan) -> None:
             scan.problems.append(defect.problem)
 
 
-def _year_partition(array: Path, table: Path) -> Partition:
+def _year_partition(array: Path, table: Path) -> Subset:
     partition = YEAR_PARTITIONS.get(int(array.stem))
     if partition is None:
         detail = "the years are 2010 to 2017; move this one's files elsewhere"
@@ -204,17 +204,17 @@ def _scan_folder(root: Path, scan: Scan) -> None:
         scan.problems.append(Problem(kind="unlisted_file", name=name, detail=detail))
 
 
-def _row_partition(row: FlareRow, where: str, has_known_years: bool) -> Partition | None:
+def _row_partition(row: FlareRow, where: str, has_known_years: bool) -> Subset | None:
     if row.partition is not None:
-        if row.partition.casefold() not in PARTITION_NAMES:
+        if row.partition.casefold() not in SUBSET_NAMES:
             detail = f'{where}: partition "{row.partition}" must be train, validation or test'
             raise Defect("bad_table", row.file, detail)
-        return PARTITION_NAMES[row.partition.casefold()]
+        return SUBSET_NAMES[row.partition.casefold()]
     return YEAR_PARTITIONS[row.year] if has_known_years and row.year is not None else None
 
 
 def _record(
-    row: FlareRow, name: str, where: str, path: Path, index: int | None, partition: Partition | None
+    row: FlareRow, name: str, where: str, path: Path, index: int | None, partition: Subset | None
 ) -> Record:
     if row.grade is None:
         detail = f'{where}: the class "{row.flare_class}" must be 0 to 3, or O, C, M, X'

@@ -9,8 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Partition = Literal["train", "validation", "test"]
-PARTITIONS: tuple[Partition, ...] = ("train", "validation", "test")
+Subset = Literal["train", "validation", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "validation", "test")
 
 ProblemKind = Literal[
     "missing_file",  # a row names an image that is not there
@@ -37,7 +37,7 @@ class Record:
     index: int | None = None
     grade: int
     label: int
-    partition: Partition | None
+    partition: Subset | None
 
 
 @dataclass(frozen=True, kw_only=True)

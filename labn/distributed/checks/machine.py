@@ -39,7 +39,7 @@ class Check:
     name: str
     status: Status
     detail: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def run_checks(
@@ -71,8 +71,8 @@ def as_text(checks: Sequence[Check]) -> str:
     lines = []
     for check in checks:
         lines.append(f"{_MARKS[check.status]:4}  {check.name:{width}}  {check.detail}")
-        if check.mend is not None:
-            lines.append(f"{'':4}  {'':{width}}  -> {check.mend}")
+        if check.fix is not None:
+            lines.append(f"{'':4}  {'':{width}}  -> {check.fix}")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.errors import UserError, did_you_mean
 from labn.runs.comparison.differences import (
     BaselineAgreement,
@@ -33,13 +33,13 @@ CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class Comparison:
     """What the runs say; the first run's condition is the one that others are compared with.
 
     ``classification`` is by condition and score, its cells of no method.
     """
 
-    part: Partition
+    part: Subset
     reference: str
     runs: Sequence[ScoredRun]
     conditions: Sequence[str]
@@ -81,10 +81,10 @@ class Findings:
 
 def compare_runs(
     runs: Sequence[ScoredRun],
-    part: Partition,
+    part: Subset,
     reference: str,
     conditions: Sequence[str] | None = None,
-) -> Findings:
+) -> Comparison:
     """Compare runs that were scored alike, grouped by their settings but for the seed.
 
     ``conditions`` names that of each run; without it, the settings that differ do.
@@ -104,7 +104,7 @@ def compare_runs(
     is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")
     cells = collect(scores[is_first])
     localised = [run.localisation for run in runs if run.localisation is not None]
-    return Findings(
+    return Comparison(
         part=part,
         reference=reference,
         runs=runs,

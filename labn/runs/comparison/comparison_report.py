@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.errors import UserError
 from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
 from labn.report.tables import as_latex, as_markdown
-from labn.runs.comparison.compare import Findings, compare_runs
+from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.read_runs import read_runs
 from labn.storage.files import write_atomically, write_json
@@ -27,9 +27,7 @@ class RunReport:
     markdown: str
 
 
-def report_runs(
-    paths: Sequence[Path], part: Partition, out: Path | None, reference: str
-) -> RunReport:
+def report_runs(paths: Sequence[Path], part: Subset, out: Path | None, reference: str) -> RunReport:
     """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
 
     They go to ``out``, or else to the folder ``report`` beside the first run.
@@ -46,7 +44,7 @@ def report_runs(
     return write_report(findings, folder)
 
 
-def write_report(findings: Findings, folder: Path) -> RunReport:
+def write_report(findings: Comparison, folder: Path) -> RunReport:
     """Write findings as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
     report = RunReport(folder, findings.as_json(), _markdown(findings))
     write_atomically(folder / "report.md", report.markdown)
@@ -59,14 +57,14 @@ def write_report(findings: Findings, folder: Path) -> RunReport:
     return report
 
 
-def _markdown(findings: Findings) -> str:
+def _markdown(findings: Comparison) -> str:
     sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(findings)]
     title = f"# {len(findings.runs)} run{'s' if len(findings.runs) > 1 else ''} on the"
     picture = "![Scores of every run](report.png)\n"
     return "\n".join([f"{title} {findings.part} part\n", *sections, picture])
 
 
-def _latex(findings: Findings) -> str:
+def _latex(findings: Comparison) -> str:
     return "\n".join(
         ["% Needs \\usepackage{booktabs}.", *(as_latex(table) for _, table in tables(findings))]
     )

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from labn.report.tables import Column, Estimate, Table
-from labn.runs.comparison.compare import CLASSIFICATION, Findings
+from labn.runs.comparison.compare import CLASSIFICATION, Comparison
 from labn.runs.comparison.differences import Cell, Difference, SeedSummary
 
 _LOCALISATION = {
@@ -19,7 +19,7 @@ _LOCALISATION = {
 _SMALLEST_P = 0.001
 
 
-def tables(findings: Findings) -> Iterator[tuple[str, Table]]:
+def tables(findings: Comparison) -> Iterator[tuple[str, Table]]:
     """Make all tables of a report, each with its heading."""
     conditions = list(dict.fromkeys(findings.conditions))
     for condition in conditions:
@@ -38,7 +38,7 @@ def tables(findings: Findings) -> Iterator[tuple[str, Table]]:
     yield "Runs", _run_table(findings)
 
 
-def _method_table(findings: Findings, condition: str) -> Table:
+def _method_table(findings: Comparison, condition: str) -> Table:
     """Lay out one condition's scores as Table 2 of the paper does (Iida 2022)."""
     cells = _of_condition(findings.scores, condition)
     scores, methods = _scores(cells), list(dict.fromkeys(cell.method for cell in cells))
@@ -52,7 +52,7 @@ def _method_table(findings: Findings, condition: str) -> Table:
     )
 
 
-def _condition_table(findings: Findings, conditions: Sequence[str]) -> Table:
+def _condition_table(findings: Comparison, conditions: Sequence[str]) -> Table:
     """Lay out the reference method's scores as Table 4 of the paper does (Iida 2022)."""
     scores = _scores(findings.scores)
     cells = {
@@ -79,7 +79,7 @@ def _condition_table(findings: Findings, conditions: Sequence[str]) -> Table:
     )
 
 
-def _test_table(findings: Findings, has_conditions: bool) -> Table:
+def _test_table(findings: Comparison, has_conditions: bool) -> Table:
     differences = findings.differences
     confidence = f"{differences[0].confidence:.0%}"
     headings = (
@@ -130,7 +130,7 @@ def _resamples(differences: Sequence[Difference]) -> str:
     return f"{count} changes of sign"
 
 
-def _localisation_table(findings: Findings, condition: str) -> Table:
+def _localisation_table(findings: Comparison, condition: str) -> Table:
     cells = _of_condition(findings.localisation, condition)
     methods = dict.fromkeys(cell.method for cell in cells)
     return Table(
@@ -145,7 +145,7 @@ def _localisation_table(findings: Findings, condition: str) -> Table:
     )
 
 
-def _classification_table(findings: Findings, conditions: Sequence[str]) -> Table:
+def _classification_table(findings: Comparison, conditions: Sequence[str]) -> Table:
     cells = findings.classification
     return Table(
         columns=(
@@ -166,7 +166,7 @@ def _classification_table(findings: Findings, conditions: Sequence[str]) -> Tabl
     )
 
 
-def _agreement_table(findings: Findings) -> Table:
+def _agreement_table(findings: Comparison) -> Table:
     rows = tuple(
         (
             agreement.condition,
@@ -188,7 +188,7 @@ def _agreement_table(findings: Findings) -> Table:
     )
 
 
-def _settings_table(findings: Findings) -> Table:
+def _settings_table(findings: Comparison) -> Table:
     return Table(
         columns=(Column("Setting"), Column("Value")),
         rows=tuple((name, _listed(value)) for name, value in findings.runs[0].terms.items()),
@@ -196,7 +196,7 @@ def _settings_table(findings: Findings) -> Table:
     )
 
 
-def _run_table(findings: Findings) -> Table:
+def _run_table(findings: Comparison) -> Table:
     has_layers = any(run.lambda_layer for run in findings.runs)
     headings = ("Run", "Seed", "Condition", *(["Lambda attention is"] if has_layers else []))
     return Table(
@@ -222,7 +222,7 @@ def _estimate(summaries: dict[Cell, SeedSummary], cell: Cell) -> Estimate | None
     return None if summary is None else Estimate(summary.mean, summary.sd)
 
 
-def _terms(findings: Findings, summaries: dict[Cell, SeedSummary]) -> str:
+def _terms(findings: Comparison, summaries: dict[Cell, SeedSummary]) -> str:
     """Say over how many seeds and images the figures of one condition are."""
     summary = next(iter(summaries.values()))
     seeds = (

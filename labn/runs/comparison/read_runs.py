@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from labn.config import Config, flatten
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.errors import UserError
 from labn.runs.comparison.differences import label_conditions
 from labn.runs.evaluation.options import LAMBDA_ATTENTION
@@ -63,7 +63,7 @@ class ScoredRun:
     lambda_layer: str | None
 
 
-def read_runs(paths: Sequence[Path], part: Partition) -> list[ScoredRun]:
+def read_runs(paths: Sequence[Path], part: Subset) -> list[ScoredRun]:
     """Read the scores of runs, all of them over the same part.
 
     Raises:
@@ -83,7 +83,7 @@ def read_runs(paths: Sequence[Path], part: Partition) -> list[ScoredRun]:
     return runs
 
 
-def _read_run(path: Path, name: str, part: Partition) -> ScoredRun:
+def _read_run(path: Path, name: str, part: Subset) -> ScoredRun:
     folder = RunFolder(path)
     config = _read_config(folder)
     scored = folder.evaluation(part)
@@ -188,7 +188,7 @@ def _terms(
     }
 
 
-def _check_comparable(runs: Sequence[ScoredRun], part: Partition) -> None:
+def _check_comparable(runs: Sequence[ScoredRun], part: Subset) -> None:
     first = runs[0]
     for run in runs[1:]:
         _check_terms(first, run, part)
@@ -211,7 +211,7 @@ def _check_comparable(runs: Sequence[ScoredRun], part: Partition) -> None:
             )
 
 
-def _check_terms(first: ScoredRun, run: ScoredRun, part: Partition) -> None:
+def _check_terms(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
     differing = [
         f"{key} is {run.terms.get(key)}, there {first.terms.get(key)}"
         for key in dict.fromkeys([*first.terms, *run.terms])
@@ -225,7 +225,7 @@ def _check_terms(first: ScoredRun, run: ScoredRun, part: Partition) -> None:
         )
 
 
-def _check_images(first: ScoredRun, run: ScoredRun, part: Partition) -> None:
+def _check_images(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
     """Compare the images of the part, by name, label and content, and those that were scored."""
     for kind, one, other in (
         ("holds", first.images, run.images),

@@ -12,9 +12,9 @@ import numpy as np
 
 from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Split
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.errors import UserError
-from labn.runs.build import build_objective, require_part
+from labn.runs.build import build_objective, require_subset
 from labn.runs.evaluation.evaluation_figures import (
     draw_attention,
     draw_confusion,
@@ -32,7 +32,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_positives,
 )
-from labn.runs.evaluation.options import Assessment
+from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.evaluation.outputs import (
     describe,
     describe_settings,
@@ -50,7 +50,7 @@ from labn.training.evaluate import Evaluation, evaluate
 
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
-PREFIXES: dict[Partition, str] = {"train": "train", "validation": "val", "test": "test"}
+PREFIXES: dict[Subset, str] = {"train": "train", "validation": "val", "test": "test"}
 """What the metrics of each part are called."""
 
 
@@ -74,24 +74,24 @@ class Scores:
 
 def evaluate_run(
     run: Path,
-    part: Partition,
+    part: Subset,
     overrides: list[str],
     reporter: Reporter,
     choices: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score a run's best epoch over one part of its data, and log that to its tracker.
 
-    ``choices`` are settings of ``Assessment`` other than its defaults. The same call again goes on
-    where an earlier one stopped.
+    ``choices`` are settings of ``EvaluationOptions`` other than its defaults. The same call again
+    resumes where an earlier one stopped.
 
     Raises:
         UserError: there is no such run, no trained network in it, no such part, nothing positive
             in it, or a choice breaks its rule.
     """
     trained = TrainedRun.open(run, overrides)
-    options = Assessment.of(trained.config, choices or {})
+    options = EvaluationOptions.of(trained.config, choices or {})
     dataset = trained.load_dataset(reporter)
-    if not (require_part(dataset, part).labels > 0).any():
+    if not (require_subset(dataset, part).labels > 0).any():
         raise UserError(
             f"--split {part}: holds no positives, of which alone explanations are scored;"
             " give another part"
@@ -106,7 +106,7 @@ def evaluate_run(
     return scores
 
 
-def log_scores(tracker: Tracker, scores: Scores, part: Partition) -> None:
+def log_scores(tracker: Tracker, scores: Scores, part: Subset) -> None:
     """Log the tables and pictures of one part."""
     for path in sorted(scores.folder.glob("[!.]*")):  # not what a killed writer left
         if path.is_file():
@@ -122,8 +122,8 @@ class SubsetEvaluation:
 
     trained: TrainedRun
     dataset: Dataset
-    subset: Partition
-    options: Assessment
+    subset: Subset
+    options: EvaluationOptions
     folder: Path
     reporter: Reporter
     draws_maps: bool = True
@@ -152,7 +152,7 @@ class SubsetEvaluation:
 
     @property
     def _split(self) -> Split:
-        return require_part(self.dataset, self.subset)
+        return require_subset(self.dataset, self.subset)
 
     def _classify(self) -> Evaluation:
         trained, num_done = self.trained, 0
@@ -190,7 +190,7 @@ class SubsetEvaluation:
         if self.options.tolerance is None:  # otherwise each curve has points of its own
             draw_curves(positives, score, folder / "curves.png")
         if self.draws_maps:
-            self.reporter.say("drawing examples")
+            self.reporter.message("drawing examples")
             draw_examples(positives, score, folder / "examples.png")
             if failures is not None:
                 draw_failures(failures, positives, evaluation, folder)

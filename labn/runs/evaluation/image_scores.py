@@ -22,7 +22,7 @@ from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.method import Method
 from labn.explain.rise import Rise
 from labn.model.network import LABN
-from labn.runs.evaluation.options import LAMBDA_ATTENTION, Assessment
+from labn.runs.evaluation.options import LAMBDA_ATTENTION, EvaluationOptions
 from labn.runs.evaluation.score_image import (
     ImageScores,
     Measure,
@@ -46,7 +46,7 @@ class Scorer:
 
     trained: TrainedRun
     split: Split
-    options: Assessment
+    options: EvaluationOptions
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
 
@@ -90,7 +90,7 @@ class Scorer:
 
 
 def build_scorer(
-    trained: TrainedRun, split: Split, options: Assessment, layer: int | None
+    trained: TrainedRun, split: Split, options: EvaluationOptions, layer: int | None
 ) -> Scorer:
     """Build what scores the images of a subset; ``layer`` is that of "lambda attention"."""
     methods = tuple(_build_method(name, trained.model, options, layer) for name in options.methods)
@@ -98,7 +98,7 @@ def build_scorer(
     return Scorer(trained, split, options, methods, wanted)
 
 
-def _build_method(name: str, model: LABN, options: Assessment, layer: int | None) -> Method:
+def _build_method(name: str, model: LABN, options: EvaluationOptions, layer: int | None) -> Method:
     if name.startswith(LAMBDA_ATTENTION):
         number = name.removeprefix(LAMBDA_ATTENTION)
         index = int(number) if number else layer
@@ -134,7 +134,11 @@ def chosen_positions(split: Split, max_images: int | None) -> list[int]:
 
 
 def choose_layer(
-    trained: TrainedRun, validation: Split, options: Assessment, parts: Path, reporter: Reporter
+    trained: TrainedRun,
+    validation: Split,
+    options: EvaluationOptions,
+    parts: Path,
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Choose the lambda layer whose maps have the best PID on validation positives.
 
@@ -178,7 +182,7 @@ def choose_layer(
     return found
 
 
-def fingerprint(trained: TrainedRun, data_digest: str, options: Assessment) -> str:
+def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOptions) -> str:
     """Name settings, weights and data, as far as scores depend on them."""
     digest = hashlib.sha256()
     asked = asdict(options)
@@ -245,7 +249,7 @@ def score_positions(
     files = [parts / f"image-{position:06d}.json" for position in positions]
     num_kept = sum(file.is_file() for file in files)
     if num_kept:
-        reporter.say(f"going on: {num_kept} of {len(files)} images are scored already")
+        reporter.message(f"going on: {num_kept} of {len(files)} images are scored already")
     for done, (position, file) in enumerate(zip(positions, files, strict=True), start=1):
         if not file.is_file():
             write_atomically(file, json.dumps(vars(scorer.score(position))))

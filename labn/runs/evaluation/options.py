@@ -26,7 +26,7 @@ LAMBDA_ATTENTION = "lambda attention"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assessment:
+class EvaluationOptions:
     """Which methods' maps are scored, and how; of ``max_images`` positives, the first by name.
 
     ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of. With a
@@ -69,7 +69,7 @@ class Assessment:
             )
 
     @classmethod
-    def of(cls, config: Config, choices: Mapping[str, Any]) -> Assessment:
+    def of(cls, config: Config, choices: Mapping[str, Any]) -> EvaluationOptions:
         """Return these choices for a run, and for all else what its validation does.
 
         Without a choice of patch sizes they are the paper's and validation's, as far as they fit

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.runs.evaluation.evaluation_tables import (
     Failures,
     confusion_table,
@@ -18,7 +18,7 @@ from labn.runs.evaluation.evaluation_tables import (
     write_table,
 )
 from labn.runs.evaluation.image_scores import PositiveScores
-from labn.runs.evaluation.options import Assessment
+from labn.runs.evaluation.options import EvaluationOptions
 from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
 
@@ -32,7 +32,7 @@ def remove_earlier(folder: Path) -> None:
             path.unlink()
 
 
-def write_positives(positives: PositiveScores, part: Partition, folder: Path) -> None:
+def write_positives(positives: PositiveScores, part: Subset, folder: Path) -> None:
     """Write a row an image, method and measure, the mean curves, and Table 2."""
     _write_parquet(positives.scores.drop(columns=_CURVES), folder / "scores.parquet")
     if len(positives.localisation):
@@ -57,7 +57,7 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
 def write_part(
     evaluation: Evaluation,
     failures: Failures | None,
-    part: Partition,
+    part: Subset,
     folder: Path,
 ) -> None:
     """Write a row an image, and what concerns the whole part."""
@@ -72,20 +72,20 @@ def write_part(
     write_table(confusion_table(evaluation, part), folder / "table3")
 
 
-def describe_settings(assessment: Assessment, part: Partition) -> dict[str, Any]:
+def describe_settings(options: EvaluationOptions, part: Subset) -> dict[str, Any]:
     """Say on what terms explanations were scored; equal for runs that may be compared."""
     return {
         "split": part,
-        "methods": list(assessment.methods),
-        "patch_sizes": list(assessment.patch_sizes),
-        "num_points": None if assessment.tolerance else assessment.num_points,
-        "tolerance": assessment.tolerance,
-        "baseline": assessment.baseline,
+        "methods": list(options.methods),
+        "patch_sizes": list(options.patch_sizes),
+        "num_points": None if options.tolerance else options.num_points,
+        "tolerance": options.tolerance,
+        "baseline": options.baseline,
         "id_baseline": "zero",
         "order": "most important first",
         "ties": "row by row",
-        "num_masks": assessment.num_masks,
-        "max_images": assessment.max_images,
+        "num_masks": options.num_masks,
+        "max_images": options.max_images,
     }
 
 

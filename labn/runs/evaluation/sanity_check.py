@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn.data.readers.reader import Partition
+from labn.data.readers.reader import Subset
 from labn.errors import UserError
 from labn.explain.attention import LabnAttention, LambdaAttention
 from labn.explain.controls import EdgeEnergy
@@ -20,7 +20,7 @@ from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
 from labn.model.network import LABN
 from labn.report import save_figure
 from labn.report.randomisation_figure import sanity_figure
-from labn.runs.build import build_network, require_part
+from labn.runs.build import build_network, require_subset
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
@@ -51,7 +51,7 @@ def quick_methods(model: LABN) -> Sequence[Method]:
 
 def check_run(
     run: Path,
-    part: Partition,
+    part: Subset,
     methods: MakeMethods,
     num_images: int,
     seed: int,
@@ -68,7 +68,7 @@ def check_run(
             the data is not like that of training.
     """
     trained = TrainedRun.open(run, overrides)
-    split = require_part(trained.load_dataset(reporter), part)
+    split = require_subset(trained.load_dataset(reporter), part)
     positives = np.flatnonzero(split.labels > 0)[:num_images]
     if not len(positives):
         raise UserError(f"{run}: the {part} part has no positive image to explain; give another")

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from labn.distributed.capacity import check_room, max_concurrent, resources
+from labn.distributed.capacity import check_capacity, max_concurrent, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import RunFailed, Stopped
@@ -80,14 +80,14 @@ def _run_all(
     left = [run for run in every if not study.is_finished(run)]
     num_done = len(every) - len(left)
     if num_done:
-        reporter.say(f"{num_done} of {len(every)} runs are finished already")
+        reporter.message(f"{num_done} of {len(every)} runs are finished already")
     session = _Session(study, reporter, should_stop, num_done, len(every))
     if left and is_serial:
         session.run_here(left)
     elif left:
         processes = study.settings.each_run.processes
-        with connected(reporter.say, lambda: check_room(processes, "each_run")):
-            check_nodes(Requirements.of(study.base, processes), reporter.say)
+        with connected(reporter.message, lambda: check_capacity(processes, "each_run")):
+            check_nodes(Requirements.of(study.base, processes), reporter.message)
             session.run_on_ray(left)
     if session.is_stopping:
         raise Stopped(
@@ -188,10 +188,10 @@ class _Session:
             return
         if outcome.state == "failed":
             self.failures[run.name] = outcome.reason
-            self._reporter.say(f"{run.name}: failed: {outcome.reason}")
+            self._reporter.message(f"{run.name}: failed: {outcome.reason}")
         else:
             self.num_finished += 1
-            self._reporter.say(f"{run.name}: {_shown(outcome)} ({outcome.time_s or 0:.0f} s)")
+            self._reporter.message(f"{run.name}: {_shown(outcome)} ({outcome.time_s or 0:.0f} s)")
         done = self.num_finished + len(self.failures)
         self._reporter.advance("runs", done, self._num_runs)
 

@@ -21,7 +21,7 @@ from labn.report.conditions import (
     scores_figure,
     training_figure,
 )
-from labn.runs.comparison.compare import CLASSIFICATION, Findings
+from labn.runs.comparison.compare import CLASSIFICATION, Comparison
 from labn.runs.comparison.differences import Cell
 from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.evaluation.evaluation_figures import lesion_masks
@@ -35,7 +35,7 @@ _OWN_METHOD = "LABN"
 
 
 def draw_study(
-    findings: Findings, headline: str, folder: Path, reporter: Reporter
+    findings: Comparison, headline: str, folder: Path, reporter: Reporter
 ) -> dict[str, Path]:
     """Draw all pictures of a study into a folder; give each with its title.
 
@@ -65,13 +65,13 @@ def draw_study(
         try:
             draw(place)
         except UserError as error:
-            reporter.say(f"no picture of {title.lower()}: {error}")
+            reporter.message(f"no picture of {title.lower()}: {error}")
         if place.is_file():
             drawn[title] = place
     return drawn
 
 
-def _draw_scores(findings: Findings, place: Path) -> None:
+def _draw_scores(findings: Comparison, place: Path) -> None:
     method = findings.reference
     scores: dict[str, dict[str, list[float]]] = {}
     for cell, summary in findings.scores.items():
@@ -83,7 +83,7 @@ def _draw_scores(findings: Findings, place: Path) -> None:
     save_figure(scores_figure(scores, method), place)
 
 
-def _draw_differences(findings: Findings, place: Path) -> None:
+def _draw_differences(findings: Comparison, place: Path) -> None:
     seeds = {run.name: run.seed for run in findings.runs}
     rows: dict[str, list[ConditionDifference]] = {}
     for one in findings.differences:
@@ -101,7 +101,7 @@ def _draw_differences(findings: Findings, place: Path) -> None:
         save_figure(differences_figure(rows, findings.conditions[0]), place)
 
 
-def _draw_training(findings: Findings, place: Path) -> None:
+def _draw_training(findings: Comparison, place: Path) -> None:
     histories: dict[str, dict[str, list[list[float]]]] = {}
     for run, condition in zip(findings.runs, findings.conditions, strict=True):
         table = pd.read_csv(RunFolder(run.path).history_file)
@@ -113,7 +113,7 @@ def _draw_training(findings: Findings, place: Path) -> None:
         save_figure(training_figure(histories), place)
 
 
-def _draw_curves(findings: Findings, headline: str, place: Path) -> None:
+def _draw_curves(findings: Comparison, headline: str, place: Path) -> None:
     method = findings.reference
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run, condition in zip(findings.runs, findings.conditions, strict=True):
@@ -142,7 +142,7 @@ def _draw_curves(findings: Findings, headline: str, place: Path) -> None:
         save_figure(condition_curves_figure(curves, method, headline), place)
 
 
-def _draw_maps(findings: Findings, headline: str, place: Path) -> None:
+def _draw_maps(findings: Comparison, headline: str, place: Path) -> None:
     """Draw each condition's maps of images taken evenly over the reference's scores."""
     chosen = _one_run_each(findings)
     if findings.reference != _OWN_METHOD:
@@ -171,7 +171,7 @@ def _draw_maps(findings: Findings, headline: str, place: Path) -> None:
     save_figure(examples_figure(images, maps, texts, titles, masks, heading), place)
 
 
-def _one_run_each(findings: Findings) -> dict[str, ScoredRun]:
+def _one_run_each(findings: Comparison) -> dict[str, ScoredRun]:
     """Take one run of each condition, of the same seed where there is one that all have."""
     by_condition: dict[str, dict[int, ScoredRun]] = {}
     for run, condition in zip(findings.runs, findings.conditions, strict=True):
@@ -202,7 +202,7 @@ def _positions(names: Sequence[str], split: Split, run: ScoredRun) -> list[int]:
     return [places[name] for name in names]
 
 
-def headline_score(findings: Findings, preferred_patch_size: int) -> str:
+def headline_score(findings: Comparison, preferred_patch_size: int) -> str:
     """Name the PID that curves and maps show: validation's where that was scored, else the last."""
     scores = list(dict.fromkeys(cell.score for cell in findings.scores))
     preferred = Cell(findings.conditions[0], findings.reference, f"PID m={preferred_patch_size}")

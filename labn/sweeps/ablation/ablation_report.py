@@ -10,7 +10,7 @@ from typing import Any
 
 from labn.report.html import page
 from labn.report.tables import as_markdown
-from labn.runs.comparison.compare import Findings, compare_runs
+from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_report import write_report
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.read_runs import read_runs
@@ -73,7 +73,7 @@ def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
         note=_conditions_as_markdown(study),
     )
     if finished:
-        reporter.say("writing the report")
+        reporter.message("writing the report")
         summary = _write(study, summary, _findings(study, finished), reporter)
     write_json(settings.output_dir / "summary.json", summary.as_json())
     return summary
@@ -108,7 +108,7 @@ def _means(
     return means
 
 
-def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Findings:
+def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparison:
     split = study.settings.evaluate.split
     scored = read_runs([run.config.output_dir for run in finished], split)
     named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
@@ -118,7 +118,7 @@ def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Findings
 
 
 def _write(
-    study: AblationStudy, summary: StudySummary, findings: Findings, reporter: Reporter
+    study: AblationStudy, summary: StudySummary, findings: Comparison, reporter: Reporter
 ) -> StudySummary:
     folder = study.settings.output_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from labn.config.messages import describe_unknown, shown
 from labn.config.reading import check_paths, resolve_base, set_key, validate
 from labn.errors import UserError
 from labn.runs.comparison.read_runs import condition_settings
-from labn.runs.evaluation.options import Assessment
+from labn.runs.evaluation.options import EvaluationOptions
 from labn.storage.files import write_atomically
 from labn.sweeps.entry import run_config
 from labn.sweeps.worker import Outcome
@@ -165,7 +165,7 @@ def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
 
 def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
     try:
-        Assessment.of(config, settings.evaluate.choices())
+        EvaluationOptions.of(config, settings.evaluate.choices())
     except UserError as error:
         option = re.match(r"--([a-z-]+) ?", str(error))
         assert option is not None

@@ -54,10 +54,10 @@ def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
         version = _register(best, name=name, card=card, tags=tags)
     # No export and no tracker is worth a finished study and its report.
     except Exception as error:
-        reporter.say(f"{best.name} is not registered: {describe_error(error)}")
+        reporter.message(f"{best.name} is not registered: {describe_error(error)}")
         logger.debug("the registration failed here", exc_info=True)
     else:
-        reporter.say(f"registered {best.name} as {name}, version {version}")
+        reporter.message(f"registered {best.name} as {name}, version {version}")
     return place
 
 

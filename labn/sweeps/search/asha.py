@@ -33,7 +33,7 @@ class _Known:
     trial_id: str
 
 
-class Rungs(Unpickled, FIFOScheduler):
+class AshaByEpoch(Unpickled, FIFOScheduler):
     """Tune's ASHA on the study's trials; ``on_prune`` hears a number, and why."""
 
     def __init__(

@@ -17,9 +17,9 @@ from labn.sweeps.search.optuna_study import STATES, SearchStudy, metrics_of
 from labn.sweeps.search.search_outputs import SearchRecords
 from labn.sweeps.search.space import Space
 from labn.sweeps.search.status import (
-    Board,
     RunningTrial,
-    Watcher,
+    SearchReporter,
+    SearchStatus,
     point_as_text,
     scores_as_text,
 )
@@ -31,7 +31,7 @@ _NUM_ALIKE = 3
 _WAIT_S = 30
 
 
-class Events(Unpickled, Callback):
+class TuneCallback(Unpickled, Callback):
     """Hears from Tune what becomes of trials.
 
     ``problem`` says what ended the search before its time.
@@ -43,8 +43,8 @@ class Events(Unpickled, Callback):
         space: Space,
         study: SearchStudy,
         records: SearchRecords,
-        board: Board,
-        watcher: Watcher,
+        board: SearchStatus,
+        watcher: SearchReporter,
         should_stop: Callable[[], bool],
     ) -> None:
         self._search, self._space, self._study = search, space, study
@@ -154,14 +154,14 @@ class Events(Unpickled, Callback):
         self._board.best = None if best is None else (best.number, metrics_of(best))
 
     def _say(self, text: str) -> None:
-        self._watcher.say(text)
+        self._watcher.message(text)
         self._watcher.show(self._board)
 
 
 class _Stop(Unpickled, Stopper):
     """Ends all trials at once where the search must end."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: TuneCallback) -> None:
         self._events = events
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

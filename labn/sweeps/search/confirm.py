@@ -30,7 +30,7 @@ REFERENCE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrained:
+class Confirmation:
     """What came of it: the report, and the best trial's test against the base.
 
     ``verdict`` is one sentence; ``test`` the difference it is about, as in ``report.json``, or None
@@ -49,7 +49,7 @@ class Retrained:
         }
 
 
-def retrain_best(
+def confirm_best(
     search: SearchConfig,
     path: Path,
     *,
@@ -57,7 +57,7 @@ def retrain_best(
     num_seeds: int,
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Retrained:
+) -> Confirmation:
     """Train the best trials and the base from new seeds, and score each once on the test part.
 
     Runs go to ``retrained`` in the search's folder; finished ones are kept.
@@ -80,9 +80,9 @@ def retrain_best(
     winner = next(iter(points))
     if winner not in others:
         verdict = f"{winner}, the best, has the settings of {REFERENCE}: there is nothing to test"
-        return Retrained(study=summary, winner=winner, test=None, verdict=verdict)
+        return Confirmation(study=summary, winner=winner, test=None, verdict=verdict)
     test = _test(summary, winner, f"PID m={sizes[0]}")
-    return Retrained(study=summary, winner=winner, test=test, verdict=_verdict(winner, test))
+    return Confirmation(study=summary, winner=winner, test=test, verdict=_verdict(winner, test))
 
 
 def _study_settings(

@@ -20,19 +20,19 @@ from ray.tune.error import TuneError
 
 from labn.config.ablation import EvaluateConfig
 from labn.config.search import SearchConfig
-from labn.distributed.capacity import check_room, max_concurrent, resources
+from labn.distributed.capacity import check_capacity, max_concurrent, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import RunFailed, UserError
 from labn.runs.folder import locked
-from labn.sweeps.search.asha import Rungs
-from labn.sweeps.search.callback import Events
+from labn.sweeps.search.asha import AshaByEpoch
+from labn.sweeps.search.callback import TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy, epochs_of
 from labn.sweeps.search.search_outputs import SearchRecords
 from labn.sweeps.search.search_results import SearchResults
-from labn.sweeps.search.searcher import Suggestions
+from labn.sweeps.search.searcher import StudySearcher
 from labn.sweeps.search.space import Space
-from labn.sweeps.search.status import Board, Watcher
+from labn.sweeps.search.status import SearchReporter, SearchStatus
 from labn.sweeps.search.trial import prune, run_trial, trial_folder
 from labn.sweeps.worker import Worker
 
@@ -51,7 +51,7 @@ _TUNE_ENVIRONMENT = {
 def run_search(
     search: SearchConfig,
     path: Path,
-    watcher: Watcher,
+    watcher: SearchReporter,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SearchResults:
     """Search to the end of the budget, on from where an earlier process was; give the summary.
@@ -80,13 +80,13 @@ def _search(
     space: Space,
     study: SearchStudy,
     records: SearchRecords,
-    watcher: Watcher,
+    watcher: SearchReporter,
     should_stop: Callable[[], bool],
 ) -> RunFailed | None:
     """Run what is left of the budget; return what ended it early, if anything did."""
     num_done = len(study.trials) - len(study.interrupted)
     if num_done:
-        watcher.say(
+        watcher.message(
             f"{search.output_dir}: {num_done} of {search.trials} trials are done already"
             + (f", {len(study.interrupted)} go on" if len(study.interrupted) else "")
         )
@@ -95,10 +95,10 @@ def _search(
     os.environ.update(_TUNE_ENVIRONMENT)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with connected(watcher.say, lambda: check_room(search.trial.processes, "trial")):
-        check_nodes(Requirements.of(space.base, search.trial.processes), watcher.say)
-        board = Board(search.trials)
-        events = Events(search, space, study, records, board, watcher, should_stop)
+    with connected(watcher.message, lambda: check_capacity(search.trial.processes, "trial")):
+        check_nodes(Requirements.of(space.base, search.trial.processes), watcher.message)
+        board = SearchStatus(search.trials)
+        events = TuneCallback(search, space, study, records, board, watcher, should_stop)
         try:
             _tuner(search, study, space, events, records).fit()
         except TuneError as error:
@@ -110,7 +110,11 @@ def _search(
 
 
 def _tuner(
-    search: SearchConfig, study: SearchStudy, space: Space, events: Events, records: SearchRecords
+    search: SearchConfig,
+    study: SearchStudy,
+    space: Space,
+    events: TuneCallback,
+    records: SearchRecords,
 ) -> tune.Tuner:
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, worker=_worker(search), required=_required(search)),
@@ -121,7 +125,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             metric=search.objective.maximise[0],
             mode="max",
-            search_alg=Suggestions(search, space, study, events, records),
+            search_alg=StudySearcher(search, space, study, events, records),
             scheduler=_scheduler(search, space, study, events),
             num_samples=-1,  # the study ends the search
             max_concurrent_trials=max_concurrent(
@@ -141,11 +145,11 @@ def _tuner(
     )
 
 
-def _scheduler(search: SearchConfig, space: Space, study: SearchStudy, events: Events) -> Any:
+def _scheduler(search: SearchConfig, space: Space, study: SearchStudy, events: TuneCallback) -> Any:
     if search.pruning is None:
         return None
     metric = search.objective.maximise[0]
-    rungs = Rungs(
+    rungs = AshaByEpoch(
         search.pruning,
         metric=metric,
         num_epochs=space.base.train.epochs,

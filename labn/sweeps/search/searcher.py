@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from labn.config.search import SearchConfig
-from labn.sweeps.search.callback import Events
+from labn.sweeps.search.callback import TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy
 from labn.sweeps.search.search_outputs import SearchRecords
 from labn.sweeps.search.space import Space
@@ -17,10 +17,10 @@ from labn.sweeps.search.trial import trial_configs, trial_folder
 from labn.sweeps.search.unpickled import Unpickled
 
 
-class Suggestions(Unpickled, Searcher):
+class StudySearcher(Unpickled, Searcher):
     """Gives Tune the study's trials: the interrupted first, then new ones.
 
-    What becomes of them reaches the study by ``Events``: Tune tells a searcher neither that a
+    What becomes of them reaches the study by ``TuneCallback``: Tune tells a searcher neither that a
     trial was pruned, nor why it failed.
     """
 
@@ -29,7 +29,7 @@ class Suggestions(Unpickled, Searcher):
         search: SearchConfig,
         space: Space,
         study: SearchStudy,
-        events: Events,
+        events: TuneCallback,
         records: SearchRecords,
     ) -> None:
         super().__init__(metric=search.objective.maximise[0], mode="max")

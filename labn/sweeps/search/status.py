@@ -23,7 +23,7 @@ class RunningTrial:
 
 
 @dataclass
-class Board:
+class SearchStatus:
     """The state of a search. ``best`` is the number of the best trial and its scores."""
 
     num_trials: int
@@ -49,13 +49,13 @@ class Board:
 
 
 @runtime_checkable  # for the type checks under pytest
-class Watcher(Protocol):
+class SearchReporter(Protocol):
     """Hears how a search goes."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Pass on one line for a person."""
 
-    def show(self, board: Board) -> None:
+    def show(self, board: SearchStatus) -> None:
         """Hear that the board has changed, or that some time has passed."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from labn.data.cache import build_cache
-from labn.data.readers.reader import Partition, Problem, Record, Scan
+from labn.data.readers.reader import Problem, Record, Scan, Subset
 
 
 @dataclass
@@ -62,7 +62,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def make_reader(
     root: Path,
     labels: Sequence[int] = (0, 1) * 4,
-    partitions: Sequence[Partition | None] | None = None,
+    partitions: Sequence[Subset | None] | None = None,
     channels: int = 3,
 ) -> FakeReader:
     """Write one image of noise a label, and return their reader."""

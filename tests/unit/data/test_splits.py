@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labn.data.readers.reader import Partition, Record
+from labn.data.readers.reader import Record, Subset
 from labn.data.splits import SplitAssignment, assign_splits
 from labn.errors import UserError
 
@@ -20,7 +20,7 @@ IDRID_GRADES = {0: 134, 1: 20, 2: 136, 3: 74, 4: 49}
 
 
 def make_records(
-    grades: dict[int, int], partition: Partition | None = None, prefix: str = "image"
+    grades: dict[int, int], partition: Subset | None = None, prefix: str = "image"
 ) -> list[Record]:
     flat = [grade for grade, count in grades.items() for _ in range(count)]
     return [
@@ -46,7 +46,7 @@ def assign(
     return assign_splits(records, sha256, **(DEFAULTS | settings))
 
 
-def members(assignment: SplitAssignment, records: list[Record], part: Partition | None):
+def members(assignment: SplitAssignment, records: list[Record], part: Subset | None):
     return [
         record
         for record, partition in zip(records, assignment.partitions, strict=True)
@@ -55,7 +55,7 @@ def members(assignment: SplitAssignment, records: list[Record], part: Partition 
 
 
 def test_parts_that_are_named_are_kept():
-    parts: tuple[Partition, ...] = ("train", "validation", "test")
+    parts: tuple[Subset, ...] = ("train", "validation", "test")
     records = [r for part in parts for r in make_records({0: 3, 2: 3}, part, part)]
     assignment = assign(records)
     assert assignment.partitions == tuple(record.partition for record in records)
@@ -164,7 +164,7 @@ def test_a_training_image_that_is_in_the_test_part_may_be_an_error():
 
 
 def test_every_copy_that_a_later_part_has_is_dropped():
-    parts: tuple[Partition, ...] = ("train", "validation", "test")
+    parts: tuple[Subset, ...] = ("train", "validation", "test")
     records = [r for part in parts for r in make_records({0: 3, 1: 3}, part, part)]
     copies = (
         ("train_000", "test_000"),

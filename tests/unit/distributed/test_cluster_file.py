@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def faults(place):
-    return {one.name: f"{one.detail}; {one.mend}" for one in check_cluster(place)
+    return {one.name: f"{one.detail}; {one.fix}" for one in check_cluster(place)
             if one.status == "fail"}  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_a_token_that_is_not_there_yet_is_made_later(folder, tmp_path):
     (tmp_path / "home/.ray/auth_token").unlink()
     (token,) = [one for one in check_cluster(folder / "gpu.yaml") if one.name == "token"]
     assert token.status == "warn"
-    assert "labn cluster up makes it" in token.mend
+    assert "labn cluster up makes it" in token.fix
 
 
 def test_machines_that_are_kept_idle_are_a_warning(folder):

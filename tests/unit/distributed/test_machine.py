@@ -43,8 +43,8 @@ def checks(tmp_path, sound_machine):
         }
         found = run_checks(**(options | changes))
         for check in found:
-            assert (check.mend is None) == (check.status == "ok")
-            assert "\n" not in check.detail + (check.mend or "")
+            assert (check.fix is None) == (check.status == "ok")
+            assert "\n" not in check.detail + (check.fix or "")
         return {check.name: check for check in found}
 
     return run
@@ -72,7 +72,7 @@ def test_an_old_python_fails(checks, monkeypatch):
     monkeypatch.setattr(doctor, "MIN_PYTHON", (99, 1))
     check = checks()["python"]
     assert check.status == "fail"
-    assert "Python 99.1 or newer" in check.mend
+    assert "Python 99.1 or newer" in check.fix
 
 
 def test_a_torch_that_cannot_be_imported_fails_and_the_other_checks_go_on(checks, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_torchvision_built_for_another_torch_fails(checks, monkeypatch):
     check = checks()["torchvision"]
     assert check.status == "fail"
     assert "nms does not exist" in check.detail
-    assert "install torch and torchvision together" in check.mend
+    assert "install torch and torchvision together" in check.fix
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_computes_the_network_is_told(checks, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: None)
     check = checks()["compiler"]
     assert check.status == "warn"
-    assert "install g++" in check.mend
+    assert "install g++" in check.fix
 
 
 def test_every_gpu_is_listed_with_its_memory(checks, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_warning(checks, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
     check = checks()["accelerator"]
     assert check.status == "warn"
-    assert "CUDA build" in check.mend
+    assert "CUDA build" in check.fix
 
 
 def test_little_memory_is_a_warning(checks, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_full_disk_is_a_warning_that_names_the_setting(checks, monkeypatch, tm
     found = checks()
     assert found["output_dir space"].status == "ok"
     assert found["data.cache_dir space"].status == "warn"
-    assert "data.cache_dir=PATH" in found["data.cache_dir space"].mend
+    assert "data.cache_dir=PATH" in found["data.cache_dir space"].fix
 
 
 def test_a_file_in_the_place_of_a_folder_fails(checks, tmp_path):
@@ -169,14 +169,14 @@ def test_a_folder_that_refuses_writes_fails(checks, monkeypatch):
     check = checks()["data.cache_dir"]
     assert check.status == "fail"
     assert "Read-only file system" in check.detail
-    assert "data.cache_dir=PATH" in check.mend
+    assert "data.cache_dir=PATH" in check.fix
 
 
 def test_a_missing_ray_is_a_warning(checks, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check = checks()["ray"]
     assert check.status == "warn"
-    assert "ray[train,tune,default]" in check.mend
+    assert "ray[train,tune,default]" in check.fix
 
 
 def test_an_existing_sqlite_store_is_well(checks, tmp_path):
@@ -203,13 +203,13 @@ def test_a_sqlite_store_under_a_file_fails(checks, tmp_path):
 def test_a_folder_as_the_store_fails(checks, uri):
     check = checks(tracking_uri=uri)["tracking.uri"]
     assert check.status == "fail"
-    assert "tracking.uri=sqlite:///mlflow.db" in check.mend
+    assert "tracking.uri=sqlite:///mlflow.db" in check.fix
 
 
 def test_a_database_server_is_not_looked_at_and_its_password_not_shown(checks):
     check = checks(tracking_uri="postgresql://me:secret@host/db")["tracking.uri"]
     assert check.status == "warn"
-    assert "secret" not in check.detail + check.mend
+    assert "secret" not in check.detail + check.fix
 
 
 class _Health(BaseHTTPRequestHandler):
@@ -249,7 +249,7 @@ def test_a_tracking_server_that_refuses_fails_with_the_host_setting(checks, serv
     check = checks(tracking_uri=f"http://127.0.0.1:{server.server_port}")["tracking.uri"]
     assert check.status == "fail"
     assert "answers 403" in check.detail
-    assert "MLFLOW_SERVER_ALLOWED_HOSTS" in check.mend
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS" in check.fix
 
 
 @pytest.mark.parametrize("listens", [True, False], ids=["silent", "absent"])
@@ -275,7 +275,7 @@ def test_a_data_root_is_looked_for_only_where_one_is_given(checks, tmp_path):
     assert "data.root" not in checks()
     check = checks(data_root=tmp_path / "absent")["data.root"]
     assert check.status == "fail"
-    assert "data.root=PATH" in check.mend
+    assert "data.root=PATH" in check.fix
 
 
 EXAMPLES = [

@@ -9,7 +9,7 @@ import pytest
 from labn.config import Config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
-from labn.runs.replicas import Copies
+from labn.runs.replicas import Replicas
 from labn.storage.remote import Folder, StorageError, absolute, below, fault_of, without_secrets
 from labn.training import checkpoint
 
@@ -90,7 +90,7 @@ def save(run, step):
 def copy_steps(tmp_path, storage, *steps):
     config, run = make_run(tmp_path, "first", storage)
     for step in steps:
-        copies = Copies(config, run)
+        copies = Replicas(config, run)
         assert copies.restore() is None
         with copies:
             copies.add(save(run, step))
@@ -101,7 +101,7 @@ def test_the_newest_copies_are_kept_and_taken_where_there_is_nothing(tmp_path):
     copy_steps(tmp_path, storage, 1, 2, 3)
     config, run = make_run(tmp_path, "second", storage)
 
-    said = Copies(config, run).restore()
+    said = Replicas(config, run).restore()
 
     assert said == f"took the checkpoint of step 3 from {storage}"
     assert checkpoint.newest_path(run.checkpoints).read_bytes() == b"step 3"
@@ -110,7 +110,7 @@ def test_the_newest_copies_are_kept_and_taken_where_there_is_nothing(tmp_path):
     assert names == {"step-00000002.json", "step-00000003.json"}
     # Two checkpoints and the best network, which is the same in both.
     assert len(Folder(storage).files("objects")) == 3
-    assert Copies(config, run).restore() is None
+    assert Replicas(config, run).restore() is None
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing", "another", "unnamed"])
@@ -129,7 +129,7 @@ def test_a_copy_that_is_not_whole_is_passed_over(tmp_path, caplog, damage):
         newest.write_text('{"../outside.pt": "0"}')
     config, run = make_run(tmp_path, "second", storage)
 
-    assert Copies(config, run).restore() == f"took the checkpoint of step 1 from {storage}"
+    assert Replicas(config, run).restore() == f"took the checkpoint of step 1 from {storage}"
 
     assert "step-00000002.json is not whole" in caplog.text
     assert [path.name for path in run.checkpoints.iterdir()].count("step-00000002.pt") == 0
@@ -139,7 +139,7 @@ def test_a_folder_that_is_ahead_of_its_storage_is_left_as_it_is(tmp_path):
     copy_steps(tmp_path, tmp_path / "storage", 1)
     config, run = make_run(tmp_path, "second", tmp_path / "storage")
     save(run, 5)
-    assert Copies(config, run).restore() is None
+    assert Replicas(config, run).restore() is None
     assert checkpoint.newest_path(run.checkpoints).name == "step-00000005.pt"
 
 
@@ -147,4 +147,4 @@ def test_storage_of_another_run_is_refused(tmp_path):
     copy_steps(tmp_path, tmp_path / "storage", 1)
     config, run = make_run(tmp_path, "second", tmp_path / "storage", seed=7)
     with pytest.raises(UserError, match=r"train.seed is 0 there, 7 now"):
-        Copies(config, run).restore()
+        Replicas(config, run).restore()

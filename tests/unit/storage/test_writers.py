@@ -15,7 +15,7 @@ from labn.data.readers.synthetic import write_synthetic
 from labn.distributed.launch.tracker_database import KeptDatabase
 from labn.model.kernels.compiled import built
 from labn.runs.folder import RunFolder
-from labn.runs.replicas import Copies
+from labn.runs.replicas import Replicas
 from labn.storage.mirror import mirror
 from labn.sweeps.search.optuna_study import SearchStudy
 from labn.sweeps.search.search_outputs import SearchRecords
@@ -112,10 +112,10 @@ def copies(folder):
     run = RunFolder(config.output_dir)
     run.checkpoints.mkdir(parents=True)
     checkpoint.step_path(run.checkpoints, 3).write_bytes(b"checkpoint")
-    with Copies(config, run) as made:
+    with Replicas(config, run) as made:
         assert made.restore() is None
         made.add(checkpoint.step_path(run.checkpoints, 3))
-    assert Copies(config, RunFolder(folder / "other")).restore() is not None
+    assert Replicas(config, RunFolder(folder / "other")).restore() is not None
     return {
         "storage/config.yaml",
         "storage/step-00000003.json",

@@ -13,7 +13,7 @@ from test_space import SEARCH
 from labn.config import load_search
 from labn.config.search import PruningConfig, SearchConfig
 from labn.errors import UserError
-from labn.sweeps.search.asha import Rungs
+from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.optuna_study import (
     SearchStudy,
     epochs_of,
@@ -228,7 +228,7 @@ class TuneTrial:
 
 def rungs(pruned):
     settings = PruningConfig(grace_epochs=1, reduction=2)
-    return Rungs(
+    return AshaByEpoch(
         settings, metric="val_pid", num_epochs=4, on_prune=lambda number, why: pruned.append(number)
     )
 
