@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Two at a time; what must not meet is in one group.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two at a time; what must not meet is in one group (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help demo test test-slow test-all check lint unit bench ui clean
 

@@ -27,7 +27,7 @@ from studies import (
     write_study,
 )
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 EPOCHS = 2
 

@@ -24,7 +24,7 @@ from studies import (
     write_study,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 EPOCHS = 6
 

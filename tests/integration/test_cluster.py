@@ -32,7 +32,6 @@ PATIENCE_S = 400
 _obstacle = why_not()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("nodes"),
     pytest.mark.skipif(_obstacle is not None, reason=f"a cluster of namespaces {_obstacle}"),
 ]
 

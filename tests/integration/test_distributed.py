@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from command_line import assert_mistake, run, write_config
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 # Of half a CPU each, so that two fit wherever the tests run.
 TWO = ("--workers", "2", "--cpus-per-worker", "0.5")
 

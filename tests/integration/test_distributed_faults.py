@@ -17,7 +17,7 @@ from command_line import run, start, write_config
 
 from labn.training import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 # Of half a CPU each, so that two fit wherever the tests run.
 TWO = ("--workers", "2", "--cpus-per-worker", "0.5")
 PATIENCE_S = 90

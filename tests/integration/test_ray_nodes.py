@@ -19,7 +19,7 @@ from command_line import ENVIRONMENT, wait_for, write_config
 from labn.tracking import server as browsing
 from labn.training import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
+pytestmark = pytest.mark.slow
 PATIENCE_S = 60
 PLACEMENTS = (
     "import json, ray; ray.init(log_to_driver=False, logging_level='error');"

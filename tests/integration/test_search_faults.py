@@ -30,7 +30,7 @@ from labn.sweeps.search.search_driver import run_search
 from labn.sweeps.search.space import Space
 from labn.sweeps.worker import Outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 def test_a_killed_search_goes_on_where_it_was(tmp_path):

@@ -12,7 +12,7 @@ from labn.config.workers import Workers
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
