@@ -18,6 +18,7 @@ from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_conf
 
 from labn.config import load_config
 from labn.data.readers.synthetic import write_synthetic
+from labn.explain.registry import METHODS
 from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.evaluation.image_scores import (
     build_scorer,
@@ -25,7 +26,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_positions,
 )
-from labn.runs.evaluation.options import METHODS, EvaluationOptions
+from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import SilentReporter
 from labn.runs.train import train_run

@@ -15,8 +15,8 @@ import yaml
 from labn.config import Config, flatten
 from labn.data.readers.reader import Subset
 from labn.errors import UserError
+from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
-from labn.runs.evaluation.options import LAMBDA_ATTENTION
 from labn.runs.folder import RunFolder
 
 Content = TypeVar("Content")

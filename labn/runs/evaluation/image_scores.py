@@ -16,13 +16,10 @@ from jaxtyping import Float
 
 from labn.data.dataset import Split
 from labn.errors import UserError
-from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
-from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
-from labn.explain.gradients import GradCam, InputGradient
+from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
-from labn.explain.rise import Rise
-from labn.model.network import LABN
-from labn.runs.evaluation.options import LAMBDA_ATTENTION, EvaluationOptions
+from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
+from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.evaluation.score_image import (
     ImageScores,
     Measure,
@@ -93,38 +90,16 @@ def build_scorer(
     trained: TrainedRun, split: Split, options: EvaluationOptions, layer: int | None
 ) -> Scorer:
     """Build what scores the images of a subset; ``layer`` is that of "lambda attention"."""
-    methods = tuple(_build_method(name, trained.model, options, layer) for name in options.methods)
+    context = MethodContext(
+        model=trained.model,
+        predict=predictor(trained.model),
+        num_masks=options.num_masks,
+        seed=options.seed,
+        lambda_layer=layer,
+    )
+    methods = tuple(build_method(name, context) for name in options.methods)
     wanted = measures(options.patch_sizes, options.baseline)
     return Scorer(trained, split, options, methods, wanted)
-
-
-def _build_method(name: str, model: LABN, options: EvaluationOptions, layer: int | None) -> Method:
-    if name.startswith(LAMBDA_ATTENTION):
-        number = name.removeprefix(LAMBDA_ATTENTION)
-        index = int(number) if number else layer
-        assert index is not None
-        num_layers = len(lambda_attentions(model))
-        if index >= num_layers:
-            raise UserError(
-                f"--methods {name}: must be {LAMBDA_ATTENTION} 0 to {num_layers - 1}, for the"
-                f" network has {num_layers} lambda layers"
-            )
-        return LambdaAttention(model, index)
-    if name == "RISE":
-        # In batches of their own size: a map must not depend on validation.batch_size.
-        return Rise(predict=predictor(model), num_masks=options.num_masks, seed=options.seed)
-    simple: dict[str, Method] = {
-        method.name: method
-        for method in (
-            LabnAttention(model),
-            GradCam(model),
-            InputGradient(model),
-            RandomMap(options.seed),
-            CentredGaussian(),
-            EdgeEnergy(),
-        )
-    }
-    return simple[name]
 
 
 def chosen_positions(split: Split, max_images: int | None) -> list[int]:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from labn.config import Config, ValidationConfig
-from labn.errors import UserError, did_you_mean
+from labn.errors import UserError
+from labn.explain.registry import METHODS, resolve_names
 from labn.metrics.failures import ErrorThresholds
 from labn.runs.evaluation.score_image import Baseline
-
-METHODS = (
-    "LABN",
-    "lambda attention",
-    "RISE",
-    "Grad-CAM",
-    "input gradient",
-    "random",
-    "centre",
-    "edges",
-)
-LAMBDA_ATTENTION = "lambda attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +25,7 @@ class EvaluationOptions:
         UserError: a setting breaks its rule.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(METHODS)
     patch_sizes: tuple[int, ...]
     num_points: int
     baseline: Baseline = "bias"
@@ -50,7 +38,7 @@ class EvaluationOptions:
     preferred_patch_size: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", _known_methods(self.methods))
+        object.__setattr__(self, "methods", resolve_names(self.methods))
         sizes = tuple(sorted(set(self.patch_sizes)))
         object.__setattr__(self, "patch_sizes", sizes)
         if not sizes or not 1 <= sizes[0] <= sizes[-1] <= self.image_size:
@@ -96,25 +84,3 @@ class EvaluationOptions:
 def choices_of_validation(validation: ValidationConfig) -> dict[str, Any]:
     """Return what scores maps as validation does, and random ones beside the network's."""
     return {"methods": ("LABN", "random"), "patch_sizes": (validation.pid_patch_size,)}
-
-
-def _known_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """Find the methods that words stand for, whatever their case, hyphens or underscores."""
-    spelt = {_plain(name): name for name in METHODS}
-    found = []
-    for word in names:
-        plain = _plain(word)
-        layer = re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", plain)
-        if layer is None and plain not in spelt:
-            near = did_you_mean(plain, spelt)
-            for key, name in spelt.items():
-                near = near.replace(f'"{key}"', f'"{name}"')
-            raise UserError(f"--methods {word}: must be among {', '.join(METHODS)}.{near}")
-        found.append(f"{LAMBDA_ATTENTION} {int(layer[1])}" if layer else spelt[plain])
-    if not found:
-        raise UserError(f"--methods: names none; give some of {', '.join(METHODS)}")
-    return tuple(dict.fromkeys(found))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -12,11 +12,9 @@ import torch
 
 from labn.data.readers.reader import Subset
 from labn.errors import UserError
-from labn.explain.attention import LabnAttention, LambdaAttention
-from labn.explain.controls import EdgeEnergy
-from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.method import Method
 from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
+from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
 from labn.model.network import LABN
 from labn.report import save_figure
 from labn.report.randomisation_figure import sanity_figure
@@ -24,6 +22,9 @@ from labn.runs.build import build_network, require_subset
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
+from labn.training.evaluate import predictor
+
+_QUICK = ("LABN", LAMBDA_ATTENTION, "Grad-CAM", "input gradient", "edges")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,11 @@ def quick_methods(model: LABN) -> Sequence[Method]:
 
     That layer is the last before the attention branch, or the first of all.
     """
-    return [
-        LabnAttention(model),
-        LambdaAttention(model, max(model.split - 1, 0)),
-        GradCam(model),
-        InputGradient(model),
-        EdgeEnergy(),
-    ]
+    layer = max(model.split - 1, 0)
+    context = MethodContext(
+        model=model, predict=predictor(model), num_masks=0, seed=0, lambda_layer=layer
+    )
+    return [build_method(name, context) for name in _QUICK]
 
 
 def check_run(

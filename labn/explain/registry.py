@@ -1,0 +1,117 @@
+"""The explanation methods by name: the only list of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+
+from labn.errors import UserError, did_you_mean
+from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
+from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
+from labn.explain.gradients import GradCam, InputGradient
+from labn.explain.method import Method
+from labn.explain.rise import Rise
+from labn.metrics.faithfulness import Predict
+from labn.model.network import LABN
+
+LAMBDA_ATTENTION = "lambda attention"
+ENTRY_POINTS = "labn.methods"
+"""The group of entry points by which other packages add methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodContext:
+    """What a method may be built from.
+
+    ``predict`` maps (n, c, h, w) to the class probabilities of ``model``. ``num_masks`` and
+    ``seed`` are those of the evaluation; ``lambda_layer`` is the layer that was chosen for "lambda
+    attention", where one was.
+    """
+
+    model: LABN
+    predict: Predict
+    num_masks: int
+    seed: int
+    lambda_layer: int | None = None
+
+
+def _lambda_attention(context: MethodContext) -> Method:
+    index, num_layers = context.lambda_layer, len(lambda_attentions(context.model))
+    assert index is not None
+    if index >= num_layers:
+        raise UserError(
+            f"--methods {LAMBDA_ATTENTION} {index}: must be {LAMBDA_ATTENTION} 0 to"
+            f" {num_layers - 1}, for the network has {num_layers} lambda layers"
+        )
+    return LambdaAttention(context.model, index)
+
+
+METHODS: dict[str, Callable[[MethodContext], Method]] = {
+    "LABN": lambda context: LabnAttention(context.model),
+    LAMBDA_ATTENTION: _lambda_attention,
+    # In batches of its own size: a map must not depend on validation.batch_size.
+    "RISE": lambda context: Rise(
+        predict=context.predict, num_masks=context.num_masks, seed=context.seed
+    ),
+    "Grad-CAM": lambda context: GradCam(context.model),
+    "input gradient": lambda context: InputGradient(context.model),
+    "random": lambda context: RandomMap(context.seed),
+    "centre": lambda context: CentredGaussian(),
+    "edges": lambda context: EdgeEnergy(),
+}
+
+
+def resolve_names(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the methods that words stand for, in any case, with "-" or "_".
+
+    Raises:
+        UserError: a word names no method, or there is none.
+    """
+    known = {_plain(name): name for name in (*METHODS, *_added())}
+    found = []
+    for word in words:
+        plain = _plain(word)
+        layer = re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", plain)
+        if layer is None and plain not in known:
+            near = did_you_mean(plain, known)
+            for key, name in known.items():
+                near = near.replace(f'"{key}"', f'"{name}"')
+            raise UserError(f"--methods {word}: must be among {', '.join(known.values())}.{near}")
+        found.append(f"{LAMBDA_ATTENTION} {int(layer[1])}" if layer else known[plain])
+    if not found:
+        raise UserError(f"--methods: names none; specify some of {', '.join(known.values())}")
+    return tuple(dict.fromkeys(found))
+
+
+def build_method(name: str, context: MethodContext) -> Method:
+    """Build the method of a name that ``resolve_names`` returned.
+
+    Raises:
+        UserError: the network has no such layer, or the package that adds the method is broken.
+    """
+    if layer := re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", name):
+        return _lambda_attention(replace(context, lambda_layer=int(layer[1])))
+    if name in METHODS:
+        return METHODS[name](context)
+    added = _added()[name]
+    try:
+        method: Method = added.load()(context)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"--methods {name}: {added.value} cannot be loaded ({error}); reinstall its package"
+        ) from error
+    if method.name != name:
+        raise UserError(
+            f"--methods {name}: {added.value} calls itself {method.name!r}; name both alike"
+        )
+    return method
+
+
+def _added() -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=ENTRY_POINTS)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
