@@ -26,6 +26,6 @@ if __name__ == "__main__":
     if given.address:
         os.environ["RAY_ADDRESS"] = given.address
     json = ["--json"] if given.json else []
-    again = ["--retrain-best", str(given.confirm_best), "--seeds", str(given.seeds)]
+    again = ["--retrain-best", str(given.retrain_best), "--seeds", str(given.seeds)]
     sys.argv = ["labn", "search", "run", given.config, *given.overrides, *again, *json]
     main()

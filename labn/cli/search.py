@@ -49,7 +49,10 @@ def run(
     config: Annotated[Path, typer.Argument(help="A search's file.", show_default=False)],
     overrides: Overrides = None,
     confirm_best: Annotated[
-        int, typer.Option(min=0, help="Then train so many of the best again, and the base.")
+        int,
+        typer.Option(
+            "--retrain-best", min=0, help="Then train so many of the best again, and the base."
+        ),
     ] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="New seeds of each that is trained again.")] = 3,
     as_json: Json = False,

@@ -1,0 +1,45 @@
+"""The options of commands: their names, and what they set."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import labn.cli
+from labn.cli import evaluate, report, sanity, search  # noqa: F401
+from labn.cli.app import app
+
+SCRIPTS = Path(__file__).parents[3] / "tune"
+
+
+def parsed(*words):
+    """Return the parameters that a command reads from its words, without running it."""
+    group, *rest = words
+    command = typer.main.get_command(app).commands[group]
+    if hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command.make_context(command.name, list(rest)).params
+
+
+def test_a_search_s_best_trials_are_retrained_by_an_option_of_that_name():
+    params = parsed("search", "run", "search.yaml", "--retrain-best", "2", "--seeds", "4")
+
+    assert (params["confirm_best"], params["seeds"]) == (2, 4)
+
+
+@pytest.mark.parametrize("script", ["search", "ablation"])
+def test_a_script_for_clusters_passes_its_arguments_to_the_command(monkeypatch, script):
+    seen = []
+    monkeypatch.setattr(labn.cli, "main", lambda: seen.extend(sys.argv))
+    own = ["--retrain-best", "2", "--seeds", "4"] if script == "search" else []
+    given = ["--config", "a.yaml", "train.epochs=3", "--json", *own]
+    monkeypatch.setattr(sys, "argv", [f"tune/{script}.py", *given])
+
+    runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+
+    command = ["search", "run"] if script == "search" else ["ablate"]
+    assert seen == ["labn", *command, "a.yaml", "train.epochs=3", *own, "--json"]
