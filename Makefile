@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Two at a time; what must not meet is in one group (tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
 
-.PHONY: help demo test test-slow test-all check lint unit bench ui clean
+.PHONY: help demo seeds test test-slow test-all check lint unit bench docs ui clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,13 @@ demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, search
 	@echo "The search:   runs/search-demo/summary.md and runs/search-demo/figures"
 	@echo "The tracker:  make ui"
 
+seeds: demo  ## Train and evaluate the demo from two more seeds, and compare all three
+	for seed in 1 2; do \
+	  $(BIN)/labn train configs/demo.yaml train.seed=$$seed output_dir=runs/demo-$$seed && \
+	  $(BIN)/labn evaluate runs/demo-$$seed || exit 1; \
+	done
+	$(BIN)/labn report runs/demo runs/demo-1 runs/demo-2
+
 test: $(INSTALLED)  ## Install, run the tests but for the slow proofs
 	$(PYTEST) -m "not slow"
 
@@ -42,6 +49,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 unit: $(INSTALLED)
 	$(PYTEST) tests/unit tests/golden -m "not slow" -q
@@ -49,6 +57,10 @@ unit: $(INSTALLED)
 bench: $(INSTALLED)  ## Measure speed and memory, side by side with what is to be beaten
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --out runs/bench
+
+docs: $(INSTALLED)  ## Build the pages and the reference into docs/_build; warnings are errors
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
 ui: $(INSTALLED)  ## Open the tracker: MLflow's page, on 127.0.0.1
 	$(BIN)/labn ui
