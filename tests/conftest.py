@@ -31,7 +31,7 @@ _GROUPS = {
         "test_search.py",
         "test_search_faults.py",
     ),
-    "nodes": ("test_cluster.py", "test_nodes.py", "test_search_preflight.py"),
+    "nodes": ("test_cluster.py", "test_ray_nodes.py", "test_search_preflight.py"),
 }
 _MARK = "LABN_TESTS"
 """By this variable the processes that tests start are known, orphans included."""
