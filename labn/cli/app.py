@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 class SubsetName(StrEnum):
-    """A part of a data set."""
+    """A subset of a data set."""
 
     train = "train"
     validation = "validation"
@@ -38,6 +38,9 @@ Overrides = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")
+]
+SubsetOption = Annotated[
+    SubsetName, typer.Option("--subset", "--split", help="Which subset of the data.")
 ]
 
 

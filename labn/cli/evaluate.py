@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labn.cli.app import Json, Overrides, SubsetName, app, metrics_table, print_result
+from labn.cli.app import Json, Overrides, SubsetName, SubsetOption, app, metrics_table, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
@@ -30,7 +30,7 @@ class PidBaseline(StrEnum):
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     overrides: Overrides = None,
-    split: Annotated[SubsetName, typer.Option(help="Which part of the data.")] = SubsetName.test,
+    subset: SubsetOption = SubsetName.test,
     data: Annotated[
         str | None,
         typer.Option(help="Where the data lies now, if not at data.root.", show_default=False),
@@ -79,13 +79,13 @@ def evaluate(
 
     Every positive image is explained by each method and scored by ID and by PID at each patch
     size. The same command again goes on where it stopped. Tables, rows and pictures go to
-    `RUN/evaluation/PART`.
+    `RUN/evaluation/SUBSET`.
 
     **Examples**
 
         labn evaluate runs/demo
 
-        labn evaluate runs/idrid --split validation --methods LABN,RISE --max-images 8
+        labn evaluate runs/idrid --subset validation --methods LABN,RISE --max-images 8
 
         labn evaluate runs/idrid --data ~/idrid --points 33 --baseline blur
 
@@ -109,10 +109,10 @@ def evaluate(
 
     choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)
     with ConsoleReporter() as reporter:
-        scores = evaluate_run(run, split.value, overrides or [], reporter, choices)
+        scores = evaluate_run(run, subset.value, overrides or [], reporter, choices)
     content = {
         "run": str(run),
-        "split": split.value,
+        "split": subset.value,
         "metrics": scores.metrics,
         "folder": str(scores.folder),
         "pictures": [str(path) for path in scores.pictures],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from labn.cli.app import Json, SubsetName, app, print_result
+from labn.cli.app import Json, SubsetName, SubsetOption, app, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
@@ -18,7 +18,7 @@ _STUDY_FILE = "study.yaml"
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of scored runs.", show_default=False)],
-    split: Annotated[SubsetName, typer.Option(help="Which part of the data.")] = SubsetName.test,
+    subset: SubsetOption = SubsetName.test,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder to write to; else `report` beside the first run."),
@@ -47,7 +47,7 @@ def report(
         return
     from labn.runs.comparison.comparison_report import report_runs
 
-    written = report_runs(runs, split.value, out, reference)
+    written = report_runs(runs, subset.value, out, reference)
     print_result(as_json, {"out": str(written.folder)} | written.content, written.markdown.rstrip())
     if not as_json:
         typer.echo(f"written to {written.folder}", err=True)

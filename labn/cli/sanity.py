@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, SubsetName, app, print_result
+from labn.cli.app import Json, Overrides, SubsetName, SubsetOption, app, print_result
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=F
 def sanity(
     run: Run,
     overrides: Overrides = None,
-    split: Annotated[SubsetName, typer.Option(help="Which part of the data.")] = SubsetName.test,
+    subset: SubsetOption = SubsetName.test,
     num_images: Annotated[int, typer.Option(min=1, help="Positives to explain.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Draws the untrained weights.")] = 0,
     as_json: Json = False,
@@ -36,16 +36,16 @@ def sanity(
 
         labn sanity runs/demo
 
-        labn sanity runs/idrid --split validation --num-images 16
+        labn sanity runs/idrid --subset validation --num-images 16
     """
     from labn.runs.evaluation.sanity_check import check_run, quick_methods
 
     with ConsoleReporter() as reporter:
         files = check_run(
-            run, split.value, quick_methods, num_images, seed, reporter, overrides or []
+            run, subset.value, quick_methods, num_images, seed, reporter, overrides or []
         )
     rows = files.check.as_rows()
-    content = {"run": str(run), "split": split.value, "rows": rows, "picture": str(files.picture)}
+    content = {"run": str(run), "split": subset.value, "rows": rows, "picture": str(files.picture)}
     print_result(as_json, content, f"{_sanity_as_text(rows)}\npicture:\n  {files.picture}")
 
 

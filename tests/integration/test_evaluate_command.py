@@ -364,7 +364,7 @@ def test_a_part_without_positives_is_refused(labn, trained, tmp_path):
     done = labn("evaluate", trained, "--data", root, "data.cross_partition_duplicates=keep")
 
     assert done.returncode == 2
-    assert "--split test: holds no positives" in done.stderr.splitlines()[-1]
+    assert "--subset test: holds no positives" in done.stderr.splitlines()[-1]
 
 
 def test_a_part_that_another_process_scores_is_left_alone(trained, labn):

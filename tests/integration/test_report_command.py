@@ -324,7 +324,7 @@ def same_seed(run):
     ("spoil", "parts"),
     [
         (no_run, ["not a run (it has no config.yaml)"]),
-        (not_scored, ["test part is not scored", "run `labn evaluate RUN --split test`"]),
+        (not_scored, ["test part is not scored", "run `labn evaluate RUN --subset test`"]),
         (other_settings, ["patch_sizes is [2, 4], there [4]", "baseline is black, there bias"]),
         (other_points, ["scores is ['ID against zero in 5 points'", "in 9 points"]),
         (no_localisation, ["localisation is False, there True"]),
@@ -363,7 +363,7 @@ def test_a_reference_that_is_no_method_is_refused(labn, seeds):
 def test_a_part_that_is_not_scored_is_named(labn, seeds):
     done = labn("report", *seeds, "--split", "validation")
 
-    assert_mistake(done, "validation part is not scored", "--split validation`")
+    assert_mistake(done, "validation part is not scored", "--subset validation`")
 
 
 def test_a_folder_that_cannot_be_made_is_refused(labn, seeds, tmp_path):

@@ -87,7 +87,7 @@ def _read_run(path: Path, name: str, part: Subset) -> ScoredRun:
     folder = RunFolder(path)
     config = _read_config(folder)
     scored = folder.evaluation(part)
-    mend = f"run `labn evaluate {path} --split {part}`"
+    mend = f"run `labn evaluate {path} --subset {part}`"
     if not (scored / "scores.parquet").is_file():
         raise UserError(
             f"{path}: the {part} part is not scored (no {scored}/scores.parquet); {mend}"
@@ -221,7 +221,7 @@ def _check_terms(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
         raise UserError(
             f"{run.path}: scored otherwise than {first.path} ({'; '.join(differing[:3])}"
             f"{'; ...' if len(differing) > 3 else ''}); score both alike, as with"
-            f" `labn evaluate {run.path} --split {part}`"
+            f" `labn evaluate {run.path} --subset {part}`"
         )
 
 

@@ -93,7 +93,7 @@ def evaluate_run(
     dataset = trained.load_dataset(reporter)
     if not (require_subset(dataset, part).labels > 0).any():
         raise UserError(
-            f"--split {part}: holds no positives, of which alone explanations are scored;"
+            f"--subset {part}: holds no positives, of which alone explanations are scored;"
             " give another part"
         )
     config, folder = trained.config, trained.folder

@@ -25,6 +25,13 @@ def parsed(*words):
     return command.make_context(command.name, list(rest)).params
 
 
+@pytest.mark.parametrize("name", ["--subset", "--split"])
+@pytest.mark.parametrize("command", ["evaluate", "report", "sanity"])
+def test_a_subset_is_chosen_by_its_name_or_by_the_older_one(command, name):
+    assert parsed(command, "runs/demo", name, "validation")["subset"] == "validation"
+    assert parsed(command, "runs/demo")["subset"] == "test"
+
+
 def test_a_search_s_best_trials_are_retrained_by_an_option_of_that_name():
     params = parsed("search", "run", "search.yaml", "--retrain-best", "2", "--seeds", "4")
 
