@@ -1,1 +1,1 @@
-"""Images: readers of each layout, the cache, the parts, the batches, the audit."""
+"""Images: readers of each layout, the cache, the subsets, the batches, the audit."""

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it at once, before anything is trained on it."""
+"""All defects of a data set, listed at once, before a network is trained on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from labn.data.duplicates import (
 from labn.data.readers.reader import SUBSETS, Problem, Reader, Record
 
 UNASSIGNED = "unassigned"
-"""Stands for the partition of images whose data set names none."""
+"""The name shown for images whose data set assigns no subset."""
 
 _MAX_THREADS = 8
 _NUM_MEMBERS_SHOWN = 4
@@ -41,10 +41,10 @@ def audit(
     report_progress: Callable[[int, int], None] | None = None,
     near_duplicate_threshold: float = NEAR_DUPLICATE_THRESHOLD,
 ) -> Audit:
-    """Decode every image of a data set once, and list all that is wrong with it.
+    """Decode every image of a data set once, and return all its defects.
 
-    ``reader.read`` is called from several threads. ``report_progress`` gets the number of images
-    decoded and of all images. Of the pixels, 4 kB an image are kept.
+    ``reader.read`` is called from several threads. ``report_progress`` receives the number of
+    images decoded and of all images. Only 4 kB per image are kept in memory.
     """
     scan = reader.scan()
     images, problems = [], list(scan.problems)
@@ -53,18 +53,18 @@ def audit(
             problems.append(trace)
         else:
             images.append(_Image(record, trace, reader.class_names[record.label]))
-    partitions = _count(scan.records, reader.class_names)
+    balances = _count(scan.records, reader.class_names)
     findings = [
         *map(_from_problem, problems),
-        *_find_absence(partitions),
+        *_find_absence(balances),
         *_find_copies(images, near_duplicate_threshold),
         *_find_blanks(images),
-        *_find_imbalance(partitions),
+        *_find_imbalance(balances),
     ]
     return Audit(
         num_images=len(scan.records),
         num_readable=len(images),
-        partitions=partitions,
+        partitions=balances,
         sizes=dict(Counter(f"{i.trace.size[1]}x{i.trace.size[0]}" for i in images)),
         findings=sorted(findings, key=lambda finding: list(MEANINGS).index(finding.kind)),
     )
@@ -90,7 +90,7 @@ def _decode(reader: Reader, record: Record) -> Fingerprint | Problem:
     try:
         return fingerprint(reader.read(record))
     except FileNotFoundError:
-        detail = f"there is no file {record.path}"
+        detail = f"the file {record.path} does not exist"
         return Problem(kind="missing_file", name=record.name, detail=detail)
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
@@ -98,32 +98,32 @@ def _decode(reader: Reader, record: Record) -> Fingerprint | Problem:
 
 
 def _count(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Balance]:
-    partitions = {}
-    for partition in (*SUBSETS, None):
-        part = [record for record in records if record.partition == partition]
-        labels = Counter(record.label for record in part)
-        grades = Counter(record.grade for record in part)
-        if part:
-            partitions[partition or UNASSIGNED] = Balance(
+    balances = {}
+    for subset in (*SUBSETS, None):
+        members = [record for record in records if record.subset == subset]
+        labels = Counter(record.label for record in members)
+        grades = Counter(record.grade for record in members)
+        if members:
+            balances[subset or UNASSIGNED] = Balance(
                 labels={name: labels[label] for label, name in enumerate(class_names)},
                 grades={str(grade): grades[grade] for grade in sorted(grades)},
             )
-    return partitions
+    return balances
 
 
 def _from_problem(problem: Problem) -> Finding:
-    names_itself = problem.name in problem.detail
+    has_name = problem.name in problem.detail
     return Finding(
         severity="error" if problem.is_fatal else "warning",
         kind=problem.kind,
         names=(problem.name,),
-        detail=problem.detail if names_itself else f"{problem.name}: {problem.detail}",
+        detail=problem.detail if has_name else f"{problem.name}: {problem.detail}",
     )
 
 
-def _find_absence(partitions: dict[str, Balance]) -> Iterator[Finding]:
-    if not partitions:
-        detail = "the data set yields not one annotated image; see the other findings, or its root"
+def _find_absence(balances: dict[str, Balance]) -> Iterator[Finding]:
+    if not balances:
+        detail = "the data set has no annotated image; see the other findings, or check its root"
         yield Finding(severity="error", kind="no_images", names=(), detail=detail)
 
 
@@ -139,26 +139,26 @@ def _find_copies(images: Sequence[_Image], near_duplicate_threshold: float) -> I
             yield _group_finding("conflicting_labels", group)
         elif len({image.record.grade for image in group}) > 1:
             yield _group_finding("conflicting_grades", group)
-    # A blank image has no pattern to compare, and copies would sway what a pair is held to.
+    # A blank image has no pattern to compare, and copies would bias the mean of the set.
     distinct = [group for group in copies.values() if not group[0].trace.is_blank]
     thumbnails = np.empty((len(distinct), THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.float32)
     for position, group in enumerate(distinct):
         thumbnails[position] = group[0].trace.thumbnail
     known = (*SUBSETS, None)
-    parts = np.array([known.index(group[0].record.partition) for group in distinct], np.int_)
-    for positions in near_groups(thumbnails, parts, near_duplicate_threshold):
+    subsets = np.array([known.index(group[0].record.subset) for group in distinct], np.int_)
+    for positions in near_groups(thumbnails, subsets, near_duplicate_threshold):
         yield _group_finding("near_duplicates", [i for p in positions for i in distinct[p]])
 
 
 def _group_finding(kind: str, group: Sequence[_Image]) -> Finding:
-    spans_partitions = len({image.record.partition for image in group}) > 1
+    spans_subsets = len({image.record.subset for image in group}) > 1
     members = []
     for record, _, class_name in group[:_NUM_MEMBERS_SHOWN]:
-        partition = f"{record.partition or UNASSIGNED}, " if spans_partitions else ""
-        members.append(f"{record.name} ({partition}grade {record.grade}, {class_name})")
+        subset = f"{record.subset or UNASSIGNED}, " if spans_subsets else ""
+        members.append(f"{record.name} ({subset}grade {record.grade}, {class_name})")
     if len(group) > len(members):
         members.append(f"+{len(group) - len(members)} more")
-    if spans_partitions and kind in ("duplicates", "near_duplicates"):
+    if spans_subsets and kind in ("duplicates", "near_duplicates"):
         kind = f"cross_partition_{kind}"
     return Finding(
         severity="error" if kind == "conflicting_labels" else "warning",
@@ -172,21 +172,21 @@ def _find_blanks(images: Iterable[_Image]) -> Iterator[Finding]:
     for record, trace, _ in images:
         if trace.is_blank:
             level = round(float(trace.thumbnail.mean()))
-            detail = f"{record.name}: every pixel is of one colour, grey level {level} of 255"
+            detail = f"{record.name}: every pixel has one colour, grey level {level} of 255"
             yield Finding(
                 severity="warning", kind="blank_image", names=(record.name,), detail=detail
             )
 
 
-def _find_imbalance(partitions: dict[str, Balance]) -> Iterator[Finding]:
-    for partition, balance in partitions.items():
+def _find_imbalance(balances: dict[str, Balance]) -> Iterator[Finding]:
+    for subset, balance in balances.items():
         counts = ", ".join(f"{count} {name}" for name, count in balance.labels.items())
         if sum(count > 0 for count in balance.labels.values()) == 1:
             yield Finding(
                 severity="warning",
                 kind="single_class",
-                names=(partition,),
-                detail=f"{partition}: {counts}",
+                names=(subset,),
+                detail=f"{subset}: {counts}",
             )
             continue
         for name, count in balance.labels.items():
@@ -194,6 +194,6 @@ def _find_imbalance(partitions: dict[str, Balance]) -> Iterator[Finding]:
                 yield Finding(
                     severity="warning",
                     kind="tiny_class",
-                    names=(partition, name),
-                    detail=f"{partition}: {count} {name} of {counts}",
+                    names=(subset, name),
+                    detail=f"{subset}: {count} {name} of {counts}",
                 )

@@ -1,4 +1,4 @@
-"""The result of an audit: what was counted, what was found, and how both read."""
+"""The result of an audit: counts and findings, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 TINY_CLASS = 5
-"""Fewer images than this of a class, in one partition, are worth a warning."""
+"""A class with fewer images than this in one subset is a warning."""
 
 _NUM_LINES_SHOWN = 10
 
-_REFUSED = "training refuses the data set until this is mended"
+_REFUSED = "training refuses the data set until this is fixed"
 MEANINGS = {
     "no_images": ("no image is annotated", _REFUSED),
     "bad_table": ("tables that cannot be used", _REFUSED),
-    "missing_file": ("annotated images that are not there", _REFUSED),
+    "missing_file": ("annotated images that do not exist", _REFUSED),
     "unreadable_file": ("images that cannot be decoded", _REFUSED),
-    "label_out_of_range": ("annotations that are no known grade", _REFUSED),
+    "label_out_of_range": ("annotations that are not a known grade", _REFUSED),
     "duplicate_row": ("images annotated more than once", _REFUSED),
     "conflicting_labels": (
         "identical images with different labels",
         "data.conflicting_labels = drop, the default, leaves out those that train or validate (or"
-        " keep, error); data.cross_partition_duplicates decides on copies across partitions",
+        " keep, error); data.cross_partition_duplicates decides on copies across subsets",
     ),
     "cross_partition_duplicates": (
-        "identical images in different partitions",
+        "identical images in different subsets",
         "data.cross_partition_duplicates = drop_train, the default, leaves out all but those of"
         " the last of train, validation, test (or keep, error)",
     ),
     "cross_partition_near_duplicates": (
-        "nearly identical images, or frames of a series, in different partitions",
-        "training keeps them, though scores on known images flatter: look at them",
+        "nearly identical images, or frames of a series, in different subsets",
+        "training keeps them, though scores on images seen in training are too high: check them",
     ),
     "duplicates": (
-        "identical images in one partition",
-        "training keeps them, and keeps them in one partition",
+        "identical images in one subset",
+        "training keeps them, all in one subset",
     ),
     "near_duplicates": (
-        "nearly identical images, or frames of a series, in one partition",
-        "training keeps them, and may draw some for validation: look at them",
+        "nearly identical images, or frames of a series, in one subset",
+        "training keeps them, and may draw some for validation: check them",
     ),
     "conflicting_grades": (
         "identical images with different grades of one label",
@@ -48,21 +48,21 @@ MEANINGS = {
     ),
     "blank_image": ("images of one colour", "training keeps them: remove them and their rows"),
     "single_class": (
-        "partitions of one class",
-        "training needs negatives and positives; elsewhere some scores are undefined",
+        "subsets with images of one class only",
+        "training requires negatives and positives; in other subsets some scores are undefined",
     ),
     "tiny_class": (
-        f"classes with fewer than {TINY_CLASS} images in a partition",
-        "training goes on, but scores on so few say little",
+        f"classes with fewer than {TINY_CLASS} images in a subset",
+        "training continues, but scores on so few images are uncertain",
     ),
     "unlisted_file": ("images that no table names", "training leaves them out"),
 }
-"""Every kind of finding, the gravest first: what it is, and what training does about it."""
+"""Every kind of finding, the most severe first: a title, and how training treats it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One defect, of one image, one group of images, one table or one partition."""
+    """One defect of an image, a group of images, a table or a subset."""
 
     severity: Literal["error", "warning"]
     kind: str
@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """How many annotated images one partition has, by class name and by published grade."""
+    """Numbers of annotated images in one subset, by class name and by published grade."""
 
     labels: dict[str, int]
     grades: dict[str, int]
@@ -80,10 +80,10 @@ class Balance:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """All that was found in a data set, its findings in the order of ``MEANINGS``.
+    """The counts and findings of a data set, the findings in the order of ``MEANINGS``.
 
-    ``partitions`` and ``num_images`` count what is annotated; ``sizes`` counts what could be
-    decoded, by "width x height" as training sees it, cropped.
+    ``partitions`` (by subset) and ``num_images`` count annotated images; ``sizes`` counts decoded
+    images by "width x height" after cropping, as in training.
     """
 
     num_images: int
@@ -94,7 +94,7 @@ class Audit:
 
     @property
     def has_errors(self) -> bool:
-        """Whether anything was found that has to be mended or decided on."""
+        """Whether any finding requires a fix or a decision."""
         return self._count("error") > 0
 
     def as_json(self) -> dict[str, Any]:
@@ -105,11 +105,11 @@ class Audit:
         return tree | {"num_errors": self._count("error"), "num_warnings": self._count("warning")}
 
     def as_text(self) -> str:
-        """Write the counts, the findings by kind, and a verdict, for a person to read."""
+        """Return the counts, the findings by kind, and a verdict, for a person to read."""
         lines = [f"{self.num_images} images, {self.num_readable} of them readable"]
-        for partition, balance in self.partitions.items():
+        for subset, balance in self.partitions.items():
             counts = f"{_listed(balance.labels)}  (grades {_listed(balance.grades)})"
-            lines.append(f"  {partition:10}  {counts}")
+            lines.append(f"  {subset:10}  {counts}")
         if len(self.sizes) > 1:
             common = dict(Counter(self.sizes).most_common(_NUM_LINES_SHOWN))
             lines.append(f"  {len(self.sizes)} sizes  {_listed(common)}")
@@ -127,9 +127,9 @@ class Audit:
         counts = f"errors: {self._count('error')}, warnings: {self._count('warning')}"
         num_fatal = sum(MEANINGS[finding.kind][1] is _REFUSED for finding in self.findings)
         if num_fatal > 0:
-            return f"{counts}. Training refuses this data set until {num_fatal} are mended."
+            return f"{counts}. Training refuses this data set until {num_fatal} are fixed."
         if self.findings:
-            return f"{counts}. Training can use this data set, as said under each."
+            return f"{counts}. Training can use this data set, as described under each."
         return f"{counts}. Training can use this data set as it is."
 
 

@@ -1,4 +1,4 @@
-"""Random changes of a batch of training images, drawn per image and made on its device."""
+"""Random augmentation of a batch of training images, drawn per image, applied on its device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Which changes, and the largest of each; the default is none.
+    """The augmentations and the largest amount of each; none by default.
 
-    Sizes are drawn uniformly between minus and plus the largest. ``zoom`` and ``contrast`` are
-    relative (0.1 is a factor of 0.9 to 1.1), ``brightness`` is in units of the pixels given, and
-    a flip happens to half of the images.
+    Amounts are drawn uniformly between minus and plus the largest. ``zoom`` and ``contrast`` are
+    relative (0.1 is a factor of 0.9 to 1.1), ``brightness`` is in units of the pixels passed, and
+    half of the images are flipped.
     """
 
     horizontal_flip: bool = False
@@ -29,10 +29,10 @@ class Augmentation:
 
 
 def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "6 b"]:
-    """Draw what happens to each image: numbers in [0, 1), one column per image.
+    """Draw the random numbers of the augmentations, in [0, 1), one column per image.
 
-    The same numbers are drawn whichever changes are on, so that switching one off leaves the
-    others as they were.
+    The numbers do not depend on the enabled augmentations, so that disabling one leaves the
+    others unchanged.
     """
     return torch.rand(6, num_images, generator=generator, device=generator.device)
 
@@ -40,8 +40,8 @@ def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "
 def change_batch(
     images: Float[Tensor, "b c h w"], augmentation: Augmentation, draws: Float[Tensor, "6 b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Change every image as its column of ``draw_changes`` says."""
-    if not len(images):  # a share of a small batch, perhaps
+    """Augment every image by its column of ``draw_changes``."""
+    if not len(images):  # the shard of a small last batch may be empty
         return images
     flip_x, flip_y = draws[:2].to(images.device) < 0.5
     turn, scale, brightness, contrast = (2 * draws[2:] - 1).to(images.device)
@@ -63,14 +63,14 @@ def change_batch(
 def rotate_and_zoom(
     images: Float[Tensor, "b c h w"], angle_rad: Float[Tensor, " b"], factor: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Turn each image counter-clockwise about its centre and enlarge it by ``factor``.
+    """Rotate each image counter-clockwise about its centre and enlarge it by ``factor``.
 
-    Bilinear; what comes in from outside repeats the border.
+    Bilinear; pixels from outside the image repeat the border.
     """
     height, width = images.shape[2:]
     cos, sin = angle_rad.cos() / factor, angle_rad.sin() / factor
     zero = torch.zeros_like(cos)
-    # The grid's axes both span -1 to 1, so a turn of a non-square image must undo their scales.
+    # Both axes of the grid span -1 to 1, so rotating a non-square image must undo their scales.
     rows = (cos, -sin * height / width, zero, sin * width / height, cos, zero)
     theta = torch.stack(rows, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

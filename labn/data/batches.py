@@ -18,12 +18,12 @@ BIAS_NAME = "bias image"
 BIAS_POSITION = -1
 
 Shard = Callable[[int], slice]
-"""Which of so many images one of several processes takes."""
+"""A function from the size of a batch to the slice of it that this process loads."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
-    """Standardised images; ``positions`` are theirs in the part, -1 for the bias image."""
+    """Standardised images; ``positions`` are indices in the subset, -1 for the bias image."""
 
     images: Float[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"]
@@ -37,7 +37,7 @@ class Batch:
 def standardise(
     pixels: UInt8[np.ndarray, "b h w c"], statistics: ChannelStatistics, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
-    """Bring pixels to zero mean and unit deviation over the training part, channels_last."""
+    """Return pixels standardised by the training mean and standard deviation, channels_last."""
     images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
     mean, std = (
         values.to(device, torch.float32).view(-1, 1, 1)
@@ -49,14 +49,14 @@ def standardise(
 class TrainingBatches:
     """Shuffled, augmented batches; each is a function of seed, epoch and step alone.
 
-    An epoch is every image once and ``bias_copies`` times the bias image as a negative, which is
-    not augmented: it is the very image that masking and scoring put in (Iida 2022, eq. 12-16).
+    An epoch has every image once and the bias image ``bias_copies`` times as a negative. The bias
+    image is not augmented, since masking and evaluation use it unchanged (Iida 2022, eq. 12-16).
     With ``balanced``, an epoch of the same length has all classes equally often, its images drawn
-    with replacement. The last batch is smaller, or larger by one where only one image remains,
-    of which batch normalisation could not take the deviation.
+    with replacement. The last batch is smaller, or larger by one if only one image remains, since
+    batch normalisation requires two.
 
-    One of several processes gets its ``shard`` of every batch, which may be empty in the last one;
-    which images there are, and how each is changed, does not depend on how many share them.
+    Each process loads its ``shard`` of every batch, which may be empty in the last one; the images
+    and their augmentation do not depend on the number of processes.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         num_full, num_rest = divmod(len(self._split) + self._bias_copies, self._batch_size)
         return max(1, num_full + (num_rest > 1))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from ``start_step`` on where a run resumes within it."""
+        """Yield the batches of an epoch, from ``start_step`` if a run resumes within it."""
         order = self._order(np.random.default_rng([self._seed, epoch]))
         last_step = self.steps_per_epoch - 1
         for step in range(start_step, last_step + 1):
@@ -111,30 +111,30 @@ class TrainingBatches:
 
     def _load(self, positions: Int64[np.ndarray, " b"], draws: Float[Tensor, "6 b"]) -> Batch:
         is_bias = positions == BIAS_POSITION
-        # The bias image's rows are read as image 0 and written over: one gather for all rows.
-        places = np.where(is_bias, 0, positions)
-        images = standardise(self._split.pixels(places), self._statistics, self._device)
+        # Rows of the bias image are read as image 0 and overwritten: one gather for all rows.
+        indices = np.where(is_bias, 0, positions)
+        images = standardise(self._split.pixels(indices), self._statistics, self._device)
         images = change_batch(images, self._augment, draws)
         images = images.contiguous(memory_format=torch.channels_last)
         images[torch.from_numpy(is_bias)] = self._statistics.bias_image.to(self._device)
         return Batch(
             images=images,
-            labels=torch.from_numpy(np.where(is_bias, 0, self._split.labels[places])).to(
+            labels=torch.from_numpy(np.where(is_bias, 0, self._split.labels[indices])).to(
                 self._device
             ),
             names=tuple(
-                BIAS_NAME if bias else self._split.names[place]
-                for bias, place in zip(is_bias, places, strict=True)
+                BIAS_NAME if bias else self._split.names[index]
+                for bias, index in zip(is_bias, indices, strict=True)
             ),
             positions=torch.from_numpy(positions).to(self._device),
         )
 
 
 def _balanced_counts(split: Split, bias_copies: int) -> dict[int, int]:
-    """Share an epoch equally among the classes; the bias image counts as a negative."""
+    """Return the images per class in a balanced epoch; the bias image counts as a negative."""
     classes = [int(label) for label in np.unique(split.labels)]
     share, rest = divmod(len(split) + bias_copies, len(classes))
-    counts = {label: share + (place < rest) for place, label in enumerate(classes)}
+    counts = {label: share + (index < rest) for index, label in enumerate(classes)}
     counts[0] -= bias_copies
     if counts[0] < 0:
         raise UserError(
@@ -145,7 +145,7 @@ def _balanced_counts(split: Split, bias_copies: int) -> dict[int, int]:
 
 
 class EvaluationBatches:
-    """Every image of a part once, in order, unchanged but for standardisation."""
+    """Every image of a subset once, in order, standardised and not augmented."""
 
     def __init__(
         self,

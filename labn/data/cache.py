@@ -1,8 +1,8 @@
-"""Images decoded once, kept at the network's size on disk, and memory-mapped from there.
+"""Images decoded once, stored on disk at the network's size, and memory-mapped.
 
 A cache is a directory named by a fingerprint of the image files and of every setting that shapes
-the pixels; labels and splits are no part of it. However many processes ask, one builds it, in a
-sibling directory that a single rename puts in place: a cache is whole or absent.
+the pixels; labels and subsets are not part of it. One process builds it while others wait, in a
+sibling directory that a single rename moves into place: a cache is complete or absent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COLUMNS = ("name", "path", "index", "size", "mtime_ns", "sha256", "pixels_sha25
 class ImageCache:
     """All images of a data set at one size, in the order of its records.
 
-    Pixels are 0 to 255, not standardised; ``masks[i]`` means something where ``has_mask[i]``.
+    Pixels are 0 to 255, not standardised; ``masks[i]`` is valid only where ``has_mask[i]``.
     ``sha256`` is of an image's file, or of its pixels where the file holds many or none exists;
     ``pixels_sha256`` is of the decoded pixels before resizing.
     """
@@ -63,16 +63,16 @@ def build_cache(
     cache_dir: Path,
     report_progress: Progress | None = None,
 ) -> ImageCache:
-    """Open the cache of these images at ``image_size``, building it if no process has.
+    """Return the cache of these images at ``image_size``, after building it if it is absent.
 
-    The reader is called from several threads. ``report_progress`` gets the number of images done
-    and of all images, while building.
+    The reader is called from several threads. While building, ``report_progress`` receives the
+    number of images done and of all images.
 
     Raises:
         UserError: images cannot be read, or ``cache_dir`` cannot be written or is full.
     """
     if not records:
-        raise ValueError("a cache needs at least one record, but got none")
+        raise ValueError("a cache requires at least one record, but got none")
     cache_dir = cache_dir.expanduser()
     states = _file_states(records)
     directory = cache_dir / _fingerprint(reader, records, states, image_size)[:16]
@@ -88,16 +88,16 @@ def build_cache(
     except OSError as error:
         num_bytes = len(records) * image_size**2 * reader.num_channels
         raise UserError(
-            f"data.cache_dir = {cache_dir}: cannot take the cache of {len(records)} images,"
-            f" {num_bytes / 1e9:.2f} GB ({error.strerror or error}); name a writable folder"
-            " with room for it, data.cache_dir=PATH"
+            f"data.cache_dir = {cache_dir}: cannot store the cache of {len(records)} images,"
+            f" {num_bytes / 1e9:.2f} GB ({error.strerror or error}); specify a writable folder"
+            " with enough space, data.cache_dir=PATH"
         ) from error
     assert cache is not None, f"{directory} was just built but does not open"
     return cache
 
 
 def _file_states(records: Sequence[Record]) -> list[_FileState]:
-    """Look once at each file, of which one may hold thousands of images."""
+    """Return the state of each record's file; a file of many images is inspected once."""
     states: dict[Path, _FileState] = {}
     for path in {record.path for record in records}:
         try:
@@ -107,7 +107,7 @@ def _file_states(records: Sequence[Record]) -> list[_FileState]:
         if status is not None and stat.S_ISREG(status.st_mode):
             states[path] = _FileState(str(path.resolve()), status.st_size, status.st_mtime_ns)
         else:
-            # Synthetic images have no file; a file that ought to be there fails when it is read.
+            # Synthetic images have no file; a missing file is reported when it is read.
             states[path] = _FileState("", 0, 0)
     return [states[record.path] for record in records]
 
@@ -118,13 +118,13 @@ def _fingerprint(
     settings = (_FORMAT_VERSION, image_size, reader.num_channels, reader.geometry)
     digest = hashlib.sha256(json.dumps(settings).encode())
     for record, state in zip(records, states, strict=True):
-        # The path too: uncompressed files of two data sets agree in size, unpacked ones in date.
+        # Include the path: uncompressed files of two data sets may agree in size, unpacked in date.
         digest.update(json.dumps((record.name, record.index, *astuple(state))).encode())
     return digest.hexdigest()
 
 
 def _open(directory: Path, num_images: int) -> ImageCache | None:
-    """Map a finished cache; None where there is none, or where a cleaner took parts of it."""
+    """Return a finished cache, memory-mapped; None if it is absent or incomplete."""
     try:
         with (directory / "manifest.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -146,7 +146,7 @@ def _open(directory: Path, num_images: int) -> ImageCache | None:
 
 
 def _remove_abandoned(cache_dir: Path) -> None:
-    """Remove what killed builders left: directories in the making whose lock is free."""
+    """Remove the unfinished directories of killed builders: those whose lock is free."""
     for building in cache_dir.glob("*.building"):
         try:
             with locked(building.with_suffix(".lock"), timeout_s=0):
@@ -164,8 +164,8 @@ def _build(
     report_progress: Progress | None,
 ) -> None:
     building = directory.with_suffix(".building")
-    for remains in (building, directory):
-        shutil.rmtree(remains, ignore_errors=True)
+    for leftover in (building, directory):
+        shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir()
     try:
         decoded = decode_all(
@@ -191,5 +191,5 @@ def _write_manifest(
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for record, state, image in zip(records, states, decoded, strict=True):
-            place = (record.name, record.path, record.index, state.size, state.mtime_ns)
-            writer.writerow((*place, image.sha256, image.pixels_sha256, int(image.has_mask)))
+            source = (record.name, record.path, record.index, state.size, state.mtime_ns)
+            writer.writerow((*source, image.sha256, image.pixels_sha256, int(image.has_mask)))

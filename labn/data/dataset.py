@@ -1,4 +1,4 @@
-"""A data set made ready: cached images, their parts, statistics, and a manifest of it all."""
+"""A prepared data set: cached images, subsets, statistics and a manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
 from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, Subset
-from labn.data.splits import assign_splits
+from labn.data.splits import assign_subsets
 from labn.errors import UserError
 from labn.storage.files import replacing
 
@@ -31,10 +31,10 @@ _CHUNK_BYTES = 2**24
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """One part of a data set.
+    """One subset of a data set.
 
-    ``images`` and ``masks`` are the maps of the whole data set's cache, in which ``indices`` are
-    this part's places; ``labels``, ``names`` and ``has_mask`` are of this part alone.
+    ``images`` and ``masks`` are memory maps of the whole data set's cache, and ``indices`` the
+    subset's positions in them; ``labels``, ``names`` and ``has_mask`` are of this subset alone.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -48,11 +48,11 @@ class Split:
         return len(self.indices)
 
     def pixels(self, positions: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w c"]:
-        """Read the images at these positions of the part."""
+        """Return the images at these positions of the subset."""
         return np.asarray(self.images[self.indices[positions]])
 
     def select(self, positions: Int64[np.ndarray, " b"]) -> Split:
-        """Return the part of these positions alone, in this order."""
+        """Return a subset of these positions alone, in this order."""
         return replace(
             self,
             indices=self.indices[positions],
@@ -76,10 +76,10 @@ class ChannelStatistics:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """Everything that training and scoring need of a data set.
+    """The data that training and evaluation use.
 
-    ``manifest`` has a row for each image in use (name, path, partition, label, grade, sha256);
-    ``digest`` is of it without the paths, the same wherever the same images are split alike.
+    ``manifest`` has one row per image in use (name, path, partition, label, grade, sha256);
+    ``digest`` is its SHA-256 without the paths, so that it does not depend on where the files lie.
     """
 
     class_names: tuple[str, ...]
@@ -103,16 +103,16 @@ def prepare_dataset(
     conflicting_labels: Literal["drop", "keep", "error"],
     report_progress: Progress | None = None,
 ) -> Dataset:
-    """Scan, cache, split and measure a data set.
+    """Scan and cache a data set, assign its subsets and measure its statistics.
 
     Raises:
-        UserError: defects, parts that cannot be made, an unwritable cache or constant pixels.
+        UserError: defects, subsets that cannot be drawn, an unwritable cache or constant pixels.
     """
     records = _usable_records(reader.scan())
     cache = build_cache(
         reader, records, image_size=image_size, cache_dir=cache_dir, report_progress=report_progress
     )
-    assignment = assign_splits(
+    assignment = assign_subsets(
         records,
         cache.pixels_sha256,
         validation_fraction=validation_fraction,
@@ -121,8 +121,8 @@ def prepare_dataset(
         cross_partition_duplicates=cross_partition_duplicates,
         conflicting_labels=conflicting_labels,
     )
-    splits = {part: _split(records, cache, assignment.partitions, part) for part in SUBSETS}
-    manifest = _manifest(records, cache, assignment.partitions)
+    splits = {name: _split(records, cache, assignment.subsets, name) for name in SUBSETS}
+    manifest = _manifest(records, cache, assignment.subsets)
     return Dataset(
         class_names=reader.class_names,
         num_channels=reader.num_channels,
@@ -151,29 +151,29 @@ def _usable_records(scan: Scan) -> list[Record]:
 def _split(
     records: Sequence[Record],
     cache: ImageCache,
-    partitions: Sequence[Subset | None],
-    part: Subset,
+    subsets: Sequence[Subset | None],
+    name: Subset,
 ) -> Split:
-    places = [place for place, partition in enumerate(partitions) if partition == part]
-    indices = np.array(places, dtype=np.int64)
+    positions = [position for position, subset in enumerate(subsets) if subset == name]
+    indices = np.array(positions, dtype=np.int64)
     return Split(
         images=cache.images,
         masks=cache.masks,
         indices=indices,
-        labels=np.array([records[place].label for place in places], dtype=np.int64),
-        names=tuple(records[place].name for place in places),
+        labels=np.array([records[position].label for position in positions], dtype=np.int64),
+        names=tuple(records[position].name for position in positions),
         has_mask=cache.has_mask[indices],
     )
 
 
 def _manifest(
-    records: Sequence[Record], cache: ImageCache, partitions: Sequence[Subset | None]
+    records: Sequence[Record], cache: ImageCache, subsets: Sequence[Subset | None]
 ) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            (record.name, str(record.path), partition, record.label, record.grade, sha256)
-            for record, partition, sha256 in zip(records, partitions, cache.sha256, strict=True)
-            if partition is not None
+            (record.name, str(record.path), subset, record.label, record.grade, sha256)
+            for record, subset, sha256 in zip(records, subsets, cache.sha256, strict=True)
+            if subset is not None
         ],
         columns=["name", "path", "partition", "label", "grade", "sha256"],
     )
@@ -185,7 +185,7 @@ def _digest(manifest: pd.DataFrame) -> str:
 
 
 def _statistics(train: Split, directory: Path) -> ChannelStatistics:
-    """Take the statistics of this training part from the cache, measuring them at first."""
+    """Return the training statistics from the cache, or measure and store them there."""
     key = hashlib.sha256(train.indices.tobytes()).hexdigest()[:16]
     path = directory / f"statistics-{key}.npz"
     if path.exists():
@@ -196,13 +196,13 @@ def _statistics(train: Split, directory: Path) -> ChannelStatistics:
         with replacing(path) as file:
             np.savez(file, **{name: value.numpy() for name, value in vars(statistics).items()})
     except OSError as error:
-        # A finished cache may be mounted read-only; the statistics cost one pass over it.
-        logger.warning("%s cannot be kept, so each run measures anew (%s)", path, error)
+        # A finished cache may be mounted read-only; measuring costs one pass over it.
+        logger.warning("%s cannot be written, so each run measures again (%s)", path, error)
     return statistics
 
 
 def measure_statistics(train: Split) -> ChannelStatistics:
-    """Measure the channels and the bias image in one pass, exactly: sums are of integers.
+    """Return the statistics and the bias image, measured in one pass by exact integer sums.
 
     Raises:
         UserError: a channel is constant, so that it cannot be standardised.

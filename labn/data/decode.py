@@ -1,4 +1,4 @@
-"""Decoding of a whole data set into arrays on disk, each image once, on several threads."""
+"""Decoding of a whole data set into arrays on disk, on several threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What is known of one image once it is in the arrays."""
+    """The digests of one image in the arrays, and whether its mask is known."""
 
     sha256: str
     pixels_sha256: str
@@ -43,7 +43,7 @@ def decode_all(
     """Write ``images.npy`` and, if any lesion mask is known, ``masks.npy`` into ``directory``.
 
     Raises:
-        UserError: images cannot be read; all of them have been tried.
+        UserError: images cannot be read; every image is tried first.
         OSError: the arrays cannot be written.
     """
     arrays = _Arrays(directory, len(records), image_size, reader.num_channels)
@@ -76,7 +76,7 @@ def decode_all(
 def _decode(
     reader: Reader, record: Record, arrays: _Arrays, position: int
 ) -> Decoded | OSError | ValueError:
-    """Put one image into the arrays, or return why it cannot be read."""
+    """Write one image into the arrays; return the error if it cannot be read."""
     file_sha256 = None
     try:
         pixels = reader.read(record)
@@ -96,7 +96,7 @@ def _decode(
 
 
 class _Arrays:
-    """The arrays being filled; threads may put different images at once."""
+    """The arrays on disk; threads may write different images at once."""
 
     def __init__(
         self, directory: Path, num_images: int, image_size: int, num_channels: int
@@ -129,7 +129,7 @@ class _Arrays:
 
 
 def _reserve(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """Map a new zeroed file whose room on the disk is taken at once.
+    """Return a new zeroed memory map whose disk space is allocated at once.
 
     A map of a file with holes would kill the process, not raise, when the disk is full.
     """
@@ -143,14 +143,14 @@ def _reserve(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
 def resize(
     pixels: UInt8[np.ndarray, "height width c"], image_size: int
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Resize one image to a square, bicubic, averaging over what each new pixel covers."""
+    """Return an image resized to a square, bicubic with antialiasing."""
     squeezed = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
     resized = Image.fromarray(squeezed).resize((image_size,) * 2, Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(image_size, image_size, -1)
 
 
 def resize_mask(mask: Bool[np.ndarray, "height width"], image_size: int) -> Bool[np.ndarray, "h w"]:
-    """Mark each new pixel that takes in a marked one, so that the smallest lesion is kept."""
-    # In floating point: a pixel of a 4000 pixel wide image is less than 1 / 255 of a new one.
+    """Return a resized mask; a new pixel that covers any marked one is marked."""
+    # Float: a pixel of an image 4000 pixels wide may cover less than 1 / 255 of a new one.
     share = Image.fromarray(mask.astype(np.float32))
     return np.asarray(share.resize((image_size,) * 2, Image.Resampling.BOX)) > 0

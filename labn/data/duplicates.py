@@ -1,4 +1,4 @@
-"""Which images of a set are the same, pixel by pixel or to the eye, from one small trace of each.
+"""Exact and near duplicates among images, found from a small fingerprint of each.
 
 Legend: n images; p the pixels of a thumbnail; i, j two of the images; k = 1 / (n - 2).
 """
@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 NEAR_DUPLICATE_THRESHOLD = 0.02
-"""Largest distance of two thumbnails that count as one photograph.
+"""Largest distance of two thumbnails that count as near duplicates.
 
 On the 413 IDRiD training images, copies saved again (JPEG quality 40 to 90, half to double the
 size, 20 % darker to 10 % brighter) lie within 0.0095 of their originals, and the nearest two
@@ -27,17 +27,17 @@ different photographs 0.060 apart.
 
 THUMBNAIL_SIZE = 32
 BLANK_SPREAD = 3
-"""Largest range of grey levels, of 255, in an image that counts as blank: a codec's noise."""
+"""Largest range of grey levels, of 255, in an image that counts as blank: codec noise."""
 
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of an image once it has been decoded.
+    """The data kept of an image after decoding.
 
-    ``digest`` is the SHA-256 of the pixels and their shape: equal files have equal digests, and so
-    have equal images stored in two ways. ``size`` is (height, width).
+    ``digest`` is the SHA-256 of the pixels and their shape, so that equal images stored in two
+    formats have equal digests. ``size`` is (height, width).
     ``thumbnail`` is grey, 32 x 32, in 0-255.
     """
 
@@ -48,13 +48,13 @@ class Fingerprint:
 
 
 def fingerprint(image: UInt8[np.ndarray, "h w c"]) -> Fingerprint:
-    """Reduce a decoded image of 1 or 3 channels to what tells it from others."""
+    """Return the fingerprint of a decoded image of 1 or 3 channels."""
     height, width, num_channels = image.shape
     digest = hashlib.sha256(f"{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
     picture = Image.fromarray(image[:, :, 0] if num_channels == 1 else image)
     darkest_brightest = np.reshape(picture.getextrema(), (num_channels, 2))
-    # Float, since whole grey levels would drown what a quiet magnetogram shows.
+    # Float, since rounding to whole grey levels would hide the features of a quiet magnetogram.
     small = picture.convert("L").convert("F")
     small = small.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX)
     return Fingerprint(
@@ -67,18 +67,18 @@ def fingerprint(image: UInt8[np.ndarray, "h w c"]) -> Fingerprint:
 
 def near_groups(
     thumbnails: Float[np.ndarray, "n h w"],
-    parts: Int[np.ndarray, " n"],
+    subsets: Int[np.ndarray, " n"],
     threshold: float = NEAR_DUPLICATE_THRESHOLD,
 ) -> list[list[int]]:
-    """List the images linked by pairs nearer than ``threshold``, two or more a group, in order.
+    """Return groups of two or more images linked by pairs nearer than ``threshold``, in order.
 
-    The distance of i and j is 1 - cos(r_i, r_j), in [0, 2], where r is a thumbnail brought to mean
-    0 and length 1, less the mean of the n - 2 other images: what a whole set shows alike (the dark
-    rim of a fundus, the edge of the solar disc) says nothing of a pair. Of two images alone nothing
-    is taken. Give each image once: copies would be part of the mean that their pair is held to.
-    Pairs within one of ``parts`` and pairs across two link groups of their own, so that a series of
-    frames cut in two gives its frames at the cut apart, and not one group of all.
-    Memory grows with n, time with its square: about a minute for 60,000 images on one core.
+    The distance of i and j is 1 - cos(r_i, r_j), in [0, 2], where r is a thumbnail scaled to mean
+    0 and length 1, minus the mean of the n - 2 other images: features common to the whole set (the
+    dark rim of a fundus, the edge of the solar disc) do not make a pair similar. With two images
+    nothing is subtracted. Pass each image once: copies would be part of the mean that is
+    subtracted from their pair. Pairs within one subset and pairs across two form separate groups,
+    so that a series of frames cut in two yields a group at the cut, not one group of all frames.
+    Memory grows with n, time with n^2: about a minute for 60,000 images on one core.
     """
     num_images, height, width = thumbnails.shape
     units_np = _to_unit_length(thumbnails.reshape(num_images, height * width))
@@ -91,7 +91,7 @@ def near_groups(
         rows, columns = slice(top, top + _BLOCK), slice(left, left + _BLOCK)
         near_ij = _are_near(units_np[rows], units_np[columns], k, threshold)
         if near_ij.any():
-            same_ij = parts[rows, None] == parts[None, columns]
+            same_ij = subsets[rows, None] == subsets[None, columns]
             within = _link(within, near_ij & same_ij, top, left)
             across = _link(across, near_ij & ~same_ij, top, left)
     groups = [*_members(within), *_members(across)]
@@ -108,10 +108,10 @@ def _to_unit_length(pixels_np: NDArray[np.float32]) -> NDArray[np.float32]:
 def _are_near(
     rows_ip: NDArray[np.float32], columns_jp: NDArray[np.float32], k: float, threshold: float
 ) -> NDArray[np.bool_]:
-    """Compare two blocks whose set has mean 0.
+    """Return which pairs of two blocks are nearer than ``threshold``; the whole set has mean 0.
 
-    The others' mean is then -k (c_i + c_j), so r_i = (1 + k) c_i + k c_j, and all three products
-    follow from those of c.
+    The mean of the others is then -k (c_i + c_j), so r_i = (1 + k) c_i + k c_j, and all three
+    products follow from those of c.
     """
     own, cross = (1 + k) ** 2 + k**2, (1 + k) * k
     gram_ij = rows_ip @ columns_jp.T
@@ -128,7 +128,7 @@ def _are_near(
 def _link(
     linked: NDArray[np.int_], near_ij: NDArray[np.bool_], top: int, left: int
 ) -> NDArray[np.int_]:
-    """Join the groups that a block's pairs touch; each image names one member of its group."""
+    """Join the groups linked by a block's pairs; each image refers to one member of its group."""
     num_images = len(linked)
     rows, columns = np.nonzero(near_ij)
     starts = np.concatenate([rows + top, np.arange(num_images)])

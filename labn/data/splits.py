@@ -1,8 +1,8 @@
-"""Which image goes to which part.
+"""The assignment of images to subsets.
 
-Where the data set names no parts, test and validation are drawn from its images, stratified by
-grade; where it names some, only validation is ever drawn, from the training part. Copies of one
-image are told by its digest.
+If the data set names no subsets, test and validation images are drawn, stratified by grade; if it
+names some, only validation images are drawn, from the training subset. Copies of one image are
+recognised by their digest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _NUM_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitAssignment:
-    """The part of each record, None where it is dropped; and what was dropped, kept or drawn."""
+class SubsetAssignment:
+    """The subset of each record, None where it is dropped, and notes on this for the user."""
 
-    partitions: tuple[Subset | None, ...]
+    subsets: tuple[Subset | None, ...]
     notes: tuple[str, ...]
 
 
-def assign_splits(
+def assign_subsets(
     records: Sequence[Record],
     sha256: Sequence[str],
     *,
@@ -38,48 +38,46 @@ def assign_splits(
     seed: int,
     cross_partition_duplicates: Literal["drop_train", "keep", "error"],
     conflicting_labels: Literal["drop", "keep", "error"],
-) -> SplitAssignment:
-    """Give every record the part that the data set names, or one that is drawn.
+) -> SubsetAssignment:
+    """Assign every record to the subset that the data set names, or to one that is drawn.
 
-    Records without a part count as training where others have one. Images that have copies within
-    the training part are never drawn, so that copies stay together; the fractions are of the whole
-    training part, rounded up. ``cross_partition_duplicates`` covers every image identical to one
-    of a later part (training, validation, test); ``conflicting_labels`` covers training and
-    validation.
+    Records without a subset count as training where others have one. Images that have copies
+    within the training subset are never drawn, so that copies stay together; the fractions refer
+    to the whole training subset, rounded up. ``cross_partition_duplicates`` covers every image
+    identical to one of a later subset (training, validation, test); ``conflicting_labels`` covers
+    training and validation.
 
     Raises:
         UserError: a setting is "error" and such images exist, a grade has too few images to draw
-            from, or the training part comes out without positives or negatives.
+            from, or the training subset has no positives or no negatives.
     """
-    partitions: list[Subset | None] = [record.partition or "train" for record in records]
-    leaked = _find_leaked(partitions, sha256)
+    subsets: list[Subset | None] = [record.subset or "train" for record in records]
+    leaked = _find_leaked(subsets, sha256)
     notes = _settle(
-        "cross_partition_duplicates", cross_partition_duplicates, leaked, records, partitions
+        "cross_partition_duplicates", cross_partition_duplicates, leaked, records, subsets
     )
-    contradicted = _find_contradicted(partitions, sha256, records)
-    notes += _settle("conflicting_labels", conflicting_labels, contradicted, records, partitions)
-    # A named training part without a test part is half of a data set, not a whole one to divide.
-    if all(record.partition is None for record in records):
-        notes.append(_draw(partitions, "test", test_fraction, seed, records, sha256))
-    if "validation" not in set(partitions):
-        notes.append(_draw(partitions, "validation", validation_fraction, seed, records, sha256))
-    _check_training_part(records, partitions)
-    return SplitAssignment(partitions=tuple(partitions), notes=tuple(notes))
+    contradicted = _find_contradicted(subsets, sha256, records)
+    notes += _settle("conflicting_labels", conflicting_labels, contradicted, records, subsets)
+    # A data set that names a training but no test subset is not divided again for one.
+    if all(record.subset is None for record in records):
+        notes.append(_draw(subsets, "test", test_fraction, seed, records, sha256))
+    if "validation" not in set(subsets):
+        notes.append(_draw(subsets, "validation", validation_fraction, seed, records, sha256))
+    _check_training_subset(records, subsets)
+    return SubsetAssignment(subsets=tuple(subsets), notes=tuple(notes))
 
 
 def _groups(keys: Sequence[str], positions: Iterable[int]) -> list[list[int]]:
-    """List the positions that share a key, where two or more do."""
+    """Return groups of two or more positions that share a key."""
     groups = defaultdict(list)
     for position in positions:
         groups[keys[position]].append(position)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _find_leaked(
-    partitions: Sequence[Subset | None], sha256: Sequence[str]
-) -> dict[int, list[int]]:
-    """Map each image that has copies in a later part to those copies."""
-    rank = [SUBSETS.index(partition) for partition in partitions if partition]
+def _find_leaked(subsets: Sequence[Subset | None], sha256: Sequence[str]) -> dict[int, list[int]]:
+    """Map each image that has copies in a later subset to those copies."""
+    rank = [SUBSETS.index(subset) for subset in subsets if subset]
     return {
         position: later
         for group in _groups(sha256, range(len(sha256)))
@@ -89,10 +87,10 @@ def _find_leaked(
 
 
 def _find_contradicted(
-    partitions: Sequence[Subset | None], sha256: Sequence[str], records: Sequence[Record]
+    subsets: Sequence[Subset | None], sha256: Sequence[str], records: Sequence[Record]
 ) -> dict[int, list[int]]:
     """Map each training or validation image that has copies of another label to those copies."""
-    pool = (i for i, partition in enumerate(partitions) if partition in ("train", "validation"))
+    pool = (i for i, subset in enumerate(subsets) if subset in ("train", "validation"))
     return {
         position: others
         for group in _groups(sha256, pool)
@@ -106,13 +104,13 @@ def _settle(
     policy: str,
     found: dict[int, list[int]],
     records: Sequence[Record],
-    partitions: list[Subset | None],
+    subsets: list[Subset | None],
 ) -> list[str]:
-    """Refuse, keep or drop the images found, and say so."""
+    """Refuse, keep or drop the images found, and return notes on this for the user."""
     if not found:
         return []
     what, remedy = {
-        "cross_partition_duplicates": ("identical to an image of a later part", "drop_train"),
+        "cross_partition_duplicates": ("identical to an image of a later subset", "drop_train"),
         "conflicting_labels": ("identical to an image with another label", "drop"),
     }[key]
     pairs = [f"{records[i].name} = {records[others[0]].name}" for i, others in found.items()]
@@ -121,63 +119,63 @@ def _settle(
     if policy == "error":
         raise UserError(
             f"data.{key} = error: {len(found)} found, {what}: {listing};"
-            f" mend the data set or set data.{key}={remedy}"
+            f" fix the data set or set data.{key}={remedy}"
         )
     if policy != "keep":
         for position in found:
-            partitions[position] = None
+            subsets[position] = None
     verb = "kept" if policy == "keep" else "dropped"
     return [f"data.{key} = {policy}: {len(found)} {verb}, {what}: {listing}"]
 
 
 def _draw(
-    partitions: list[Subset | None],
-    part: Literal["test", "validation"],
+    subsets: list[Subset | None],
+    target: Literal["test", "validation"],
     fraction: float,
     seed: int,
     records: Sequence[Record],
     sha256: Sequence[str],
 ) -> str:
-    """Move a share of the training part to ``part``, each grade in proportion, and say so."""
-    pool = [position for position, partition in enumerate(partitions) if partition == "train"]
+    """Move a share of training images, stratified by grade, to ``target``; return a note on it."""
+    pool = [position for position, subset in enumerate(subsets) if subset == "train"]
     copied = {position for group in _groups(sha256, pool) for position in group}
     eligible = [position for position in pool if position not in copied]
     grades = [records[position].grade for position in eligible]
     # Rounded first: 0.07 * 100 is a little more than 7 in floating point.
     num_drawn = math.ceil(round(fraction * len(pool), 9))
-    _check_drawable(part, fraction, num_drawn, len(pool), Counter(grades))
+    _check_drawable(target, fraction, num_drawn, len(pool), Counter(grades))
     _, drawn = train_test_split(
         eligible, test_size=num_drawn, stratify=grades, random_state=seed % 2**32
     )
     for position in drawn:
-        partitions[position] = part
+        subsets[position] = target
     return (
-        f"drew {num_drawn} of {len(pool)} training images as the {part} part"
-        f" (data.{part}_fraction = {fraction}, data.split_seed = {seed})"
+        f"drew {num_drawn} of {len(pool)} training images as the {target} subset"
+        f" (data.{target}_fraction = {fraction}, data.split_seed = {seed})"
     )
 
 
 def _check_drawable(
-    part: str, fraction: float, num_drawn: int, num_images: int, counts: Counter[int]
+    target: str, fraction: float, num_drawn: int, num_images: int, counts: Counter[int]
 ) -> None:
     for grade, count in sorted(counts.items()):
         if count < 2:
             raise UserError(
-                f"grade {grade} has {count} image (copies not counted) to draw the {part} part"
-                f" from, but needs at least 2; add images of grade {grade}, leave the grade out,"
-                f" or let the data set name its {part} part"
+                f"grade {grade} has {count} image (copies not counted) to draw the {target}"
+                f" subset from, but needs at least 2; add images of grade {grade}, leave the grade"
+                f" out, or let the data set name its {target} subset"
             )
     num_left = counts.total() - num_drawn
     if min(num_drawn, num_left) < len(counts):
         raise UserError(
-            f"data.{part}_fraction = {fraction}: draws {num_drawn} of {num_images} images and"
-            f" leaves {num_left} (copies not counted), but both need one of each of"
-            f" {len(counts)} grades; change data.{part}_fraction or add images"
+            f"data.{target}_fraction = {fraction}: draws {num_drawn} of {num_images} images and"
+            f" leaves {num_left} (copies not counted), but both require one of each of"
+            f" {len(counts)} grades; change data.{target}_fraction or add images"
         )
 
 
-def _check_training_part(records: Sequence[Record], partitions: Sequence[Subset | None]) -> None:
-    labels = [r.label for r, part in zip(records, partitions, strict=True) if part == "train"]
+def _check_training_subset(records: Sequence[Record], subsets: Sequence[Subset | None]) -> None:
+    labels = [r.label for r, subset in zip(records, subsets, strict=True) if subset == "train"]
     num_positives = sum(label > 0 for label in labels)
     for kind, rule, count in (
         ("positive", "label 1 or more", num_positives),
@@ -185,6 +183,6 @@ def _check_training_part(records: Sequence[Record], partitions: Sequence[Subset 
     ):
         if count == 0:
             raise UserError(
-                f"the training part ({len(labels)} images) has no {kind} image ({rule});"
+                f"the training subset ({len(labels)} images) has no {kind} image ({rule});"
                 " add some, or check the labels with `labn data check`"
             )

@@ -52,7 +52,7 @@ def write_idrid(root):
         root / "B. Disease Grading" / name for name in ("1. Original Images", "2. Groundtruths")
     )
     tables.mkdir(parents=True)
-    for part, count in zip(idrid.PARTS, (20, 6), strict=True):
+    for part, count in zip(idrid.SUBSET_FILES, (20, 6), strict=True):
         (images / part.images).mkdir(parents=True)
         lines = ["Image name,Retinopathy grade"]
         for number in range(count):

@@ -1,1 +1,1 @@
-"""Readers of each layout of a data set."""
+"""One reader for each layout of a data set."""

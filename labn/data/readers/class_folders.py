@@ -1,4 +1,4 @@
-"""Plain trees of images with one folder a class."""
+"""Plain trees of images with one folder per class."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ LAYOUT = (
 MASKS = "masks"
 
 NEGATIVE_NAME = re.compile(r"(?i:negative|neg|normal|healthy|none|no|0|no[ _-].+)|No[A-Z].*")
-"""Class folders taken as negative: these words, and names such as no_flare or NoDR."""
+"""Names of class folders taken as negative, also such as no_flare or NoDR."""
 
 
 class FolderReader:
-    """Reads ROOT/CLASS/* or ROOT/PARTITION/CLASS/*, with optional masks.
+    """Reader of ROOT/CLASS/* or ROOT/SUBSET/CLASS/*, with optional masks.
 
-    PARTITION is train, val (or validation) or test. Classes are numbered by name, but
-    ``negative_class`` comes first; if None, the first class whose name reads as negative does
-    (see ``NEGATIVE_NAME``), so that it is class 0. ROOT/masks/ mirrors the tree with PNG files,
-    not zero where a lesion is; an image without one has unknown lesions. All images are read as
-    greyscale if the first one is, else as RGB.
+    SUBSET is train, val (or validation) or test. Class 0 is ``negative_class`` or, if None, the
+    first class whose name matches ``NEGATIVE_NAME``; the others are numbered by name. ROOT/masks/
+    mirrors the tree with PNG files, not zero where a lesion is; an image without one has unknown
+    lesions. All images are read as greyscale if the first one is, else as RGB.
 
     Raises:
         UserError: the root has no such layout, or no class is called ``negative_class``.
@@ -57,14 +56,14 @@ class FolderReader:
 
     @property
     def geometry(self) -> str:
-        """That pixels are as stored, and a digest of the masks' files, which caches keep too."""
+        """A description of the pixels, and a digest of the mask files, which caches store too."""
         states = [(str(mask), mask.stat().st_mtime_ns) for mask in self._masks.values()]
         return f"as stored, masks {hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
 
     def scan(self) -> Scan:
-        """List the images by partition, class and name, and every defect."""
-        partitions = {
-            folder: partition for partition, folders in self._folders.items() for folder in folders
+        """List the images by subset, class and name, and every defect."""
+        subsets = {
+            folder: subset for subset, folders in self._folders.items() for folder in folders
         }
         records = []
         for path in self._images:
@@ -75,7 +74,7 @@ class FolderReader:
                     path=path,
                     grade=grade,
                     label=grade,
-                    partition=partitions[path.parent],
+                    subset=subsets[path.parent],
                 )
             )
         return Scan(records, self._class_problems() + self._stray_problems())
@@ -100,7 +99,7 @@ class FolderReader:
         return mask
 
     def _used_folders(self) -> list[Path]:
-        """Return the class folders, by partition, then by class."""
+        """Return the class folders, by subset, then by class."""
         return [
             folder
             for folders in self._folders.values()
@@ -111,29 +110,27 @@ class FolderReader:
         return self.root / MASKS / folder.relative_to(self.root)
 
     def _class_problems(self) -> list[Problem]:
-        """Report classes that only validation or testing has: a folder's misspelt name."""
+        """Report classes that only validation or test has, as by a misspelt folder."""
         trained = {folder.name for folder in self._folders.get("train", self._used_folders())}
         return [
             Problem(
                 kind="bad_table",
                 name=folder.relative_to(self.root).as_posix(),
-                detail=f"the training part has no class {folder.name}",
+                detail=f"the training subset has no class {folder.name}",
             )
             for folder in self._used_folders()
             if folder.name not in trained
         ]
 
     def _stray_problems(self) -> list[Problem]:
-        """Report images outside the class folders, once a folder, and masks without an image."""
+        """Report images outside the class folders, once per folder, and masks without an image."""
         used = {*self._used_folders(), *map(self._mask_folder, self._used_folders())}
         strays = Counter(
             path.parent
             for path in list_images(self.root, pattern="**/*")
             if path.parent not in used
         )
-        found = [
-            (folder, f"{n} images here are in no class folder") for folder, n in strays.items()
-        ]
+        found = [(folder, f"{n} images are not in a class folder") for folder, n in strays.items()]
         masked = {path.relative_to(self.root).with_suffix("") for path in self._images}
         found += [
             (mask, "no image has this mask")
@@ -149,13 +146,13 @@ class FolderReader:
 
 
 def _class_folders(root: Path) -> dict[Subset | None, list[Path]]:
-    """Return the folders that directly hold images, by partition; None if there is none."""
-    parts: dict[Subset | None, list[Path]] = {}
+    """Return the folders that directly hold images, by subset; the key is None without subsets."""
+    subsets: dict[Subset | None, list[Path]] = {}
     for folder in list_folders(root):
-        partition = SUBSET_NAMES.get(folder.name.lower())
-        if partition is not None and (classes := _folders_of_images(folder)):
-            parts.setdefault(partition, []).extend(classes)
-    return parts or {None: _folders_of_images(root)}
+        subset = SUBSET_NAMES.get(folder.name.lower())
+        if subset is not None and (classes := _folders_of_images(folder)):
+            subsets.setdefault(subset, []).extend(classes)
+    return subsets or {None: _folders_of_images(root)}
 
 
 def _folders_of_images(folder: Path) -> list[Path]:
@@ -163,7 +160,7 @@ def _folders_of_images(folder: Path) -> list[Path]:
 
 
 def _order(classes: set[str], negative_class: str | None) -> tuple[str, ...]:
-    """Sort classes by name, but for the negative one, which comes first."""
+    """Return the classes by name, but the negative one first."""
     names = sorted(classes)
     if negative_class is None:
         first = next((name for name in names if NEGATIVE_NAME.fullmatch(name)), names[0])
@@ -182,5 +179,5 @@ def _num_channels(images: Iterable[Path]) -> int:
         try:
             return 1 if is_greyscale(path) else 3
         except (OSError, ValueError):
-            continue  # whoever decodes it will report it; the next image tells as well
+            continue  # decoding will report it; the next image serves as well
     return 3

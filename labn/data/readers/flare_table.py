@@ -1,4 +1,4 @@
-"""The tables that give magnetograms their flare classes."""
+"""Tables of the flare classes of magnetograms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from labn.data.readers.listing import Row, find_column, read_rows
 
 FILE_COLUMNS = ("file", "filename", "image", "name")
 CLASS_COLUMNS = ("flag_0123", "class", "label", "flare_class")
-PARTITION_COLUMNS = ("partition", "split")
+SUBSET_COLUMNS = ("partition", "split")
 TIME_COLUMNS = ("time_utc", "time", "datetime", "timestamp", "date", "t_rec")
 FLARE_CLASSES = {"0": 0, "O": 0, "1": 1, "C": 1, "2": 2, "M": 2, "3": 3, "X": 3}
 
@@ -19,36 +19,36 @@ _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d{2})(?:0[1-9]|1[0-2])(?:0[1-9]|[
 
 @dataclass(frozen=True, kw_only=True)
 class FlareRow:
-    """One row: the image's name, its class as written, and what the table says beside it.
+    """One row of a table, with the class and the subset as written.
 
-    ``partition`` is None where the table has no such column; ``year`` is None where neither a
-    time column nor the image's name holds a date.
+    ``subset`` is None where the table has no such column; ``year`` is None where neither a time
+    column nor the image's name contains a date.
     """
 
     line: int
     file: str
     flare_class: str
-    partition: str | None
+    subset: str | None
     year: int | None
 
     @property
     def grade(self) -> int | None:
-        """The class 0 to 3 (O, C, M, X), or None if it is none of these."""
+        """The class 0 to 3 (O, C, M, X), or None if it is not one of these."""
         return FLARE_CLASSES.get(self.flare_class.upper())
 
 
 def read_flare_table(path: Path) -> list[FlareRow]:
-    """Read image names and flare classes from a table with or without a header.
+    """Return the rows of a table with or without a header.
 
-    A header names its columns as in ``FILE_COLUMNS`` and ``CLASS_COLUMNS``; columns that it does
-    not name so are the first (image) and the second (class).
+    Columns are found by the header's ``FILE_COLUMNS`` and ``CLASS_COLUMNS``; without such names,
+    the first is the image and the second the class.
 
     Raises:
         ValueError: the table is absent, is not text, or no row of it has a flare class.
     """
     rows = read_rows(path)
     file_column, class_column = _main_columns(rows[0])
-    partition_column = find_column(rows[0], PARTITION_COLUMNS)
+    subset_column = find_column(rows[0], SUBSET_COLUMNS)
     time_column = find_column(rows[0], TIME_COLUMNS)
     if rows[0].cell(class_column).upper() not in FLARE_CLASSES:
         rows = rows[1:]
@@ -57,15 +57,15 @@ def read_flare_table(path: Path) -> list[FlareRow]:
             line=row.line,
             file=row.cell(file_column),
             flare_class=row.cell(class_column),
-            partition=None if partition_column is None else row.cell(partition_column),
+            subset=None if subset_column is None else row.cell(subset_column),
             year=_year(row.cell(file_column), "" if time_column is None else row.cell(time_column)),
         )
         for row in rows
     ]
     if all(row.grade is None for row in parsed):
         raise ValueError(
-            f"column {class_column + 1} of no row is a flare class (0 to 3, or O, C, M, X); name"
-            f" the right one {CLASS_COLUMNS[0]}"
+            f"no row has a flare class (0 to 3, or O, C, M, X) in column {class_column + 1}; name"
+            f" the right column {CLASS_COLUMNS[0]}"
         )
     return parsed
 

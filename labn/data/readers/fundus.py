@@ -1,7 +1,7 @@
 """Synthetic fundus photographs, with and without lesions.
 
-Lengths are in half sides of the image, whose coordinates run from -1 to 1, y downwards. Every
-image has what lesions could be mistaken for: an optic disc as bright as the bright lesions and
+Lengths are in units of half the image's side; coordinates run from -1 to 1, y downwards. Every
+image has structures that resemble lesions: an optic disc as bright as the bright lesions and
 vessels as dark as the dark ones.
 """
 
@@ -18,13 +18,13 @@ Array = NDArray[np.float64]
 
 DISC_COLOUR = (1.0, 0.86, 0.52)
 BLOOD_FILTER = (0.55, 0.28, 0.38)
-"""What blood leaves of the light, in a vessel as in a haemorrhage."""
+"""Share of each colour that blood transmits, in a vessel or a haemorrhage."""
 VESSEL_STEP = 0.012
 
 
 @dataclass(frozen=True)
 class _Eye:
-    """The drawn anatomy: where the retina and the optic disc are; ``side`` is -1 or 1."""
+    """The drawn anatomy: positions of the retina and the optic disc; ``side`` is -1 or 1."""
 
     centre: Array
     radius: float
@@ -36,10 +36,10 @@ class _Eye:
 def paint_fundus(
     seed: int, index: int, image_size: int, *, has_lesions: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Paint one image (height, width, 3) and the mask of its lesions (height, width).
+    """Return a painted image (height, width, 3) and the mask of its lesions (height, width).
 
     The same arguments give the same image. The anatomy, the light and the noise do not depend on
-    ``has_lesions``, so that an image and its twin differ at the lesions alone.
+    ``has_lesions``, so that the two images differ only at the lesions.
     """
     children = np.random.SeedSequence([seed, index]).spawn(4)
     eye_rng, tissue_rng, lesion_rng, camera_rng = map(np.random.default_rng, children)
@@ -67,7 +67,7 @@ def _soft_disc(distance: Array, radius: Array | float, softness: Array | float) 
 
 
 def _filter(opacity: Array) -> Array:
-    """Return what is left of each colour behind blood, (height, width, 3)."""
+    """Return the share of each colour that blood transmits, (height, width, 3)."""
     return 1 - opacity[..., None] * (1 - np.asarray(BLOOD_FILTER, dtype=np.float64))
 
 
@@ -83,7 +83,7 @@ def _clouds(rng: np.random.Generator, size: int, num_cells: int) -> Array:
 
 
 def _tissue(rng: np.random.Generator, eye: _Eye, x: Array, y: Array) -> Array:
-    """Paint the unevenly lit retina with the fovea and the optic disc, (height, width, 3)."""
+    """Return the unevenly lit retina with the fovea and the optic disc, (height, width, 3)."""
     base = np.array([0.74, 0.36, 0.14]) + rng.normal(0, [0.06, 0.05, 0.035])
     lamp = eye.centre + rng.normal(0, 0.2, 2)
     fall_off = rng.uniform(0.2, 0.45)
@@ -143,10 +143,10 @@ def _vessels(rng: np.random.Generator, eye: _Eye, x: Array, y: Array) -> Array:
 def _add_lesions(
     rng: np.random.Generator, eye: _Eye, colour: Array, x: Array, y: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Paint one to six lesions on the retina, away from the disc; return their mask too.
+    """Return the colours with one to six lesions on the retina, away from the disc, and their mask.
 
     A lesion is a soft ellipse, bright (an exudate) or dark (a haemorrhage), whose long radius is
-    2 to 5 % of the image. The mask holds where it is more than half opaque.
+    2 to 5 % of the image. The mask is true where a lesion is more than half opaque.
     """
     candidates = eye.centre + eye.radius * rng.uniform(-1, 1, (400, 2))
     is_inside = np.hypot(*(candidates - eye.centre).T) < 0.83 * eye.radius
@@ -154,7 +154,7 @@ def _add_lesions(
     centres = candidates[is_inside & is_clear][: rng.integers(1, 7)]
     mask = np.zeros(x.shape, dtype=np.bool_)
     for centre in centres:
-        # Two pixels across at the least, so that no lesion falls between pixels.
+        # At least two pixels across, so that no lesion falls between pixels.
         radius = max(0.04 + 0.05 * rng.random() ** 2, 2 / len(x))
         angle, aspect = rng.uniform(0, np.pi), rng.uniform(0.75, 1)
         along = np.cos(angle) * (x - centre[0]) + np.sin(angle) * (y - centre[1])
@@ -171,7 +171,7 @@ def _add_lesions(
 def _photograph(
     rng: np.random.Generator, eye: _Eye, colour: Array, x: Array, y: Array
 ) -> NDArray[np.uint8]:
-    """Add the dark surround, blur, exposure and noise, and round to 8 bits."""
+    """Return the 8-bit photograph, with dark surround, blur, exposure and noise."""
     inside = _soft_disc(np.hypot(x - eye.centre[0], y - eye.centre[1]), eye.radius, 0.015)
     colour = colour * rng.uniform(0.75, 1.15) * inside[..., None] + 0.015
     blur = len(x) / 128 * rng.uniform(0.3, 0.7)

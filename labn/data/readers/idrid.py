@@ -1,4 +1,4 @@
-"""IDRiD, part B (disease grading), as its owner's archive unpacks (Porwal et al. 2018)."""
+"""IDRiD part B (disease grading), as unpacked from its owners' archive (Porwal et al. 2018)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LAYOUT = (
 GRADE_COLUMNS = ("Image name", "Retinopathy grade")
 NUM_GRADES = 5
 CAMERA_SIZE = (4288, 2848)
-"""(width, height) of an image as the camera took it; any other size is taken as cropped."""
+"""(width, height) of an image from the camera; an image of another size counts as cropped."""
 FUNDUS_BOX = (290, 0, 3701, 2848)
 """(left, top, right, bottom) of the crop, as in the authors' release."""
 
@@ -43,24 +43,24 @@ Box = tuple[str, float, float, float, float]
 
 
 @dataclass(frozen=True)
-class _Part:
-    partition: Subset
+class _SubsetFiles:
+    subset: Subset
     images: str
     table: str
 
 
-PARTS = (
-    _Part("train", "a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
-    _Part("test", "b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv"),
+SUBSET_FILES = (
+    _SubsetFiles("train", "a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
+    _SubsetFiles("test", "b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv"),
 )
 
 
 class IdridReader:
-    """Reads IDRiD's training part and, where it is there, its testing part.
+    """Reader of IDRiD's training subset and, if it exists, its test subset.
 
     ``root`` is "B. Disease Grading" or the folder that holds it. Grade 0 is negative. A file
     ``lesion_boxes.csv`` in either folder (columns image, class, x0, y0, x1, y1, coordinates in
-    [0, 1] of the crop) gives the boxes of training images.
+    [0, 1] of the crop) has the boxes of training images.
 
     Raises:
         UserError: the root has no such layout.
@@ -75,34 +75,34 @@ class IdridReader:
 
     @property
     def geometry(self) -> str:
-        """The crop, and a digest of the boxes, which change the masks that caches keep."""
+        """The crop, and a digest of the boxes, which change the masks that caches store."""
         digest = hashlib.sha256(repr(self._boxes[0]).encode()).hexdigest()[:16]
         return f"images of {CAMERA_SIZE} cropped to {FUNDUS_BOX}, boxes {digest}"
 
     def scan(self) -> Scan:
-        """List the images of both parts in the order of their tables, and every defect."""
+        """List the images of both subsets in the order of their tables, and every defect."""
         scan = Scan([])
-        for part in PARTS:
-            self._scan_part(part, scan)
+        for files in SUBSET_FILES:
+            self._scan_subset(files, scan)
         scan.problems.extend(self._boxes[1])
         return scan
 
     def read(self, record: Record) -> NDArray[np.uint8]:
-        """Decode one image, and crop it to the fundus if it is as the camera took it."""
+        """Decode one image, and crop it to the fundus if it has the camera's size."""
         pixels = read_image(record.path, self.num_channels)
         left, top, right, bottom = fundus_box(pixels.shape[1], pixels.shape[0])
         return np.ascontiguousarray(pixels[top:bottom, left:right])
 
     def lesion_boxes(self, record: Record) -> list[Box]:
-        """Return an image's boxes of every class in the file, the optic disc's too."""
-        # The testing part numbers its images from 001 again: the boxes are not of those.
-        return self._boxes[0].get(record.path.stem, []) if record.partition == "train" else []
+        """Return an image's boxes of every class in the file, including the optic disc."""
+        # The test images are numbered from 001 too, but the boxes are of training images.
+        return self._boxes[0].get(record.path.stem, []) if record.subset == "train" else []
 
     def lesion_mask(self, record: Record) -> NDArray[np.bool_] | None:
         """Return the union of the boxes of hard exudates and haemorrhages, at the crop's size.
 
         Every pixel that a box touches counts. None where an image has no such box: the boxes are
-        incomplete, so that their absence is not the lesions' absence.
+        incomplete, so that an image without boxes may have lesions.
         """
         boxes = [box for box in self.lesion_boxes(record) if box[0] in MASKED_LESIONS]
         if not boxes:
@@ -122,14 +122,14 @@ class IdridReader:
                 return _read_boxes(folder / BOXES_FILE)
         return {}, []
 
-    def _scan_part(self, part: _Part, scan: Scan) -> None:
-        folder = self._grading / "1. Original Images" / part.images
-        table = self._grading / "2. Groundtruths" / part.table
+    def _scan_subset(self, names: _SubsetFiles, scan: Scan) -> None:
+        folder = self._grading / "1. Original Images" / names.images
+        table = self._grading / "2. Groundtruths" / names.table
         if not folder.is_dir() and not table.is_file():
             return
         try:
             if not folder.is_dir():
-                raise Defect("missing_file", part.images, f"{part.table} is there without it")
+                raise Defect("missing_file", names.images, f"{names.table} exists without it")
             rows = _read_grades(table)
         except Defect as defect:
             scan.problems.append(defect.problem)
@@ -137,27 +137,27 @@ class IdridReader:
         files = FileIndex(folder, IMAGE_SUFFIXES)
         for line, name, grade in rows:
             try:
-                where = f"line {line} of {part.table}"
-                scan.records.append(_record(part.partition, name, grade, files, where))
+                where = f"line {line} of {names.table}"
+                scan.records.append(_record(names.subset, name, grade, files, where))
             except Defect as defect:
                 scan.problems.append(defect.problem)
-        for path in files.left():
-            detail = f"no line of {part.table} names it"
-            shown = f"{part.partition}/{path.name}"
+        for path in files.unnamed():
+            detail = f"no line of {names.table} names it"
+            shown = f"{names.subset}/{path.name}"
             scan.problems.append(Problem(kind="unlisted_file", name=shown, detail=detail))
 
 
 def fundus_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return the (left, top, right, bottom) that is kept of an image of this size."""
+    """Return the crop (left, top, right, bottom) of an image of this size."""
     return FUNDUS_BOX if (width, height) == CAMERA_SIZE else (0, 0, width, height)
 
 
 def _find_grading(root: Path) -> Path:
     name = "B. Disease Grading"
-    # Some unpackers put the archive's folder into one of the archive's name.
+    # Some tools unpack an archive into a folder of the archive's name.
     for folder in (root, root / name, root / name / name):
         images = folder / "1. Original Images"
-        if any((images / part.images).is_dir() for part in PARTS):
+        if any((images / names.images).is_dir() for names in SUBSET_FILES):
             return folder
     raise UserError(f"data.root = {root}: expected {LAYOUT}")
 
@@ -168,26 +168,25 @@ def _read_grades(table: Path) -> list[tuple[int, str, str]]:
         header, *rows = read_rows(table)
     except ValueError as error:
         raise Defect("bad_table", table.name, f"{table}: {error}") from None
-    # Some copies write blanks after a column's name; read_rows has removed them.
     image, grade = (find_column(header, [name]) for name in GRADE_COLUMNS)
     if image is None or grade is None:
-        detail = f"{table}: needs the columns {', '.join(GRADE_COLUMNS)} in its first line"
+        detail = f"{table}: must have the columns {', '.join(GRADE_COLUMNS)} in its first line"
         raise Defect("bad_table", table.name, detail)
     return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
 
 
-def _record(partition: Subset, name: str, grade: str, files: FileIndex, where: str) -> Record:
-    shown = f"{partition}/{name}"
+def _record(subset: Subset, name: str, grade: str, files: FileIndex, where: str) -> Record:
+    shown = f"{subset}/{name}"
     path = files.take(name, shown=shown, where=where)
     if grade not in map(str, range(NUM_GRADES)):
         detail = f'{where}: the grade "{grade}" must be 0 to {NUM_GRADES - 1}'
         raise Defect("label_out_of_range", shown, detail)
     return Record(
-        name=f"{partition}/{path.name}",
+        name=f"{subset}/{path.name}",
         path=path,
         grade=int(grade),
         label=int(int(grade) > 0),
-        partition=partition,
+        subset=subset,
     )
 
 

@@ -15,24 +15,24 @@ GREYSCALE_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises on a broken file into OSError or ValueError."""
+    """Convert every error of a decoder on a broken file to OSError or ValueError."""
     try:
         yield
     except (OSError, ValueError):
         raise
-    # Pillow, zipfile and astropy let SyntaxError, zlib.error, struct.error and others through.
+    # Pillow, zipfile and astropy also raise SyntaxError, zlib.error, struct.error and others.
     except Exception as error:
         raise ValueError(f"{path.name}: cannot be decoded ({error})") from error
 
 
 def read_image(path: Path, num_channels: int) -> NDArray[np.uint8]:
-    """Decode an image file to (height, width, channels), 1 (luma) or 3 (RGB) of them.
+    """Decode an image file to (height, width, channels), with 1 (luma) or 3 (RGB) channels.
 
     16-bit greyscale is scaled from 0..65535 to 0..255. Transparency is dropped, and the EXIF
     orientation is not applied: masks and boxes refer to the pixels as they are stored.
 
     Raises:
-        OSError or ValueError: the file is truncated, is no image, or has 32-bit pixels.
+        OSError or ValueError: the file is truncated, is not an image, or has 32-bit pixels.
     """
     with decoding(path), Image.open(path) as stored:
         image: Image.Image = stored
@@ -57,7 +57,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def is_greyscale(path: Path) -> bool:
-    """Return whether an image file's header says that it has no colour.
+    """Return whether an image is greyscale, from its file's header.
 
     Raises:
         OSError or ValueError: the header cannot be decoded.

@@ -1,4 +1,4 @@
-"""Folders and tables, listed the same way by every reader."""
+"""Listing of folders and tables, shared by all readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUBSET_NAMES: dict[str, Subset] = {
 
 
 class Defect(Exception):
-    """One defect on its way from where it is seen to the scan that collects it."""
+    """A defect, raised where it is found and collected by the scan."""
 
     def __init__(self, kind: ProblemKind, name: str, detail: str) -> None:
         super().__init__(detail)
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def existing_folder(root: Path) -> Path:
-    """Return a data set's folder as an absolute path, which workers elsewhere can read.
+    """Return a data set's folder as an absolute path, valid in any working directory.
 
     Raises:
         UserError: there is no such folder.
@@ -55,7 +55,7 @@ def existing_folder(root: Path) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a comma-separated UTF-8 file that hold anything.
+    """Return the non-empty rows of a comma-separated UTF-8 file.
 
     Raises:
         ValueError: the file is absent, is not text, or is empty.
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> list[Row]:
             table = csv.reader(file)
             rows = [Row(table.line_num, [cell.strip() for cell in cells]) for cells in table]
     except FileNotFoundError:
-        raise ValueError("there is no such table") from None
+        raise ValueError("the table does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot be read as comma-separated UTF-8 text ({error})") from None
     rows = [row for row in rows if any(row.cells)]
@@ -76,7 +76,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def find_column(header: Row, names: Sequence[str]) -> int | None:
-    """Return the column of the first of these names that a header has, in any case, or None."""
+    """Return the column of the first of these names in a header, ignoring case, or None."""
     cells = [cell.casefold() for cell in header.cells]
     return next((cells.index(name.casefold()) for name in names if name.casefold() in cells), None)
 
@@ -94,21 +94,21 @@ def list_files(folder: Path, pattern: str = "*") -> list[Path]:
 def list_images(
     folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, pattern: str = "*"
 ) -> list[Path]:
-    """Return the visible files whose extension, in any case, is one of these, by name."""
+    """Return the visible files with one of these extensions, ignoring case, by name."""
     return [path for path in list_files(folder, pattern) if path.suffix.lower() in suffixes]
 
 
 def _is_visible(path: Path, folder: Path) -> bool:
-    # Also leaves out the "._name.jpg" files that macOS puts beside the real ones.
+    # Also excludes the "._name.jpg" files that macOS adds.
     parts = path.relative_to(folder).parts
     return "__MACOSX" not in parts and not any(part.startswith(".") for part in parts)
 
 
 class FileIndex:
-    """The image files under a folder, taken one by one by the names that a table gives them.
+    """The image files under a folder, taken one by one by their names in a table.
 
-    A name is a path relative to the folder, with or without its extension. It must agree exactly,
-    but for the case of the extension. Where one name has files of several kinds, the first of
+    A name is a path relative to the folder, with or without its extension. It must match exactly,
+    except for the case of the extension. If a name matches files of several formats, the first of
     ``suffixes`` is taken, and the others count as the same image.
     """
 
@@ -126,10 +126,10 @@ class FileIndex:
     def take(self, name: str, *, shown: str, where: str) -> Path:
         """Return the file of a row's image.
 
-        ``shown`` is the image's name for the user, ``where`` the row's place in its table.
+        ``shown`` is the image's name in messages, ``where`` the row's place in its table.
 
         Raises:
-            Defect: the row names no image, one that is not there, or one named before.
+            Defect: the row names no image, a missing one, or one named before.
         """
         if not name:
             raise Defect("bad_table", shown, f"{where} names no image")
@@ -144,6 +144,6 @@ class FileIndex:
                 return path
         raise Defect("missing_file", shown, f"{where} names it, but it is not in {self._folder}")
 
-    def left(self) -> list[Path]:
+    def unnamed(self) -> list[Path]:
         """Return one file for each image that no row has named so far."""
         return [files[0] for stem, files in self._files.items() if stem not in self._named]

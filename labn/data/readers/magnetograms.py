@@ -1,4 +1,4 @@
-"""Solar magnetograms with the class of the flare that follows: yearly arrays, or a folder."""
+"""Solar magnetograms labelled with the class of the next flare: yearly arrays, or a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYOUT = (
 GAUSS_RANGE = 500.0
 """Field strengths of -500 to 500 gauss fill the 8 bits."""
 FIRST_POSITIVE_CLASS = 2
-YEAR_PARTITIONS: dict[int, Subset] = {
+YEAR_SUBSETS: dict[int, Subset] = {
     **dict.fromkeys(range(2010, 2016), "train"),
     2016: "validation",
     2017: "test",
@@ -33,12 +33,12 @@ SUFFIXES = (".png", *FITS_SUFFIXES, ".npz")
 
 
 class MagnetogramReader:
-    """Reads yearly arrays, or a folder of images and its ``labels.csv``.
+    """Reader of yearly arrays, or of a folder of images with its ``labels.csv``.
 
     The classes 0 to 3 are O, C, M, X (digits or letters in the tables); M and X are positive.
-    Yearly: 2010-2015 is for training, 2016 for validation, 2017 for testing. In a folder, a
-    column ``partition`` or ``split`` says so, else the year does (of a time column, else of a
-    date YYYYMMDD in the name) provided that every image is of 2010-2017.
+    Yearly arrays: 2010-2015 are for training, 2016 for validation, 2017 for test. In a folder,
+    a column ``partition`` or ``split`` assigns the subset, else the year (of a time column, or of
+    a date YYYYMMDD in the name), provided that every image is of 2010-2017.
 
     Raises:
         UserError: the root has no such layout.
@@ -76,14 +76,14 @@ class MagnetogramReader:
         return read_magnetogram(record.path)
 
     def lesion_mask(self, record: Record) -> None:
-        """Return None: where a flare will be is not annotated."""
+        """Return None: the position of the next flare is not annotated."""
 
 
 def read_magnetogram(path: Path) -> NDArray[np.uint8]:
     """Decode a file of one image to (height, width, 1).
 
-    FITS (first two-dimensional image) and npz files (array ``gauss``) hold gauss, which is scaled
-    to 8 bits; what is not a number, off the disk, becomes 0.
+    Field strengths in gauss, of FITS (first two-dimensional image) and npz files (array
+    ``gauss``), are scaled to 8 bits; pixels off the disk (NaN) become 0.
 
     Raises:
         OSError or ValueError: the file cannot be decoded.
@@ -127,10 +127,10 @@ def _gauss_to_8_bit(field: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _scan_year(array: Path, scan: Scan) -> None:
-    """Add one year's images; an array and a table that do not fit give no record at all."""
+    """Add one year's images; an array and a table that do not match add no record."""
     table = array.with_suffix(".csv")
     try:
-        partition = _year_partition(array, table)
+        subset = _year_subset(array, table)
         rows = _year_rows(array, table)
     except Defect as defect:
         scan.problems.append(defect.problem)
@@ -143,21 +143,21 @@ def _scan_year(array: Path, scan: Scan) -> None:
             if not row.file:
                 raise Defect("bad_table", name, f"{where} names no image")
             if row.file in seen:
-                raise Defect("duplicate_row", name, f"{where} names an image named before")
+                raise Defect("duplicate_row", name, f"{where} names an image that was named before")
             seen.add(row.file)
-            scan.records.append(_record(row, name, where, array, index, partition))
+            scan.records.append(_record(row, name, where, array, index, subset))
         except Defect as defect:
             scan.problems.append(defect.problem)
 
 
-def _year_partition(array: Path, table: Path) -> Subset:
-    partition = YEAR_PARTITIONS.get(int(array.stem))
-    if partition is None:
-        detail = "the years are 2010 to 2017; move this one's files elsewhere"
+def _year_subset(array: Path, table: Path) -> Subset:
+    subset = YEAR_SUBSETS.get(int(array.stem))
+    if subset is None:
+        detail = "must be a year from 2010 to 2017; move its files elsewhere"
         raise Defect("bad_table", array.stem, detail)
     if not array.is_file():
-        raise Defect("missing_file", array.name, f"{table.name} is there without it")
-    return partition
+        raise Defect("missing_file", array.name, f"{table.name} exists without it")
+    return subset
 
 
 def _year_rows(array: Path, table: Path) -> list[FlareRow]:
@@ -167,7 +167,7 @@ def _year_rows(array: Path, table: Path) -> list[FlareRow]:
         raise Defect("unreadable_file", array.name, str(error)) from None
     rows = _read_table(table)
     if len(rows) != num_images:
-        detail = f"{len(rows)} rows (from line {rows[0].line} on), but {num_images} images"
+        detail = f"{len(rows)} rows (from line {rows[0].line}), but {num_images} images"
         raise Defect("bad_table", table.name, detail)
     return rows
 
@@ -188,33 +188,33 @@ def _scan_folder(root: Path, scan: Scan) -> None:
         scan.problems.append(defect.problem)
         return
     files = FileIndex(root, SUFFIXES, "**/*")
-    has_known_years = all(row.year in YEAR_PARTITIONS for row in rows)
+    has_known_years = all(row.year in YEAR_SUBSETS for row in rows)
     for row in rows:
         where = f"line {row.line} of {table.name}"
         try:
             path = files.take(row.file, shown=row.file, where=where)
             name = path.relative_to(root).as_posix()
-            partition = _row_partition(row, where, has_known_years)
-            scan.records.append(_record(row, name, where, path, None, partition))
+            subset = _row_subset(row, where, has_known_years)
+            scan.records.append(_record(row, name, where, path, None, subset))
         except Defect as defect:
             scan.problems.append(defect.problem)
-    for path in files.left():
+    for path in files.unnamed():
         name = path.relative_to(root).as_posix()
         detail = f"no line of {table.name} names it"
         scan.problems.append(Problem(kind="unlisted_file", name=name, detail=detail))
 
 
-def _row_partition(row: FlareRow, where: str, has_known_years: bool) -> Subset | None:
-    if row.partition is not None:
-        if row.partition.casefold() not in SUBSET_NAMES:
-            detail = f'{where}: partition "{row.partition}" must be train, validation or test'
+def _row_subset(row: FlareRow, where: str, has_known_years: bool) -> Subset | None:
+    if row.subset is not None:
+        if row.subset.casefold() not in SUBSET_NAMES:
+            detail = f'{where}: the subset "{row.subset}" must be train, validation or test'
             raise Defect("bad_table", row.file, detail)
-        return SUBSET_NAMES[row.partition.casefold()]
-    return YEAR_PARTITIONS[row.year] if has_known_years and row.year is not None else None
+        return SUBSET_NAMES[row.subset.casefold()]
+    return YEAR_SUBSETS[row.year] if has_known_years and row.year is not None else None
 
 
 def _record(
-    row: FlareRow, name: str, where: str, path: Path, index: int | None, partition: Subset | None
+    row: FlareRow, name: str, where: str, path: Path, index: int | None, subset: Subset | None
 ) -> Record:
     if row.grade is None:
         detail = f'{where}: the class "{row.flare_class}" must be 0 to 3, or O, C, M, X'
@@ -225,5 +225,5 @@ def _record(
         index=index,
         grade=row.grade,
         label=int(row.grade >= FIRST_POSITIVE_CLASS),
-        partition=partition,
+        subset=subset,
     )

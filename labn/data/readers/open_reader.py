@@ -1,4 +1,4 @@
-"""From the name of a data set to its reader."""
+"""Selection of a reader by the name or the layout of a data set."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def open_reader(
 ) -> Reader:
     """Return the reader of the data set that the configuration names.
 
-    ``negative_class`` names class 0 of a folder a class. The numbers describe the synthetic set
-    where it has no root; with one, it is read from there.
+    ``negative_class`` names class 0 of a tree of class folders. The numbers describe the synthetic
+    set, which is painted if it has no root, else read from there.
 
     Raises:
-        UserError: there is no such data set, or the root is not laid out as it should be.
+        UserError: the data set is unknown, or the root does not have its layout.
     """
     known = (*READERS, "synthetic")
     if name not in known:
@@ -57,10 +57,10 @@ def open_reader(
 
 
 def detect_layout(root: Path) -> str:
-    """Return the name of the data set that a folder is laid out as.
+    """Return the name of the data set whose layout a folder has.
 
     Raises:
-        UserError: there is no such folder, or it is laid out as none of them.
+        UserError: the folder does not exist, or has none of the layouts.
     """
     existing_folder(root)
     for name, reader in READERS.items():

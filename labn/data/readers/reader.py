@@ -1,4 +1,4 @@
-"""What a reader yields: one record an image, before any pixel is decoded."""
+"""The records that a reader yields: one per image, before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Subset = Literal["train", "validation", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "validation", "test")
 
 ProblemKind = Literal[
-    "missing_file",  # a row names an image that is not there
+    "missing_file",  # a row names an image that does not exist
     "unlisted_file",  # an image that no row names
     "unreadable_file",  # cannot be decoded, or is not what its name says
     "label_out_of_range",
@@ -29,7 +29,7 @@ class Record:
     ``grade`` is the annotation as published (IDRiD's 0-4, a flare class 0-3, a class folder's
     index); ``label`` is the class that the network learns, where 0 is negative.
     ``index`` is the position inside ``path`` where one file holds many images.
-    ``partition`` is None where the data set does not say which part an image belongs to.
+    ``subset`` is None where the data set does not assign the image to one.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Record:
     index: int | None = None
     grade: int
     label: int
-    partition: Subset | None
+    subset: Subset | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One defect of a data set: which kind, which file or row, and what is wrong with it."""
+    """One defect of a data set: its kind, the file or row, and a description."""
 
     kind: ProblemKind
     name: str
@@ -50,13 +50,13 @@ class Problem:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether training refuses the data set because of it."""
+        """Whether training refuses a data set with this defect."""
         return self.kind != "unlisted_file"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """All that a reader finds without decoding pixels: usable records, and defects."""
+    """The usable records and the defects that a reader finds without decoding pixels."""
 
     records: list[Record]
     problems: list[Problem] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Reader(Protocol):
 
     @property
     def geometry(self) -> str:
-        """What ``read`` does to the pixels besides decoding; a change makes caches stale."""
+        """How ``read`` changes the pixels besides decoding; a new value makes caches stale."""
 
     def scan(self) -> Scan:
         """List every annotated image in a stable order, and every defect of the tables."""
@@ -89,4 +89,4 @@ class Reader(Protocol):
         """
 
     def lesion_mask(self, record: Record) -> NDArray[np.bool_] | None:
-        """Return where the lesions of an image are, (height, width), or None where unknown."""
+        """Return the mask of an image's lesions (height, width), or None where unknown."""

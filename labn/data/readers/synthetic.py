@@ -1,4 +1,4 @@
-"""The embedded set: synthetic fundus photographs, painted as they are read."""
+"""The embedded data set: synthetic fundus photographs, painted when they are read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from labn.storage.files import write_atomically
 
 
 class SyntheticReader:
-    """Paints images (see ``fundus``) instead of reading them; positives have lesions.
+    """Reader that paints images (see ``fundus``); positives have lesions.
 
-    The positives are spread evenly over the indices, and an image depends on neither the number
-    of images nor the other images. Their share is ``positive_fraction``, rounded to a whole
-    number of images.
+    ``positive_fraction`` of the images, rounded to a whole number, are positive, spread evenly
+    over the indices. An image does not depend on the number of images or on the other images.
     """
 
     class_names = ("negative", "positive")
@@ -37,7 +36,7 @@ class SyntheticReader:
 
     @property
     def geometry(self) -> str:
-        """What the pixels depend on besides an image's index; 1 is the painter's version."""
+        """The settings that the pixels depend on; 1 is the painter's version."""
         return (
             f"synthetic fundus 1, seed {self.seed}, {self.image_size} pixels,"
             f" {self.positive_fraction:g} positive"
@@ -48,17 +47,17 @@ class SyntheticReader:
         return Scan([self._record(index) for index in range(self.num_images)])
 
     def read(self, record: Record) -> NDArray[np.uint8]:
-        """Paint one image (image_size, image_size, 3)."""
+        """Return one painted image (image_size, image_size, 3)."""
         return self.paint(record)[0]
 
     def lesion_mask(self, record: Record) -> NDArray[np.bool_]:
-        """Return where the lesions were painted: nowhere in a negative."""
+        """Return the mask of the painted lesions, empty for a negative."""
         return self.paint(record)[1]
 
     def paint(self, record: Record) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return one image and the mask of its lesions."""
         if record.index is None:
-            raise ValueError(f"{record.name} is not of the synthetic set: it has no index")
+            raise ValueError(f"{record.name} is not in the synthetic set: it has no index")
         return paint_fundus(self.seed, record.index, self.image_size, has_lesions=record.label == 1)
 
     def _record(self, index: int) -> Record:
@@ -69,7 +68,7 @@ class SyntheticReader:
             index=index,
             grade=int(is_positive),
             label=int(is_positive),
-            partition=None,
+            subset=None,
         )
 
     def _positives_before(self, index: int) -> int:
@@ -85,11 +84,11 @@ def write_synthetic(
     OUT/masks/positive/NNNN.png.
 
     Raises:
-        UserError: the folder is not empty, so that two sets would be mixed.
+        UserError: the folder is not empty.
     """
     out = out.expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: must be a new or an empty folder; name another one")
+        raise UserError(f"{out}: must be a new or an empty folder; specify another one")
     reader = SyntheticReader(num_images, positive_fraction, seed, image_size)
     masks = out / "masks" / "positive"
     for folder in (*(out / name for name in reader.class_names), masks):
@@ -97,8 +96,8 @@ def write_synthetic(
     for record in reader.scan().records:
         file_name = f"{record.index:04d}.png"
         image, mask = reader.paint(record)
-        place = out / reader.class_names[record.label] / file_name
-        write_atomically(place, partial(Image.fromarray(image).save, format="PNG"))
+        path = out / reader.class_names[record.label] / file_name
+        write_atomically(path, partial(Image.fromarray(image).save, format="PNG"))
         if record.label == 1:
             painted = Image.fromarray(mask)
             write_atomically(masks / file_name, partial(painted.save, format="PNG"))

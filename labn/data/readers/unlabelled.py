@@ -1,4 +1,4 @@
-"""Images that belong to no data set, decoded as the reader of their kind decodes its own."""
+"""Images outside a data set, decoded as the reader of their kind decodes its own."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from labn.data.readers.magnetograms import SUFFIXES, read_magnetogram
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UnlabelledImage:
-    """One image as it is stored, and the (left, top, right, bottom) that a reader keeps of it."""
+    """One image as stored, and the crop (left, top, right, bottom) that a reader keeps."""
 
     pixels: UInt8[ndarray, "height width c"]
     box: tuple[int, int, int, int]
 
     @property
     def kept(self) -> UInt8[ndarray, "h w c"]:
-        """The pixels that a network of this kind of data is shown."""
+        """The cropped pixels, the network's input before resizing."""
         left, top, right, bottom = self.box
         return self.pixels[top:bottom, left:right]
 
 
 def image_suffixes(data_name: str) -> tuple[str, ...]:
-    """List the extensions, in lower case, of the image files of a kind of data set."""
+    """Return the extensions, in lower case, of image files for a kind of data set."""
     scientific = SUFFIXES if data_name == "magnetograms" else ()
     return tuple(dict.fromkeys((*IMAGE_SUFFIXES, *scientific)))
 

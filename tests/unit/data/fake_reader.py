@@ -1,4 +1,4 @@
-"""A reader of PNG files that writes down every image it decodes, and processes that use it."""
+"""A reader of PNG files that records every image it decodes, and processes that use it."""
 
 from __future__ import annotations
 
@@ -62,18 +62,16 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def make_reader(
     root: Path,
     labels: Sequence[int] = (0, 1) * 4,
-    partitions: Sequence[Subset | None] | None = None,
+    subsets: Sequence[Subset | None] | None = None,
     channels: int = 3,
 ) -> FakeReader:
-    """Write one image of noise a label, and return their reader."""
+    """Write one image of noise per label, and return their reader."""
     records = []
     for number, label in enumerate(labels):
         path = root / f"image_{number:03}.png"
         save(path, noise(number, channels=channels))
-        partition = partitions[number] if partitions else None
-        records.append(
-            Record(name=path.stem, path=path, grade=label, label=label, partition=partition)
-        )
+        subset = subsets[number] if subsets else None
+        records.append(Record(name=path.stem, path=path, grade=label, label=label, subset=subset))
     return FakeReader(root, records, num_channels=channels)
 
 

@@ -35,14 +35,12 @@ class FakeReader:
         self.records: list[Record] = []
         self.problems: list[Problem] = []
 
-    def add(self, name, image=None, grade=0, partition="train", **options):
+    def add(self, name, image=None, grade=0, subset="train", **options):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if image is not None:
             Image.fromarray(image).save(path, **options)
-        record = Record(
-            name=name, path=path, grade=grade, label=int(grade > 0), partition=partition
-        )
+        record = Record(name=name, path=path, grade=grade, label=int(grade > 0), subset=subset)
         self.records.append(record)
         return path
 
@@ -63,7 +61,7 @@ def reader(tmp_path):
     for seed in range(20):
         reader.add(f"train/{seed:02}.png", photograph(seed), grade=seed % 2)
     for seed in range(20, 30):
-        reader.add(f"test/{seed:02}.png", photograph(seed), grade=seed % 2, partition="test")
+        reader.add(f"test/{seed:02}.png", photograph(seed), grade=seed % 2, subset="test")
     return reader
 
 
@@ -95,7 +93,7 @@ def test_every_broken_file_is_named_and_none_stops_the_audit(reader):
     }
     assert {finding.severity for finding in result.findings} == {"error"}
     assert (result.num_images, result.num_readable) == (34, 30)
-    assert "refuses this data set until 4 are mended" in result.as_text()
+    assert "refuses this data set until 4 are fixed" in result.as_text()
 
 
 def test_equal_pixels_in_two_formats_are_duplicates(reader):
@@ -105,8 +103,8 @@ def test_equal_pixels_in_two_formats_are_duplicates(reader):
     assert not result.has_errors
 
 
-def test_copies_in_two_partitions_with_different_labels_are_both_kinds_of_finding(reader):
-    reader.add("test/copy.png", photograph(3), grade=0, partition="test")
+def test_copies_in_two_subsets_with_different_labels_are_both_kinds_of_finding(reader):
+    reader.add("test/copy.png", photograph(3), grade=0, subset="test")
     result = audit(reader)
     names = ("train/03.png", "test/copy.png")
     assert found(result) == {("conflicting_labels", names), ("cross_partition_duplicates", names)}
@@ -125,16 +123,16 @@ def test_copies_with_different_grades_of_one_label_are_only_a_warning(reader):
 
 
 @pytest.mark.parametrize(
-    ("partition", "kind"),
+    ("subset", "kind"),
     [("train", "near_duplicates"), ("test", "cross_partition_near_duplicates")],
 )
-def test_a_recompressed_copy_is_a_near_duplicate(reader, partition, kind):
-    reader.add("copy.jpg", photograph(3), grade=1, partition=partition, quality=70)
+def test_a_recompressed_copy_is_a_near_duplicate(reader, subset, kind):
+    reader.add("copy.jpg", photograph(3), grade=1, subset=subset, quality=70)
     assert found(audit(reader)) == {(kind, ("train/03.png", "copy.jpg"))}
 
 
 def test_a_near_duplicate_of_one_copy_is_one_of_the_other_copies_too(reader):
-    reader.add("test/copy.png", photograph(3), grade=1, partition="test")
+    reader.add("test/copy.png", photograph(3), grade=1, subset="test")
     reader.add("train/near.jpg", photograph(3), grade=1, quality=70)
     names = ("train/03.png", "test/copy.png", "train/near.jpg")
     assert ("cross_partition_near_duplicates", names) in found(audit(reader))
@@ -156,22 +154,22 @@ def test_blank_images_are_named_but_are_not_near_one_another(reader):
     assert "grey level 130 of 255" in result.findings[1].detail
 
 
-def test_images_are_counted_by_partition_label_and_grade(reader):
+def test_images_are_counted_by_subset_label_and_grade(reader):
     for number in range(3):
-        reader.add(f"more/{number}.png", photograph(60 + number), grade=number, partition=None)
-    partitions = audit(reader).partitions
-    assert list(partitions) == ["train", "test", "unassigned"]
-    assert partitions["train"].labels == {"negative": 10, "positive": 10}
-    assert partitions["unassigned"].labels == {"negative": 1, "positive": 2}
-    assert partitions["unassigned"].grades == {"0": 1, "1": 1, "2": 1}
+        reader.add(f"more/{number}.png", photograph(60 + number), grade=number, subset=None)
+    balances = audit(reader).partitions
+    assert list(balances) == ["train", "test", "unassigned"]
+    assert balances["train"].labels == {"negative": 10, "positive": 10}
+    assert balances["unassigned"].labels == {"negative": 1, "positive": 2}
+    assert balances["unassigned"].grades == {"0": 1, "1": 1, "2": 1}
 
 
-def test_a_partition_of_one_class_and_tiny_classes_are_warnings(reader):
+def test_a_subset_of_one_class_and_tiny_classes_are_warnings(reader):
     for number in range(6):
-        reader.add(f"validation/{number}.png", photograph(70 + number), partition="validation")
+        reader.add(f"validation/{number}.png", photograph(70 + number), subset="validation")
     for number in range(9):
         grade = int(number < 4)
-        reader.add(f"more/{number}.png", photograph(80 + number), grade=grade, partition=None)
+        reader.add(f"more/{number}.png", photograph(80 + number), grade=grade, subset=None)
     result = audit(reader)
     assert found(result) == {
         ("single_class", ("validation",)),
@@ -226,15 +224,15 @@ def test_a_large_group_is_named_whole_but_shown_in_part(reader):
     assert finding.detail.endswith("train/copy2.png (grade 1, positive), +3 more")
 
 
-def test_what_the_text_says_of_settings_agrees_with_the_settings():
+def test_the_defaults_in_the_text_are_those_of_the_settings():
     text = " ".join(consequence for _, consequence in MEANINGS.values())
-    said = dict(re.findall(r"data\.(\w+) = (\w+), the default", text))
-    assert set(said) == {"conflicting_labels", "cross_partition_duplicates"}
-    assert said == {key: DataConfig.model_fields[key].default for key in said}
+    stated = dict(re.findall(r"data\.(\w+) = (\w+), the default", text))
+    assert set(stated) == {"conflicting_labels", "cross_partition_duplicates"}
+    assert stated == {key: DataConfig.model_fields[key].default for key in stated}
 
 
 def test_the_json_is_plain_and_the_same_each_time(reader):
-    reader.add("test/copy.png", photograph(3), grade=0, partition="test")
+    reader.add("test/copy.png", photograph(3), grade=0, subset="test")
     tree = audit(reader).as_json()
     assert json.loads(json.dumps(tree)) == tree == audit(reader).as_json()
     assert (tree["num_images"], tree["num_errors"], tree["num_warnings"]) == (31, 1, 1)
@@ -248,10 +246,10 @@ def test_the_json_is_plain_and_the_same_each_time(reader):
     }
 
 
-def test_progress_is_told_after_each_image(reader):
-    told = []
-    audit(reader, report_progress=lambda done, total: told.append((done, total)))
-    assert told == [(number, 30) for number in range(1, 31)]
+def test_progress_is_reported_after_each_image(reader):
+    reported = []
+    audit(reader, report_progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(number, 30) for number in range(1, 31)]
 
 
 def test_an_error_of_our_own_is_not_taken_for_a_broken_file(reader):
@@ -286,7 +284,7 @@ def test_the_copies_of_idrid_are_found_and_no_others():
 
 
 @pytest.mark.real_data
-def test_the_image_that_idrid_has_in_both_parts_is_found():
+def test_the_image_that_idrid_has_in_both_subsets_is_found():
     result = audit(IdridReader(real_data() / "idrid_official_layout_sample"))
     kinds = Counter(finding.kind for finding in result.findings)
     assert kinds == {"conflicting_labels": 1, "cross_partition_duplicates": 1, "single_class": 1}

@@ -181,7 +181,7 @@ def test_images_that_share_a_file_are_told_by_their_pixels(tmp_path):
             index=i,
             grade=0,
             label=0,
-            partition=None,
+            subset=None,
         )
         for i in range(3)
     ]
@@ -192,7 +192,7 @@ def test_images_that_share_a_file_are_told_by_their_pixels(tmp_path):
 
 def test_images_without_a_file_are_told_by_their_pixels(tmp_path):
     records = [
-        Record(name=f"s{i}", path=Path("synthetic"), grade=0, label=0, partition=None)
+        Record(name=f"s{i}", path=Path("synthetic"), grade=0, label=0, subset=None)
         for i in range(3)
     ]
     cache = build(FakeReader(tmp_path, records), tmp_path / "cache")
@@ -203,8 +203,8 @@ def test_a_second_call_decodes_nothing(tmp_path):
     reader = make_reader(tmp_path)
     first = build(reader, tmp_path / "cache")
     num_decoded = len(reader.decoded())
-    # Labels and parts are no part of a cache.
-    reader.records = [replace(r, label=1, grade=3, partition="test") for r in reader.records]
+    # A cache does not depend on labels and subsets.
+    reader.records = [replace(r, label=1, grade=3, subset="test") for r in reader.records]
     second = build(reader, tmp_path / "cache")
     assert (num_decoded, len(reader.decoded())) == (8, 8)
     assert first.path == second.path and first.sha256 == second.sha256
@@ -258,7 +258,7 @@ def test_equal_names_sizes_and_dates_elsewhere_are_another_cache(tmp_path):
             index=0,
             grade=0,
             label=0,
-            partition=None,
+            subset=None,
         )
         caches.append(build(FakeReader(tmp_path, [record]), tmp_path / "cache"))
     assert [int(cache.images.max()) for cache in caches] == [0, 255]

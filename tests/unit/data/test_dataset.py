@@ -17,7 +17,7 @@ from labn.data.readers.reader import Problem, Reader
 from labn.errors import UserError
 
 IDRID_COPIES = ((21, 391), (28, 327), (45, 333), (73, 375), (79, 279))
-PARTS = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
+SUBSET_OF = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
 LABELS = (0, 1) * 5
 
 
@@ -45,10 +45,10 @@ def split_of(images: np.ndarray, indices: list[int] | None = None) -> Split:
     )
 
 
-def test_each_part_has_its_own_images_labels_and_names(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+def test_each_subset_has_its_own_images_labels_and_names(tmp_path):
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     prepared = prepare(reader, tmp_path / "cache")
-    assert {part: len(split) for part, split in prepared.splits.items()} == {
+    assert {name: len(split) for name, split in prepared.splits.items()} == {
         "train": 6,
         "validation": 2,
         "test": 2,
@@ -59,8 +59,8 @@ def test_each_part_has_its_own_images_labels_and_names(tmp_path):
     np.testing.assert_array_equal(validation.pixels(np.array([1, 0])), validation.images[[7, 6]])
 
 
-def test_a_selection_of_a_part_is_a_part(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+def test_a_selection_of_a_subset_is_a_subset(tmp_path):
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     reader.masks = {"image_003": np.ones((24, 32), dtype=np.bool_)}
     train = prepare(reader, tmp_path / "cache").splits["train"]
     chosen = train.select(np.array([3, 1]))
@@ -71,7 +71,7 @@ def test_a_selection_of_a_part_is_a_part(tmp_path):
 
 
 def test_statistics_are_the_moments_of_the_training_pixels(tmp_path):
-    prepared = prepare(make_reader(tmp_path, LABELS, PARTS), tmp_path / "cache")
+    prepared = prepare(make_reader(tmp_path, LABELS, SUBSET_OF), tmp_path / "cache")
     train = prepared.splits["train"].images[:6].astype(np.float64) / 255
     statistics = prepared.statistics
     for channel in range(3):
@@ -82,7 +82,7 @@ def test_statistics_are_the_moments_of_the_training_pixels(tmp_path):
 
 
 def test_the_bias_image_is_the_mean_of_the_standardised_training_images(tmp_path):
-    prepared = prepare(make_reader(tmp_path, LABELS, PARTS), tmp_path / "cache")
+    prepared = prepare(make_reader(tmp_path, LABELS, SUBSET_OF), tmp_path / "cache")
     train = prepared.splits["train"].images[:6].astype(np.float64) / 255
     expected = np.zeros((3, 16, 16))
     for image in train:
@@ -119,7 +119,7 @@ def test_a_constant_channel_is_refused():
         measure_statistics(split_of(images))
 
 
-def test_statistics_are_measured_once_for_each_training_part(tmp_path, monkeypatch):
+def test_statistics_are_measured_once_for_each_training_subset(tmp_path, monkeypatch):
     reader = make_reader(tmp_path, (0, 1) * 10)
     calls = []
     monkeypatch.setattr(
@@ -143,14 +143,14 @@ def test_statistics_that_cannot_be_kept_are_still_given(tmp_path, monkeypatch, c
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(dataset.np, "savez", refuse)
-    prepared = prepare(make_reader(tmp_path, LABELS, PARTS), tmp_path / "cache")
+    prepared = prepare(make_reader(tmp_path, LABELS, SUBSET_OF), tmp_path / "cache")
     assert prepared.statistics.mean.shape == (3,)
     assert "Read-only file system" in caplog.text
     assert not list((tmp_path / "cache").rglob("statistics*"))
 
 
 def test_the_manifest_lists_every_image_in_use(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     shutil.copyfile(reader.records[9].path, reader.records[1].path)
     prepared = prepare(reader, tmp_path / "cache")
     manifest = prepared.manifest
@@ -164,7 +164,7 @@ def test_the_manifest_lists_every_image_in_use(tmp_path):
 
 
 def test_images_saved_in_two_ways_are_copies(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     pixels = reader.read(reader.records[9])
     reader.records[1].path.unlink()
     bitmap = reader.records[1].path.with_suffix(".bmp")
@@ -196,21 +196,21 @@ def test_the_digest_is_the_same_wherever_the_data_are(tmp_path):
         lambda records: records.__setitem__(0, replace(records[0], label=1)),
         lambda records: records.__setitem__(1, replace(records[1], grade=3)),
         lambda records: records.__setitem__(2, replace(records[2], name="new")),
-        lambda records: records.__setitem__(2, replace(records[2], partition="test")),
+        lambda records: records.__setitem__(2, replace(records[2], subset="test")),
         lambda records: save(records[3].path, np.zeros((8, 8, 3), np.uint8)),
         lambda records: records.pop(),
     ],
-    ids=["label", "grade", "name", "part", "contents", "fewer"],
+    ids=["label", "grade", "name", "subset", "contents", "fewer"],
 )
 def test_the_digest_changes_with_the_data(tmp_path, change):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     before = prepare(reader, tmp_path / "cache").digest
     change(reader.records)
     assert prepare(reader, tmp_path / "cache").digest != before
 
 
 def test_a_defective_data_set_is_refused_before_anything_is_decoded(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     reader.problems = [
         Problem(kind="missing_file", name=f"lost_{i}", detail="not there") for i in range(5)
     ]
@@ -223,7 +223,7 @@ def test_a_defective_data_set_is_refused_before_anything_is_decoded(tmp_path):
 
 
 def test_files_that_nobody_lists_are_no_reason_to_refuse(tmp_path):
-    reader = make_reader(tmp_path, LABELS, PARTS)
+    reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     reader.problems = [Problem(kind="unlisted_file", name="extra", detail="no row")]
     assert len(prepare(reader, tmp_path / "cache").manifest) == 10
 
@@ -234,12 +234,12 @@ def test_a_data_set_without_images_is_refused(tmp_path):
 
 
 @pytest.mark.real_data
-def test_idrids_copies_stay_in_the_training_part(tmp_path):
+def test_idrids_copies_stay_in_the_training_subset(tmp_path):
     data = os.environ.get("LABN_TEST_DATA")
     if not data:
         pytest.skip("LABN_TEST_DATA does not name the folder of the public data")
     prepared = prepare(IdridReader(Path(data) / "idrid256_dev"), tmp_path, image_size=32)
-    assert {part: len(split) for part, split in prepared.splits.items()} == {
+    assert {name: len(split) for name, split in prepared.splits.items()} == {
         "train": 330,
         "validation": 83,
         "test": 0,

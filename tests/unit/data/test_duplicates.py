@@ -12,7 +12,7 @@ from PIL import Image
 from labn.data import duplicates
 from labn.data.duplicates import fingerprint, near_groups
 
-ONE_PART = np.zeros(40, np.int_)
+ONE_SUBSET = np.zeros(40, np.int_)
 
 
 def photograph(seed: int, size: int = 64) -> np.ndarray:
@@ -32,7 +32,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def slow_distances(thumbnails: np.ndarray) -> np.ndarray:
-    """The definition, pair by pair, with the mean of the others taken anew each time."""
+    """The definition, pair by pair, with the mean of the others computed again each time."""
     units = [t.astype(np.float64).ravel() - t.astype(np.float64).mean() for t in thumbnails]
     units = [unit / np.sqrt((unit**2).sum()) for unit in units]
     distances = np.full((len(units), len(units)), np.inf)
@@ -58,17 +58,17 @@ def test_near_groups_follow_the_definition(num_images, block, monkeypatch):
     monkeypatch.setattr(duplicates, "_BLOCK", block)
     rng = np.random.default_rng(num_images)
     thumbnails = (100 + 20 * rng.normal(size=(num_images, 6, 6))).astype(np.float32)
-    parts = rng.integers(0, 3, num_images)
+    subsets = rng.integers(0, 3, num_images)
     distances = slow_distances(thumbnails)
-    within = np.where(parts[:, None] == parts, distances, np.inf)
-    across = np.where(parts[:, None] == parts, np.inf, distances)
+    within = np.where(subsets[:, None] == subsets, distances, np.inf)
+    across = np.where(subsets[:, None] == subsets, np.inf, distances)
     ordered = np.sort(distances[np.isfinite(distances)])
     for rank in (0, len(ordered) // 20, len(ordered) // 8):
         # Halfway between two distances, which float32 cannot then confuse.
         upper = ordered[rank + 1] if rank + 1 < len(ordered) else ordered[rank] + 0.1
         threshold = (ordered[rank] + upper) / 2
         expected = [*slow_groups(within, threshold), *slow_groups(across, threshold)]
-        assert near_groups(thumbnails, parts, threshold) == expected
+        assert near_groups(thumbnails, subsets, threshold) == expected
 
 
 def test_groups_found_in_different_blocks_are_joined(monkeypatch):
@@ -77,10 +77,10 @@ def test_groups_found_in_different_blocks_are_joined(monkeypatch):
     originals = rng.normal(size=(6, 8, 8)).astype(np.float32)
     order = [0, 1, 2, 3, 0, 4, 1, 5, 0]
     noise = 1e-3 * rng.normal(size=(len(order), 8, 8)).astype(np.float32)
-    assert near_groups(originals[order] + noise, ONE_PART[:9]) == [[0, 4, 8], [1, 6]]
+    assert near_groups(originals[order] + noise, ONE_SUBSET[:9]) == [[0, 4, 8], [1, 6]]
 
 
-def test_a_series_cut_in_two_gives_its_frames_at_the_cut_apart():
+def test_a_series_cut_in_two_yields_a_group_at_the_cut():
     first, last = np.random.default_rng(1).normal(size=(2, 32, 32))
     angles = np.deg2rad(np.arange(0, 360, 5))[:, None, None]
     frames = first * np.cos(angles) + last * np.sin(angles)
@@ -92,7 +92,7 @@ def test_a_series_cut_in_two_gives_its_frames_at_the_cut_apart():
 
 @pytest.mark.parametrize("num_images", [0, 1])
 def test_fewer_than_two_images_are_never_near(num_images):
-    assert near_groups(np.ones((num_images, 32, 32), np.float32), ONE_PART[:num_images]) == []
+    assert near_groups(np.ones((num_images, 32, 32), np.float32), ONE_SUBSET[:num_images]) == []
 
 
 @pytest.mark.parametrize("num_others", [0, 1, 5, 30])
@@ -110,19 +110,19 @@ def test_a_changed_copy_is_near_its_original_and_nothing_else(change, num_others
     images = [photograph(seed) for seed in range(num_others + 1)]
     images.append(change(images[0]))
     thumbnails = np.stack([fingerprint(image).thumbnail for image in images])
-    assert near_groups(thumbnails, ONE_PART[: len(images)]) == [[0, num_others + 1]]
+    assert near_groups(thumbnails, ONE_SUBSET[: len(images)]) == [[0, num_others + 1]]
 
 
-def test_what_a_whole_set_shows_alike_brings_no_pair_near():
+def test_features_common_to_the_whole_set_bring_no_pair_near():
     rng = np.random.default_rng(3)
     disc = 100 * rng.normal(size=(32, 32))
     thumbnails = (disc + rng.normal(size=(20, 32, 32))).astype(np.float32)
     raw = np.corrcoef(thumbnails.reshape(20, -1))
     assert raw.min() > 0.999
-    assert near_groups(thumbnails, ONE_PART[:20]) == []
+    assert near_groups(thumbnails, ONE_SUBSET[:20]) == []
 
 
-def test_the_digest_tells_pixels_and_shapes_apart():
+def test_the_digest_depends_on_pixels_and_shape():
     image = photograph(0)
     changed = image.copy()
     changed[3, 4, 1] ^= 1
@@ -153,7 +153,7 @@ def test_an_image_is_blank_when_no_channel_varies_beyond_noise():
 
 
 @pytest.mark.real_data
-def test_the_threshold_parts_changed_copies_of_fundus_photographs_from_other_photographs():
+def test_the_threshold_separates_changed_copies_of_fundus_photographs_from_other_photographs():
     root = os.environ.get("LABN_TEST_DATA")
     if not root:
         pytest.skip("LABN_TEST_DATA names no folder of public data")

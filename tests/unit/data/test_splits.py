@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labn.data.readers.reader import Record, Subset
-from labn.data.splits import SplitAssignment, assign_splits
+from labn.data.splits import SubsetAssignment, assign_subsets
 from labn.errors import UserError
 
 DEFAULTS = {
@@ -20,7 +20,7 @@ IDRID_GRADES = {0: 134, 1: 20, 2: 136, 3: 74, 4: 49}
 
 
 def make_records(
-    grades: dict[int, int], partition: Subset | None = None, prefix: str = "image"
+    grades: dict[int, int], subset: Subset | None = None, prefix: str = "image"
 ) -> list[Record]:
     flat = [grade for grade, count in grades.items() for _ in range(count)]
     return [
@@ -29,7 +29,7 @@ def make_records(
             path=Path(f"{prefix}_{number:03}.png"),
             grade=grade,
             label=int(grade > 0),
-            partition=partition,
+            subset=subset,
         )
         for number, grade in enumerate(flat)
     ]
@@ -37,42 +37,40 @@ def make_records(
 
 def assign(
     records: list[Record], copies: tuple[tuple[str, str], ...] = (), **settings
-) -> SplitAssignment:
-    """Split with each image its own digest, except that the second of a pair has the first's."""
+) -> SubsetAssignment:
+    """Assign subsets; each image has its own digest, but the second of a pair the first's."""
     digests = {record.name: record.name for record in records}
     for name, twin in copies:
         digests[twin] = digests[name]
     sha256 = [digests[record.name] for record in records]
-    return assign_splits(records, sha256, **(DEFAULTS | settings))
+    return assign_subsets(records, sha256, **(DEFAULTS | settings))
 
 
-def members(assignment: SplitAssignment, records: list[Record], part: Subset | None):
+def members(assignment: SubsetAssignment, records: list[Record], name: Subset | None):
     return [
-        record
-        for record, partition in zip(records, assignment.partitions, strict=True)
-        if partition == part
+        record for record, subset in zip(records, assignment.subsets, strict=True) if subset == name
     ]
 
 
-def test_parts_that_are_named_are_kept():
-    parts: tuple[Subset, ...] = ("train", "validation", "test")
-    records = [r for part in parts for r in make_records({0: 3, 2: 3}, part, part)]
+def test_subsets_that_are_named_are_kept():
+    names: tuple[Subset, ...] = ("train", "validation", "test")
+    records = [r for name in names for r in make_records({0: 3, 2: 3}, name, name)]
     assignment = assign(records)
-    assert assignment.partitions == tuple(record.partition for record in records)
+    assert assignment.subsets == tuple(record.subset for record in records)
     assert assignment.notes == ()
 
 
-def test_idrids_training_part_gives_83_images_for_validation():
+def test_83_of_idrids_training_images_are_drawn_for_validation():
     records = make_records(IDRID_GRADES, "train") + make_records({0: 34, 3: 69}, "test", "test")
     assignment = assign(records)
-    assert Counter(assignment.partitions) == {"train": 330, "validation": 83, "test": 103}
+    assert Counter(assignment.subsets) == {"train": 330, "validation": 83, "test": 103}
     assert assignment.notes == (
-        "drew 83 of 413 training images as the validation part"
+        "drew 83 of 413 training images as the validation subset"
         " (data.validation_fraction = 0.2, data.split_seed = 0)",
     )
 
 
-def test_a_part_that_is_drawn_has_each_grade_in_proportion():
+def test_a_subset_that_is_drawn_has_each_grade_in_proportion():
     records = make_records(IDRID_GRADES, "train") + make_records({0: 34, 3: 69}, "test", "test")
     drawn = Counter(r.grade for r in members(assign(records), records, "validation"))
     for grade, count in IDRID_GRADES.items():
@@ -80,17 +78,17 @@ def test_a_part_that_is_drawn_has_each_grade_in_proportion():
         assert abs(drawn[grade] - count * 83 / 413) < 1
 
 
-def test_without_any_parts_the_test_part_is_drawn_first():
+def test_without_any_subsets_the_test_subset_is_drawn_first():
     records = make_records({0: 50, 1: 50})
     assignment = assign(records, validation_fraction=0.25, test_fraction=0.1)
     # 10 of 100 for testing, then a quarter of the 90 that are left, rounded up.
-    assert Counter(assignment.partitions) == {"train": 67, "validation": 23, "test": 10}
+    assert Counter(assignment.subsets) == {"train": 67, "validation": 23, "test": 10}
 
 
-def test_a_missing_test_part_stays_missing_where_training_is_named():
+def test_a_missing_test_subset_stays_missing_where_training_is_named():
     records = make_records({0: 20, 1: 20}, "train") + make_records({0: 5, 1: 5}, "validation", "v")
     assignment = assign(records)
-    assert Counter(assignment.partitions) == {"train": 40, "validation": 10}
+    assert Counter(assignment.subsets) == {"train": 40, "validation": 10}
     assert assignment.notes == ()
 
 
@@ -102,15 +100,15 @@ def test_a_share_is_rounded_up_but_not_by_floating_point_dust(fraction, count, e
     assert len(drawn) == expected
 
 
-def test_the_seed_alone_decides_who_is_drawn():
+def test_the_seed_alone_decides_which_images_are_drawn():
     records = make_records({0: 40, 1: 40})
-    first, again, other = (assign(records, seed=seed).partitions for seed in (7, 7, 8))
+    first, again, other = (assign(records, seed=seed).subsets for seed in (7, 7, 8))
     assert first == again != other
 
 
-def test_a_seed_of_more_than_32_bits_is_taken():
+def test_a_seed_of_more_than_32_bits_is_accepted():
     records = make_records({0: 40, 1: 40})
-    assert Counter(assign(records, seed=2**40 + 1).partitions)["test"] == 16
+    assert Counter(assign(records, seed=2**40 + 1).subsets)["test"] == 16
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -118,15 +116,15 @@ def test_copies_of_one_label_stay_in_training_and_the_shares_hold(seed):
     records = make_records({0: 50, 1: 25, 2: 25})
     copies = (("image_000", "image_001"), ("image_060", "image_090"), ("image_060", "image_091"))
     assignment = assign(records, copies, seed=seed)
-    parts = {r.name: p for r, p in zip(records, assignment.partitions, strict=True)}
-    assert {parts[name] for pair in copies for name in pair} == {"train"}
-    assert Counter(assignment.partitions) == {"train": 64, "validation": 16, "test": 20}
+    subsets = {r.name: s for r, s in zip(records, assignment.subsets, strict=True)}
+    assert {subsets[name] for pair in copies for name in pair} == {"train"}
+    assert Counter(assignment.subsets) == {"train": 64, "validation": 16, "test": 20}
 
 
 def test_copies_of_one_label_but_two_grades_do_not_conflict():
     records = make_records({0: 10, 1: 10, 2: 10})
     assignment = assign(records, (("image_010", "image_020"),))
-    assert None not in assignment.partitions
+    assert None not in assignment.subsets
 
 
 def with_a_leak() -> tuple[list[Record], tuple[tuple[str, str], ...]]:
@@ -134,26 +132,26 @@ def with_a_leak() -> tuple[list[Record], tuple[tuple[str, str], ...]]:
     return records, (("test_009", "image_003"),)
 
 
-def test_a_training_image_that_is_in_the_test_part_is_dropped():
+def test_a_training_image_that_is_in_the_test_subset_is_dropped():
     records, copies = with_a_leak()
     assignment = assign(records, copies)
     assert [r.name for r in members(assignment, records, None)] == ["image_003"]
     assert assignment.notes[0] == (
         "data.cross_partition_duplicates = drop_train: 1 dropped,"
-        " identical to an image of a later part: image_003 = test_009"
+        " identical to an image of a later subset: image_003 = test_009"
     )
     # The share is of what is left: 0.2 * 39, rounded up.
-    assert Counter(assignment.partitions)["validation"] == 8
+    assert Counter(assignment.subsets)["validation"] == 8
 
 
-def test_a_training_image_that_is_in_the_test_part_may_be_kept():
+def test_a_training_image_that_is_in_the_test_subset_may_be_kept():
     records, copies = with_a_leak()
     assignment = assign(records, copies, cross_partition_duplicates="keep")
-    assert None not in assignment.partitions
+    assert None not in assignment.subsets
     assert assignment.notes[0].startswith("data.cross_partition_duplicates = keep: 1 kept,")
 
 
-def test_a_training_image_that_is_in_the_test_part_may_be_an_error():
+def test_a_training_image_that_is_in_the_test_subset_may_be_an_error():
     records, copies = with_a_leak()
     with pytest.raises(UserError) as caught:
         assign(records, copies, cross_partition_duplicates="error")
@@ -163,9 +161,9 @@ def test_a_training_image_that_is_in_the_test_part_may_be_an_error():
     assert "data.cross_partition_duplicates=drop_train" in message
 
 
-def test_every_copy_that_a_later_part_has_is_dropped():
-    parts: tuple[Subset, ...] = ("train", "validation", "test")
-    records = [r for part in parts for r in make_records({0: 3, 1: 3}, part, part)]
+def test_every_copy_that_a_later_subset_has_is_dropped():
+    names: tuple[Subset, ...] = ("train", "validation", "test")
+    records = [r for name in names for r in make_records({0: 3, 1: 3}, name, name)]
     copies = (
         ("train_000", "test_000"),
         ("train_001", "validation_001"),
@@ -192,7 +190,7 @@ def test_copies_with_different_labels_are_all_dropped():
 def test_copies_with_different_labels_may_be_kept_in_training():
     records = make_records({0: 20, 1: 20})
     assignment = assign(records, CONFLICT, conflicting_labels="keep")
-    assert {assignment.partitions[i] for i in (3, 4, 30)} == {"train"}
+    assert {assignment.subsets[i] for i in (3, 4, 30)} == {"train"}
     assert assignment.notes[0].startswith("data.conflicting_labels = keep: 3 kept,")
 
 
@@ -216,7 +214,7 @@ def test_a_note_names_ten_images_and_counts_the_rest():
 
 
 def test_a_grade_with_one_image_cannot_be_drawn_from():
-    with pytest.raises(UserError, match=r"grade 4 has 1 image .* test part .* at least 2; add"):
+    with pytest.raises(UserError, match=r"grade 4 has 1 image .* test subset .* at least 2; add"):
         assign(make_records({0: 20, 1: 20, 4: 1}))
 
 

@@ -16,14 +16,14 @@ def _write(root, *names, size=(4, 5), channels=3):
 
 
 def _listing(reader):
-    return [(r.name, r.label, r.partition) for r in reader.scan().records]
+    return [(r.name, r.label, r.subset) for r in reader.scan().records]
 
 
 def _problems(reader):
     return [(p.kind, p.name) for p in reader.scan().problems]
 
 
-def test_a_tree_without_partitions_is_listed_by_class_and_name(tmp_path):
+def test_a_tree_without_subsets_is_listed_by_class_and_name(tmp_path):
     _write(tmp_path, "no_flare/b.png", "flare/c.JPG", "no_flare/a.bmp", "flare/d.tiff")
     reader = FolderReader(tmp_path)
     assert reader.class_names == ("no_flare", "flare")
@@ -39,14 +39,14 @@ def test_a_tree_without_partitions_is_listed_by_class_and_name(tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
-def test_a_tree_with_partitions_says_which_part_an_image_is_of(tmp_path, validation):
-    parts = ("train", validation, "test")
-    _write(tmp_path, *(f"{part}/{name}/1.png" for part in parts for name in ("0", "1")))
+def test_a_tree_with_subsets_assigns_each_image_to_one(tmp_path, validation):
+    folders = ("train", validation, "test")
+    _write(tmp_path, *(f"{folder}/{name}/1.png" for folder in folders for name in ("0", "1")))
     reader = FolderReader(tmp_path)
     assert reader.class_names == ("0", "1")
     assert sorted(_listing(reader)) == sorted(
-        (f"{part}/{name}/1.png", int(name), partition)
-        for part, partition in zip(parts, ("train", "validation", "test"), strict=True)
+        (f"{folder}/{name}/1.png", int(name), subset)
+        for folder, subset in zip(folders, ("train", "validation", "test"), strict=True)
         for name in ("0", "1")
     )
     assert _problems(reader) == []
@@ -97,7 +97,7 @@ def test_a_mask_marks_its_image_and_an_image_without_one_is_unknown(tmp_path):
     assert _problems(reader) == []
 
 
-def test_masks_mirror_partitions_too(tmp_path):
+def test_masks_mirror_subsets_too(tmp_path):
     _write(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png")
     _write(tmp_path, "masks/test/b/1.png", channels=1)
     reader = FolderReader(tmp_path)

@@ -19,25 +19,25 @@ needs_data = pytest.mark.skipif(
 )
 
 
-def _write_part(root, part, rows, images, *, header=HEADER, encoding="utf-8"):
-    folder = root / "B. Disease Grading" / "1. Original Images" / part[0]
+def _write_subset(root, names, rows, images, *, header=HEADER, encoding="utf-8"):
+    folder = root / "B. Disease Grading" / "1. Original Images" / names[0]
     folder.mkdir(parents=True)
     for name in images:
         Image.fromarray(np.full((6, 8, 3), 90, dtype=np.uint8)).save(folder / name)
-    table = root / "B. Disease Grading" / "2. Groundtruths" / part[1]
+    table = root / "B. Disease Grading" / "2. Groundtruths" / names[1]
     table.parent.mkdir(exist_ok=True)
     lines = [header, *(f"{row},0,,,,,,,,," for row in rows), ",,,,,,,,,,,"]
     table.write_text("\r\n".join(lines), encoding=encoding)
 
 
 def _small_set(root):
-    _write_part(
+    _write_subset(
         root,
         TRAIN,
         ["IDRiD_001,3", "IDRiD_002,0", "IDRiD_003,1"],
         ["IDRiD_001.jpg", "IDRiD_002.JPG", "IDRiD_003.jpg"],
     )
-    _write_part(root, TEST, ["IDRiD_001,0"], ["IDRiD_001.jpg"])
+    _write_subset(root, TEST, ["IDRiD_001,0"], ["IDRiD_001.jpg"])
     return root
 
 
@@ -45,10 +45,10 @@ def _kinds(scan):
     return [problem.kind for problem in scan.problems]
 
 
-def test_both_parts_are_listed_with_their_grades_and_labels(tmp_path):
+def test_both_subsets_are_listed_with_their_grades_and_labels(tmp_path):
     scan = IdridReader(_small_set(tmp_path)).scan()
     assert scan.problems == []
-    assert [(r.name, r.grade, r.label, r.partition) for r in scan.records] == [
+    assert [(r.name, r.grade, r.label, r.subset) for r in scan.records] == [
         ("train/IDRiD_001.jpg", 3, 1, "train"),
         ("train/IDRiD_002.JPG", 0, 0, "train"),
         ("train/IDRiD_003.jpg", 1, 1, "train"),
@@ -67,15 +67,15 @@ def test_the_paths_are_absolute_for_workers_that_run_elsewhere(tmp_path, monkeyp
     assert IdridReader(Path("set")).scan().records[0].path.is_absolute()
 
 
-def test_a_missing_test_part_is_no_problem(tmp_path):
-    _write_part(tmp_path, TRAIN, ["IDRiD_001,3"], ["IDRiD_001.jpg"])
+def test_a_missing_test_subset_is_no_problem(tmp_path):
+    _write_subset(tmp_path, TRAIN, ["IDRiD_001,3"], ["IDRiD_001.jpg"])
     scan = IdridReader(tmp_path).scan()
     assert len(scan.records) == 1 and scan.problems == []
 
 
-def test_headers_with_blanks_and_a_byte_order_mark_are_understood(tmp_path):
+def test_headers_with_blanks_and_a_byte_order_mark_are_read(tmp_path):
     header = "Image name ,Retinopathy grade ,Risk of macular edema "
-    _write_part(
+    _write_subset(
         tmp_path, TRAIN, ["IDRiD_001,3"], ["IDRiD_001.jpg"], header=header, encoding="utf-8-sig"
     )
     assert [r.grade for r in IdridReader(tmp_path).scan().records] == [3]
@@ -84,7 +84,7 @@ def test_headers_with_blanks_and_a_byte_order_mark_are_understood(tmp_path):
 def test_every_defect_of_rows_is_reported_and_the_good_rows_stay(tmp_path):
     rows = ["IDRiD_001,3", "IDRiD_002,5", "IDRiD_003,", "IDRiD_004,1", "IDRiD_001,2", ",1"]
     images = ["IDRiD_001.jpg", "IDRiD_002.jpg", "IDRiD_003.jpg", "IDRiD_009.jpg"]
-    _write_part(tmp_path, TRAIN, rows, images)
+    _write_subset(tmp_path, TRAIN, rows, images)
     scan = IdridReader(tmp_path).scan()
     assert [(r.name, r.grade) for r in scan.records] == [("train/IDRiD_001.jpg", 3)]
     assert [(p.kind, p.name) for p in scan.problems] == [
@@ -99,12 +99,12 @@ def test_every_defect_of_rows_is_reported_and_the_good_rows_stay(tmp_path):
 
 
 def test_a_name_that_differs_in_case_is_another_image(tmp_path):
-    _write_part(tmp_path, TRAIN, ["idrid_001,3"], ["IDRiD_001.jpg"])
+    _write_subset(tmp_path, TRAIN, ["idrid_001,3"], ["IDRiD_001.jpg"])
     assert _kinds(IdridReader(tmp_path).scan()) == ["missing_file", "unlisted_file"]
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path):
-    _write_part(tmp_path, TRAIN, ["IDRiD_001,3"], ["IDRiD_001.jpg", "._IDRiD_001.jpg"])
+def test_files_that_are_not_images_are_ignored(tmp_path):
+    _write_subset(tmp_path, TRAIN, ["IDRiD_001,3"], ["IDRiD_001.jpg", "._IDRiD_001.jpg"])
     folder = tmp_path / "B. Disease Grading" / "1. Original Images" / TRAIN[0]
     (folder / "Thumbs.db").write_bytes(b"")
     assert IdridReader(tmp_path).scan().problems == []
@@ -119,7 +119,7 @@ def test_a_table_that_cannot_be_used_is_one_problem(tmp_path, content):
     table.unlink() if content is None else table.write_bytes(content)
     scan = IdridReader(tmp_path).scan()
     assert [(p.kind, p.name) for p in scan.problems] == [("bad_table", TRAIN[1])]
-    assert [r.partition for r in scan.records] == ["test"]
+    assert [r.subset for r in scan.records] == ["test"]
 
 
 def test_a_table_without_its_folder_of_images_is_one_problem(tmp_path):
@@ -140,7 +140,7 @@ def test_another_layout_is_refused_in_one_line_that_says_what_was_expected(tmp_p
 
 
 def test_an_image_as_the_camera_took_it_is_cropped_to_the_fundus(tmp_path):
-    _write_part(tmp_path, TRAIN, ["IDRiD_001,3"], [])
+    _write_subset(tmp_path, TRAIN, ["IDRiD_001,3"], [])
     pixels = np.zeros((2848, 4288, 3), dtype=np.uint8)
     pixels[:, 290:3701] = (10, 20, 30)
     pixels[0, 290] = pixels[2847, 3700] = 255
@@ -189,7 +189,7 @@ def test_an_image_with_only_its_disc_boxed_has_unknown_lesions(tmp_path):
     assert reader.lesion_mask(reader.scan().records[0]) is None
 
 
-def test_boxes_of_training_images_are_not_given_to_their_namesakes_in_the_test_part(tmp_path):
+def test_boxes_of_training_images_are_not_used_for_test_images_of_the_same_name(tmp_path):
     _write_boxes(_small_set(tmp_path), "IDRiD_001,haemorrhage,0,0,1,1")
     reader = IdridReader(tmp_path)
     records = {record.name: record for record in reader.scan().records}
@@ -218,7 +218,7 @@ def test_boxes_without_the_right_columns_are_reported(tmp_path):
 
 @real_data
 @needs_data
-def test_the_real_training_part_is_complete():
+def test_the_real_training_subset_is_complete():
     reader = IdridReader(Path(os.environ["LABN_TEST_DATA"]) / "idrid256_dev")
     scan = reader.scan()
     assert scan.problems == []
@@ -235,5 +235,5 @@ def test_the_real_originals_are_cropped():
     reader = IdridReader(Path(os.environ["LABN_TEST_DATA"]) / "idrid_official_layout_sample")
     scan = reader.scan()
     assert scan.problems == []
-    assert Counter(r.partition for r in scan.records) == {"train": 11, "test": 1}
+    assert Counter(r.subset for r in scan.records) == {"train": 11, "test": 1}
     assert reader.read(scan.records[-1]).shape == (2848, 3411, 3)

@@ -41,7 +41,7 @@ def _problems(scan):
     return [(problem.kind, problem.name) for problem in scan.problems]
 
 
-def test_years_decide_the_partition_and_classes_the_label(tmp_path):
+def test_years_decide_the_subset_and_classes_the_label(tmp_path):
     images = _write_year(tmp_path, 2010, ["a.png,0", "b.png,1", "c.png,2", "d.png,3"])
     _write_year(tmp_path, 2015, ["a.png,0"])
     _write_year(tmp_path, 2016, ["e.png,2"])
@@ -49,7 +49,7 @@ def test_years_decide_the_partition_and_classes_the_label(tmp_path):
     reader = MagnetogramReader(tmp_path)
     scan = reader.scan()
     assert scan.problems == []
-    assert [(r.name, r.grade, r.label, r.partition) for r in scan.records] == [
+    assert [(r.name, r.grade, r.label, r.subset) for r in scan.records] == [
         ("2010/a.png", 0, 0, "train"),
         ("2010/b.png", 1, 0, "train"),
         ("2010/c.png", 2, 1, "train"),
@@ -86,7 +86,7 @@ def test_a_defective_row_of_a_year_does_not_shift_the_others(tmp_path):
     np.testing.assert_array_equal(reader.read(scan.records[1])[..., 0], images[4])
 
 
-def test_years_that_do_not_fit_together_give_no_records(tmp_path):
+def test_years_whose_array_and_table_do_not_match_have_no_records(tmp_path):
     _write_year(tmp_path, 2009, ["a,0"])
     _write_year(tmp_path, 2011, ["a,0", "b,1"], num_images=3)
     _write_year(tmp_path, 2012, ["a,0"])
@@ -155,28 +155,28 @@ def test_images_may_lie_in_folders_and_keep_an_order_of_kinds(tmp_path):
     assert [r.name for r in scan.records] == ["2012/a.png", "b.v1.png"]
 
 
-def test_a_column_names_the_partition(tmp_path):
+def test_a_column_names_the_subset(tmp_path):
     table = "file,class,split\na,0,Train\nb,0,val\nc,0,test\nd,0,other\ne,0,\n"
     scan = _write_folder(tmp_path, table, [f"{name}.png" for name in "abcde"]).scan()
-    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
     assert _problems(scan) == [("bad_table", "d"), ("bad_table", "e")]
 
 
-def test_the_year_of_a_time_column_or_of_the_name_decides_the_partition(tmp_path):
+def test_the_year_of_a_time_column_or_of_the_name_decides_the_subset(tmp_path):
     table = "file,class,time\na,0,2010-01-01\nb,0,2016.03.07_14:24\nc,0,2017\n"
     scan = _write_folder(tmp_path / "time", table, ["a.png", "b.png", "c.png"]).scan()
-    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
     names = ["harp12345_20150307_1424.png", "20160101.png", "hmi20170630_00.png"]
     table = "".join(f"{name},0\n" for name in names)
     scan = _write_folder(tmp_path / "name", table, names).scan()
-    assert [r.partition for r in scan.records] == ["train", "validation", "test"]
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
 
 
 @pytest.mark.parametrize("other", ["20180101", "undated"])
-def test_one_image_of_no_known_year_leaves_all_without_a_partition(tmp_path, other):
+def test_one_image_of_no_known_year_leaves_all_without_a_subset(tmp_path, other):
     names = ["20150307.png", f"{other}.png"]
     scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
-    assert [r.partition for r in scan.records] == [None, None]
+    assert [r.subset for r in scan.records] == [None, None]
 
 
 def test_gauss_of_fits_files_are_scaled_to_8_bits(tmp_path):
@@ -239,7 +239,7 @@ def test_the_real_active_regions_are_complete():
     scan = reader.scan()
     assert scan.problems == []
     assert Counter(r.label for r in scan.records) == {0: 32, 1: 3}
-    assert {r.partition for r in scan.records} == {"train"}
+    assert {r.subset for r in scan.records} == {"train"}
     for record in scan.records[::6]:
         assert record.path.suffix == ".png"
         shown = reader.read(record)[..., 0]
@@ -251,10 +251,10 @@ def test_the_real_active_regions_are_complete():
 
 @real_data
 @needs_data
-def test_the_real_full_disks_have_no_partition_because_one_is_of_2019():
+def test_the_real_full_disks_have_no_subset_because_one_is_of_2019():
     reader = MagnetogramReader(Path(os.environ["LABN_TEST_DATA"]) / "hmi_magnetograms" / "fulldisk")
     scan = reader.scan()
-    assert [(r.grade, r.label, r.partition) for r in scan.records] == [
+    assert [(r.grade, r.label, r.subset) for r in scan.records] == [
         (1, 0, None),
         (0, 0, None),
         (1, 0, None),

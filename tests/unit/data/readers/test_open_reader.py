@@ -70,7 +70,7 @@ def test_a_folder_of_no_known_layout_is_refused_with_all_of_them(tmp_path):
 @pytest.mark.skipif(
     "LABN_TEST_DATA" not in os.environ, reason="LABN_TEST_DATA names no folder of public data"
 )
-def test_the_real_layouts_are_told_apart():
+def test_the_real_layouts_are_detected():
     data = Path(os.environ["LABN_TEST_DATA"])
     assert detect_layout(data / "idrid256_dev") == "idrid"
     assert detect_layout(data / "idrid_official_layout_sample" / "B. Disease Grading") == "idrid"

@@ -20,7 +20,7 @@ def _pixels(height=6, width=8, seed=0):
 
 
 def _record(path):
-    return Record(name=path.name, path=path, grade=0, label=0, partition=None)
+    return Record(name=path.name, path=path, grade=0, label=0, subset=None)
 
 
 def _idrid_reader(root):
