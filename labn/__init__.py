@@ -1,6 +1,6 @@
 """Lambda Attention Branch Networks: image classifiers that show where they looked.
 
-The names below are loaded when first used, so that the command line answers without torch.
+The names below are loaded on first use, so that the command line starts without torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from labn.model.network import build_model
     from labn.model.pretrained import load_release_state
 
-_HOMES = {
+_MODULES = {
     "LambdaLayer": "labn.model.lambda_layer",
     "build_model": "labn.model.network",
     "insertion_deletion": "labn.metrics.faithfulness",
@@ -35,9 +35,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'labn' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m labn``: the command line, where its script is not on the path."""
+"""The command line as ``python -m labn``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that reach a user, and how they read."""
+"""The errors that reach a user."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the message says what, where, and how to mend it.
+    """An error in the user's input; the message names what is wrong, where, and the fix.
 
     The command line prints the message alone, on one line, and exits with 2.
     """
 
 
 class RunFailed(Exception):
-    """A run stopped for a reason that is neither the user's input nor a defect of this code.
+    """The end of a run for a reason that is neither the user's input nor a defect of this code.
 
     The command line prints the message alone and exits with 1.
     """
 
 
 class Interrupted(Exception):
-    """A run was asked to stop; everything done so far is saved."""
+    """The end of a run on request; everything done so far is saved."""
 
 
 class Stopped(RunFailed):
-    """Work was stopped as asked, and can be resumed."""
+    """The end of work on request; it can be resumed."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,12 +9,12 @@ import sys
 from labn.errors import RunFailed, UserError
 
 _INTERRUPTED = 130
-"""What Typer exits with when a KeyboardInterrupt reaches it."""
+"""Typer's exit code after a KeyboardInterrupt."""
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 2 the user's input is wrong, 1 anything else."""
-    # They add commands to the app.
+    """Run the command line; exit with 0 if done, 2 if the user's input is wrong, 1 otherwise."""
+    # Importing these modules adds their commands to the app.
     from labn.cli import (  # noqa: F401
         ablate,
         cluster,
@@ -42,7 +42,7 @@ def main() -> None:
             _fail("interrupted", 1)
         raise
     except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from complaining as it exits.
+        # The reader of standard output is gone; without this the interpreter reports it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

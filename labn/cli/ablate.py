@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from labn.sweeps.ablation.ablation_report import StudySummary
     from labn.sweeps.ablation.ablation_study import AblationStudy
 
-_NOTICE = "stopping: runs are saved and go on from there (again to stop at once)\n"
+_NOTICE = "stopping: runs are saved and can be resumed (again to stop at once)\n"
 
 
 @app.command()
@@ -23,19 +23,19 @@ def ablate(
     study: Annotated[Path, typer.Argument(help="A study's file.", show_default=False)],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show conditions and runs, and stop there.")
+        bool, typer.Option("--dry-run", help="Show the conditions and runs only.")
     ] = False,
     serial: Annotated[
         bool, typer.Option("--serial", help="One run after the other in this process, without Ray.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train and score every condition of a study from every seed, and write up what differs.
+    """Train and score every condition of a study from every seed, and report the differences.
 
-    Conditions are named sets of settings; runs go on in parallel as Ray tasks. The same command
-    again goes on where it stopped, and tries again what failed. `key=value` replaces keys of the
-    study (`seeds=[0,1]`), or fixes a setting of all its runs (`data.root=~/idrid`). Uses the Ray
-    cluster that `RAY_ADDRESS` names, else this machine.
+    Conditions are named sets of settings; runs are Ray tasks, in parallel. The same command again
+    resumes where it stopped, and retries failed runs. `key=value` replaces keys of the study
+    (`seeds=[0,1]`), or fixes a setting of all its runs (`data.root=~/idrid`). Uses the Ray cluster
+    that `RAY_ADDRESS` names, else this machine.
 
     **Examples**
 
@@ -52,7 +52,7 @@ def ablate(
         content = _plan(read)
         print_result(as_json, content, _plan_as_text(content))
         return
-    # Only here, for it loads Ray, which handles SIGTERM itself until another does after it.
+    # Imported here: it loads Ray, whose handler of SIGTERM must be replaced afterwards.
     from labn.sweeps.ablation.ablation_driver import run_study
 
     with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
@@ -95,7 +95,7 @@ def _plan_as_text(plan: dict[str, Any]) -> str:
 
 
 def summary_as_text(summary: StudySummary) -> str:
-    """Write what a study came to for a person."""
+    """Return a study's outcome as text."""
     num_finished = sum(run["state"] == "finished" for run in summary.runs)
     lines = [f"{summary.folder}: {num_finished} of {len(summary.runs)} runs finished"]
     width = max(map(len, summary.means))

@@ -34,7 +34,7 @@ ConfigOrRun = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]...", help="Settings that replace the file's."),
+    typer.Argument(metavar="[key=value]...", help="Settings that replace those of the file."),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")
@@ -44,38 +44,38 @@ SubsetOption = Annotated[
 ]
 
 
-def resolve_config(place: Path | None, overrides: list[str] | None) -> Config:
-    """Read the configuration that the first two arguments of a command name.
+def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
+    """Return the configuration that the first two arguments of a command specify.
 
-    A run's folder is its ``output_dir``, wherever it was made.
+    The folder of a run becomes its ``output_dir``, also after it was moved.
     """
-    if place is None or "=" in str(place):
+    if path is None or "=" in str(path):
         raise UserError(
-            "no configuration given; name a file such as configs/demo.yaml, or a run's folder"
+            "no configuration given; specify a file such as configs/demo.yaml, or a run's folder"
         )
-    config = load_config(_find_config(place), overrides or ())
-    if place.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
-        return config.model_copy(update={"output_dir": place})
+    config = load_config(_find_config(path), overrides or ())
+    if path.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
+        return config.model_copy(update={"output_dir": path})
     return config
 
 
-def _find_config(place: Path) -> Path:
-    if not place.is_dir():
-        return place
-    if not (place / "config.yaml").is_file():
+def _find_config(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / "config.yaml").is_file():
         raise UserError(
-            f"{place}: is a folder but not a run (it has no config.yaml); give a configuration"
-            " file such as configs/demo.yaml, or the output_dir of a training"
+            f"{path}: is a folder but not a run (it has no config.yaml); pass a"
+            " configuration file such as configs/demo.yaml, or the output_dir of a training run"
         )
-    return place / "config.yaml"
+    return path / "config.yaml"
 
 
 def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
-    """Print a command's result, for a program or for a person."""
+    """Print a command's result, as JSON or as text."""
     typer.echo(json.dumps(content) if as_json else text)
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """Write metrics a line each."""
+    """Return metrics as text, one per line."""
     width = max(map(len, metrics))
     return "\n".join(f"  {name:{width}}  {value:8.4f}" for name, value in metrics.items())

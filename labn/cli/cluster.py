@@ -1,4 +1,4 @@
-"""The commands that run clusters: cluster check, up, submit, tunnel, logs, down; and tracker."""
+"""The commands that manage clusters: cluster check, up, submit, tunnel, logs, down; and tracker."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ app.add_typer(cluster_app, name="cluster")
 File = Annotated[
     Path, typer.Argument(help="A cluster's file, such as cluster/gpu.yaml.", show_default=False)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command, and stop there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command without running it.")]
 
 
 @cluster_app.command()
 def check(file: File, as_json: Json = False) -> None:
-    """Check a cluster's file before anything is started or paid for; exit 1 if it will not do.
+    """Check a cluster's file before anything is started or paid for; exit with 1 if it fails.
 
     **Example**
 
         labn cluster check cluster/onprem.yaml
     """
-    # Only here, for it loads Ray.
+    # Imported here, since it loads Ray.
     from labn.distributed.checks.cluster_file import check_cluster
     from labn.distributed.checks.machine import as_json as checks_as_json
     from labn.distributed.checks.machine import as_text
@@ -49,7 +49,7 @@ def check(file: File, as_json: Json = False) -> None:
 def up(file: File, dry_run: DryRun = False) -> None:
     """Start a cluster, or bring it up to date with its file; its check must pass.
 
-    Makes the token that all nodes share, in `~/.ray/auth_token`, where there is none.
+    Creates the token that all nodes share, `~/.ray/auth_token`, if it does not exist.
 
     **Example**
 
@@ -68,33 +68,31 @@ def up(file: File, dry_run: DryRun = False) -> None:
         )
     cluster = read_cluster(file)
     if not cluster.is_kubernetes and not dry_run:
-        _make_token()
+        _create_token()
     _run(commands.up(cluster), dry_run)
 
 
-def _make_token() -> None:
-    place = Path("~/.ray/auth_token").expanduser()
-    if not place.is_file():
+def _create_token() -> None:
+    path = Path("~/.ray/auth_token").expanduser()
+    if not path.is_file():
         subprocess.run(
             ["ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL
         )
-        place.chmod(0o600)
+        path.chmod(0o600)
 
 
 @cluster_app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     file: File,
-    script: Annotated[
-        Path | None, typer.Argument(help="What runs on the head.", show_default=False)
-    ] = None,
+    script: Annotated[Path | None, typer.Argument(help="The script.", show_default=False)] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="Its arguments.", show_default=False)
+        list[str] | None, typer.Argument(help="The script's arguments.", show_default=False)
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a script on the head, and show what it says; arguments arrive as they are given.
+    """Run a script on the head, and show its output; arguments are passed unchanged.
 
-    KubeRay's job stands in its file instead (`spec.entrypoint` of the RayJob).
+    On KubeRay the file names the job instead (`spec.entrypoint` of the RayJob).
 
     **Example**
 
@@ -109,7 +107,7 @@ def submit(
 
 @cluster_app.command()
 def tunnel(file: File, dry_run: DryRun = False) -> None:
-    """Make the tracker answer at http://127.0.0.1:5000, and Ray at :8265, until Ctrl-C.
+    """Forward the tracker to http://127.0.0.1:5000, and Ray to :8265, until Ctrl-C.
 
     **Example**
 
@@ -118,18 +116,18 @@ def tunnel(file: File, dry_run: DryRun = False) -> None:
     from labn.distributed.launch import commands
     from labn.distributed.launch.cluster_files import read_cluster
 
-    typer.echo("tracker: http://127.0.0.1:5000   Ray: http://127.0.0.1:8265   Ctrl-C ends it")
+    typer.echo("tracker: http://127.0.0.1:5000   Ray: http://127.0.0.1:8265   Ctrl-C stops it")
     _run(commands.tunnel(read_cluster(file)), dry_run)
 
 
 @cluster_app.command()
 def logs(
     file: File,
-    lines: Annotated[int, typer.Option(min=1, help="How many of each log.")] = 100,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option(min=1, help="The last lines of each log.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until Ctrl-C.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Show what the head's autoscaler and tracker said last: why a node does not come.
+    """Show the newest logs of the head's autoscaler and tracker: why a node does not start.
 
     **Example**
 
@@ -143,7 +141,7 @@ def logs(
 
 @cluster_app.command()
 def down(file: File, dry_run: DryRun = False) -> None:
-    """End a cluster; what lies on its shared storage stays.
+    """Shut a cluster down; its shared storage is kept.
 
     **Example**
 
@@ -156,7 +154,7 @@ def down(file: File, dry_run: DryRun = False) -> None:
 
 
 def _run(steps: Sequence[Sequence[str]], dry_run: bool) -> None:
-    """Print commands and run them; a failing one ends it."""
+    """Print and run commands, up to the first that fails."""
     for step in steps:
         typer.echo(f"$ {shlex.join(step)}", err=True)
         if dry_run:
@@ -168,21 +166,23 @@ def _run(steps: Sequence[Sequence[str]], dry_run: bool) -> None:
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
         if code:
-            raise RunFailed(f"`{shlex.join(step)}` ended with {code}; it said why above")
+            raise RunFailed(
+                f"`{shlex.join(step)}` failed with exit code {code}; see its output above"
+            )
 
 
 @cluster_app.command()
 def tracker(
     shared: Annotated[Path, typer.Option(help="The folder that all nodes share.")],
-    host: Annotated[str, typer.Option(help="This machine, as the other nodes call it.")],
-    home: Annotated[Path, typer.Option(help="Where its database lies, on this machine.")] = Path(
+    host: Annotated[str, typer.Option(help="This machine's address on the other nodes.")],
+    home: Annotated[Path, typer.Option(help="The folder of its database, on this machine.")] = Path(
         "~/labn/tracker"
     ),
     background: Annotated[
-        bool, typer.Option("--background", help="Come back once it answers.")
+        bool, typer.Option("--background", help="Return once it responds.")
     ] = False,
 ) -> None:
-    """On a cluster's head: MLflow's server, with its files on shared storage; it ends with Ray.
+    """Run MLflow's server on a cluster's head, with files on shared storage, while Ray runs.
 
     **Example**
 

@@ -1,4 +1,4 @@
-"""The commands about data sets: data check, data synth."""
+"""The commands for data sets: data check, data synth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app.add_typer(data_app, name="data")
 
 
 class Layout(StrEnum):
-    """How the files of a data set are laid out."""
+    """The layout of a data set's files."""
 
     idrid = "idrid"
     magnetograms = "magnetograms"
@@ -26,7 +26,7 @@ class Layout(StrEnum):
 
 @data_app.command("check")
 def data_check(
-    place: Annotated[
+    path: Annotated[
         Path,
         typer.Argument(
             help="The folder of a data set, a configuration file, or a run.", show_default=False
@@ -34,13 +34,13 @@ def data_check(
     ],
     overrides: Overrides = None,
     name: Annotated[
-        Layout | None, typer.Option(help="How it is laid out; else recognised.")
+        Layout | None, typer.Option(help="The layout of its files.", show_default="detected")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look for defects of a data set: files, labels, duplicates, balance.
+    """Check a data set for defects: files, labels, duplicates, balance.
 
-    Exits with 2 if something must be mended.
+    Exits with 2 if something must be fixed.
 
     **Examples**
 
@@ -52,11 +52,11 @@ def data_check(
     from labn.data.readers.open_reader import detect_layout
     from labn.runs.build import build_reader
 
-    if place.is_dir() and not (place / "config.yaml").is_file():
-        layout = name or detect_layout(place)
-        reader = build_reader(DataConfig.model_validate({"name": layout, "root": place}))
+    if path.is_dir() and not (path / "config.yaml").is_file():
+        layout = name or detect_layout(path)
+        reader = build_reader(DataConfig.model_validate({"name": layout, "root": path}))
     else:
-        reader = build_reader(resolve_config(place, overrides).data)
+        reader = build_reader(resolve_config(path, overrides).data)
     with ConsoleReporter() as reporter:
         found = audit(
             reader,
@@ -75,7 +75,7 @@ def data_synth(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write the synthetic fundus set as files: a folder a class, and the lesions' masks.
+    """Write the synthetic fundus set as files: one folder per class, and the lesions' masks.
 
     **Example**
 

@@ -14,7 +14,7 @@ def doctor(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Check that this machine has what a run needs, and say how to mend what it lacks.
+    """Check that this machine meets the requirements of a run, and show fixes.
 
     **Examples**
 

@@ -14,7 +14,7 @@ from labn.cli.app import Json, Overrides, SubsetName, SubsetOption, app, metrics
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
-_OF_A_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation)_")
+_OF_ONE_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation)_")
 
 
 class PidBaseline(StrEnum):
@@ -33,13 +33,13 @@ def evaluate(
     subset: SubsetOption = SubsetName.test,
     data: Annotated[
         str | None,
-        typer.Option(help="Where the data lies now, if not at data.root.", show_default=False),
+        typer.Option(help="The data's folder, if it is no longer data.root.", show_default=False),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
             help="LABN, lambda attention, RISE, Grad-CAM, input gradient, random, centre, edges;"
-            " between commas.",
+            " comma-separated.",
             show_default="all",
         ),
     ] = None,
@@ -52,19 +52,19 @@ def evaluate(
         typer.Option(help="Points of a curve.", show_default="validation.pid_num_points"),
     ] = None,
     baseline: Annotated[
-        PidBaseline, typer.Option(help="What PID shows where a patch is not.")
+        PidBaseline, typer.Option(help="What PID shows in place of removed patches.")
     ] = PidBaseline.bias,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Add points where curves bend, until each area is known to within this.",
+            help="Add points where curves bend, until each area is accurate to this.",
             show_default="--points, evenly spread",
         ),
     ] = None,
     num_masks: Annotated[int, typer.Option(help="Masks of RISE.")] = 500,
     max_images: Annotated[
         int | None,
-        typer.Option(help="Score the first positives by name only.", show_default="all"),
+        typer.Option(help="Score only the first positives by name.", show_default="all"),
     ] = None,
     failure_pid: Annotated[float, typer.Option(help="An explanation fails below this PID.")] = 0.2,
     over_attended: Annotated[
@@ -75,10 +75,10 @@ def evaluate(
     ] = 0.001,
     as_json: Json = False,
 ) -> None:
-    """Score a run's best epoch on one part of its data: classification, explanations, failures.
+    """Score a run's best epoch on a subset of its data: classification, explanations, failures.
 
     Every positive image is explained by each method and scored by ID and by PID at each patch
-    size. The same command again goes on where it stopped. Tables, rows and pictures go to
+    size. The same command again resumes where it stopped. Tables, scores and pictures go to
     `RUN/evaluation/SUBSET`.
 
     **Examples**
@@ -91,7 +91,7 @@ def evaluate(
 
         labn evaluate runs/demo --tolerance 0.005 --failure-pid 0.3
     """
-    # Before torch is loaded, for which a misspelt number need not wait.
+    # Before torch is loaded, so that a misspelt number is refused at once.
     given = {
         "methods": None if methods is None else tuple(methods.split(",")),
         "patch_sizes": None if patch_sizes is None else _whole_numbers(patch_sizes),
@@ -103,7 +103,7 @@ def evaluate(
     }
     choices: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if data is not None:
-        # JSON, so that no path is read as anything but text.
+        # As JSON, so that every path is read as text.
         overrides = [*(overrides or []), f"data.root={json.dumps(data)}"]
     from labn.runs.evaluation.evaluate_run import evaluate_run
 
@@ -145,13 +145,13 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise UserError(
-            f"--patch-sizes {text}: must be whole numbers between commas, such as 2,4,8,16"
+            f"--patch-sizes {text}: must be whole numbers, comma-separated, such as 2,4,8,16"
         ) from None
 
 
 def _scores_as_text(metrics: dict[str, float], tables: list[Path], pictures: list[Path]) -> str:
-    # What is of one method alone stands in the tables.
-    shown = {name: value for name, value in metrics.items() if not _OF_A_METHOD.search(name)}
+    # The tables hold the metrics of single methods.
+    shown = {name: value for name, value in metrics.items() if not _OF_ONE_METHOD.search(name)}
     texts = [path.read_text(encoding="utf-8") for path in tables]
     listed = "\n".join(f"  {path}" for path in pictures)
     return "\n".join([metrics_table(shown), "", *texts, f"pictures:\n{listed}"])

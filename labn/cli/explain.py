@@ -31,10 +31,10 @@ def explain(
     ),
     as_json: Json = False,
 ) -> None:
-    """Say where a trained network looks in any images: maps, overlays, a table.
+    """Show where a trained network looks in any images: maps, overlays, a table.
 
-    Needs no data set. Images that the same network explained before are kept. Exits with 2 if an
-    image could not be read; the others are explained all the same.
+    Requires no data set. Maps made earlier by the same network are kept. Exits with 2 if an image
+    could not be read; the others are still explained.
 
     **Examples**
 
@@ -67,12 +67,12 @@ def _explanations_as_text(explained: Explanations) -> str:
         for row in explained.rows
     ]
     lines[_NUM_SHOWN:] = [f"and {len(lines) - _NUM_SHOWN} more"] if len(lines) > _NUM_SHOWN else []
-    kept = f", {explained.num_kept} of them before" if explained.num_kept else ""
+    kept = f", {explained.num_kept} of them earlier" if explained.num_kept else ""
     lines.append(f"{len(explained.rows)} explained{kept}: {explained.table_file}")
     if explained.ignored:
         more = ", ..." if len(explained.ignored) > _NUM_IGNORED_SHOWN else ""
         shown = ", ".join(explained.ignored[:_NUM_IGNORED_SHOWN])
-        lines.append(f"{len(explained.ignored)} skipped, no images: {shown}{more}")
+        lines.append(f"{len(explained.ignored)} skipped, not images: {shown}{more}")
     if explained.unreadable:
         lines.append(f"{len(explained.unreadable)} cannot be read:")
         lines += [f"  {name}: {reason}" for name, reason in explained.unreadable.items()]

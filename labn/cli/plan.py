@@ -10,10 +10,10 @@ _NUM_EPOCHS_SHOWN = 8
 
 
 def plan_as_text(plan: Plan) -> str:
-    """Write a plan for a person: the configuration as YAML, then what follows from it."""
-    parts = [
-        f"  {part:10}  " + ", ".join(f"{count} {name}" for name, count in counts.items())
-        for part, counts in plan.data["parts"].items()
+    """Return a plan as text: the configuration as YAML, then what follows from it."""
+    subsets = [
+        f"  {subset:10}  " + ", ".join(f"{count} {name}" for name, count in counts.items())
+        for subset, counts in plan.data["parts"].items()
     ]
     height, width = plan.attention_size
     counts = plan.parameters
@@ -25,9 +25,9 @@ def plan_as_text(plan: Plan) -> str:
             f" (LFE {counts['lfe']:,}, LAB {counts['lab']:,}, LPB {counts['lpb']:,});"
             f" attention map {height} x {width}",
             "data:",
-            *parts,
+            *subsets,
             f"  mean {plan.data['mean']}, standard deviation {plan.data['std']}",
-            f"schedule: {plan.schedule['steps_per_epoch']} steps an epoch,"
+            f"schedule: {plan.schedule['steps_per_epoch']} steps per epoch,"
             f" {plan.schedule['num_steps']} in all",
             *_schedule_lines(plan),
             "nothing was trained (--dry-run)",

@@ -1,4 +1,4 @@
-"""How a run's progress looks: bars on a terminal, lines elsewhere; always on standard error."""
+"""A run's progress on standard error: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EPOCH_COLUMNS = {
 
 
 class ConsoleReporter(Reporter):
-    """Shows a run to a person; use it as a context manager."""
+    """A reporter that prints to the console; use it as a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,7 +37,7 @@ class ConsoleReporter(Reporter):
         )
         self._task = self._bar.add_task("", visible=False)
         self._last_line_s = time.monotonic()
-        self._started = ("", 0, 0.0)  # a task, what of it was done when first heard of, and when
+        self._started = ("", 0, 0.0)  # a task, how much was done at its first report, and its time
 
     def __enter__(self) -> ConsoleReporter:
         self._bar.start()
@@ -56,7 +56,7 @@ class ConsoleReporter(Reporter):
         self._console.print(text, markup=False)
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Move the bar; without a terminal, print a line now and then."""
+        """Move the bar; without a terminal, print a line from time to time."""
         self._bar.update(
             self._task, description=task, completed=done, total=total, visible=done < total
         )
@@ -76,7 +76,7 @@ class ConsoleReporter(Reporter):
         return f", about {duration(time_s)} left"
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Print a line of what the epoch gave, and when the last one will be done."""
+        """Print an epoch's metrics and the time left on one line."""
         epoch = int(metrics["epoch"])
         figures = [
             f"{name} {metrics[key]:.3f}" for key, name in _EPOCH_COLUMNS.items() if key in metrics
@@ -96,7 +96,7 @@ def _speed(metrics: Mapping[str, float]) -> str:
 
 
 def duration(time_s: float) -> str:
-    """Write a number of seconds as a person would."""
+    """Return a number of seconds as text, such as ``3 min 05 s``."""
     minutes, seconds = divmod(round(time_s), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

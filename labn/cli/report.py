@@ -21,7 +21,7 @@ def report(
     subset: SubsetOption = SubsetName.test,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder to write to; else `report` beside the first run."),
+        typer.Option(help="The folder to write to.", show_default="report, beside the first run"),
     ] = None,
     reference: Annotated[
         str, typer.Option(help="The method that all others are tested against.")
@@ -31,8 +31,8 @@ def report(
     """Compare runs that `labn evaluate` scored: seeds of one condition, or several conditions.
 
     Writes a table with its tests (`report.md`, `report.tex`, `report.json`) and a picture. Runs
-    that differ in their seed alone are one condition; the first run's is what others are tested
-    against. Given the folder of a study (`labn ablate`), writes the study's report anew.
+    that differ only in their seed are one condition; the others are tested against the first
+    run's. For the folder of a study (`labn ablate`), rewrites the study's report.
 
     **Examples**
 

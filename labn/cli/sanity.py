@@ -22,15 +22,15 @@ def sanity(
     run: Run,
     overrides: Overrides = None,
     subset: SubsetOption = SubsetName.test,
-    num_images: Annotated[int, typer.Option(min=1, help="Positives to explain.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the untrained weights.")] = 0,
+    num_images: Annotated[int, typer.Option(min=1, help="Positive images to explain.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Check that a run's maps change when its weights are randomised layer by layer.
 
-    A map that stays like itself (rank correlation near 1) shows the image rather than what was
-    learnt. Only what a map is computed from can change it: LABN's attention does not depend on
-    the layers behind the attention branch, and `edges`, a control, depends on none.
+    A map that hardly changes (rank correlation near 1) shows the image rather than what was
+    learnt. A map depends only on the layers that compute it: LABN's attention not on those behind
+    the attention branch, and `edges`, a control, on none.
 
     **Examples**
 

@@ -15,14 +15,14 @@ from labn.cli.app import Json, Overrides, app, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
 
-_NOTICE = "stopping: trials go on from their last checkpoints (again to stop at once)\n"
+_NOTICE = "stopping: trials resume from their last checkpoints (again to stop at once)\n"
 
 
 class _DefaultCommand(TyperGroup):
-    """A group whose command need not be named where a file is."""
+    """A group that runs `run` if the first word names no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put in the command that was left out."""
+        """Insert the command that was left out."""
         if args and args[0] not in {*self.commands, "--help"}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -38,7 +38,7 @@ app.add_typer(search_app, name="search")
 
 
 class Format(StrEnum):
-    """How a summary is written."""
+    """The format of a summary."""
 
     json = "json"
     markdown = "markdown"
@@ -51,13 +51,13 @@ def run(
     confirm_best: Annotated[
         int,
         typer.Option(
-            "--retrain-best", min=0, help="Then train so many of the best again, and the base."
+            "--retrain-best", min=0, help="Then retrain this many of the best, and the base."
         ),
     ] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="New seeds of each that is trained again.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="New seeds for each that is retrained.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Search by Ray Tune and Optuna; the same command again goes on where it stopped.
+    """Search by Ray Tune and Optuna; the same command again resumes where it stopped.
 
     `key=value` replaces settings of the search (`trials=8`), or fixes one of its runs
     (`data.root=~/idrid`). Uses the Ray cluster that `RAY_ADDRESS` names, else this machine.
@@ -70,7 +70,7 @@ def run(
 
         labn search configs/search/demo.yaml --retrain-best 1 --seeds 3
     """
-    # Only here, for they load Ray and Optuna.
+    # Imported here, since they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
     from labn.config import load_search
     from labn.sweeps.search.search_driver import run_search
@@ -81,15 +81,15 @@ def run(
     if not confirm_best:
         print_result(as_json, dict(summary), _as_text(summary))
         return
-    from labn.sweeps.search.confirm import confirm_best as retrain
+    from labn.sweeps.search import confirm
 
     with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
-        retrained = retrain(
+        confirmation = confirm.confirm_best(
             search, config, num_best=confirm_best, num_seeds=seeds, reporter=reporter,
             should_stop=stop.is_requested,
         )  # fmt: skip
-    text = f"{summary_as_text(retrained.study)}\n{retrained.verdict}"
-    content = {"retrained": retrained.as_json()}
+    text = f"{summary_as_text(confirmation.study)}\n{confirmation.verdict}"
+    content = {"retrained": confirmation.as_json()}
     print_result(as_json, dict(summary) | content, f"{_as_text(summary)}\n{text}")
 
 
@@ -116,7 +116,7 @@ def _as_text(summary: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
     lines = [f"{folder}: {counts}; {summary['num_epochs']} epochs"]
     if summary["best"] is None:
-        lines.append("no trial finished and kept the constraint")
+        lines.append("no finished trial meets the constraint")
     else:
         row = next(row for row in summary["trials"] if row["number"] == summary["best"])
         scores = [f"{name} {row['metrics'][name]:.4f}" for name in summary["maximise"]]

@@ -1,26 +1,23 @@
-"""How a search looks: a live table on a terminal, a line an event elsewhere; on standard error."""
+"""A search's progress on standard error: a live table on a terminal, else lines."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from labn.cli.progress import duration
-
-if TYPE_CHECKING:
-    from labn.sweeps.search.status import SearchStatus
+from labn.sweeps.search.status import SearchReporter, SearchStatus
 
 _SECONDS_BETWEEN_TABLES = 0.5
 _SECONDS_BETWEEN_LINES = 60.0
 
 
-class SearchDisplay:
-    """Shows a search to a person; use it as a context manager."""
+class SearchDisplay(SearchReporter):
+    """A reporter that prints to the console; use it as a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -46,7 +43,7 @@ class SearchDisplay:
         self._console.print(text, markup=False)
 
     def show(self, board: SearchStatus) -> None:
-        """Refresh the table; without a terminal, print where the search is now and then."""
+        """Refresh the table; without a terminal, print it as a line from time to time."""
         now_s = time.monotonic()
         is_terminal = self._console.is_terminal
         pause_s = _SECONDS_BETWEEN_TABLES if is_terminal else _SECONDS_BETWEEN_LINES
@@ -60,7 +57,7 @@ class SearchDisplay:
 
 
 def board_as_text(board: SearchStatus) -> str:
-    """Write on one line how far a search is."""
+    """Return the state of a search on one line."""
     parts = [f"{count} {state}" for state, count in board.ended.items() if count]
     parts.append(f"{len(board.running)} running")
     if board.best is not None:

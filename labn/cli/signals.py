@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, and only then go."""
+"""Ctrl-C and SIGTERM as requests to finish the step, save, and exit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _STANDARD_ERROR = 2
 
 
 class StopRequest:
-    """While entered, the first signal is a request to stop; a second one stops at once."""
+    """A context in which the first signal requests a stop; a second one stops at once."""
 
     def __init__(self, notice: str = _NOTICE) -> None:
         self._requested, self._notice = False, notice
         self._previous: dict[signal.Signals, Any] = {}
 
     def is_requested(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal has arrived."""
         return self._requested
 
     def __enter__(self) -> StopRequest:
@@ -40,6 +40,6 @@ class StopRequest:
         if self._requested:
             raise KeyboardInterrupt
         self._requested = True
-        # The console may be amid a line just now, which it would print again.
+        # Not by the console: it may be in the middle of a line, which it would print again.
         start = "\n" if os.isatty(_STANDARD_ERROR) else ""
         os.write(_STANDARD_ERROR, (start + self._notice).encode())

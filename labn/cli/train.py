@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Placement(StrEnum):
-    """Whether workers are put on few nodes or on many; strict: on one, or each on its own."""
+    """The placement of workers on few nodes or many; strict: on one, or each on its own."""
 
     PACK = "PACK"
     SPREAD = "SPREAD"
@@ -41,7 +41,7 @@ def train(
     config_or_run: ConfigOrRun = None,
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False)
+        Path | None, typer.Option(help="Resume the run in this folder.", show_default=False)
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings, network, data and schedule only.")
@@ -50,7 +50,7 @@ def train(
         str | None,
         typer.Option(
             metavar="N or MIN:MAX",
-            help="Train on so many processes, by Ray; between two numbers, as there is room.",
+            help="Train on N processes, by Ray; MIN:MAX, as capacity allows.",
             show_default="this one",
         ),
     ] = None,
@@ -60,7 +60,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME=AMOUNT",
-            help="What else each worker takes of its node, by Ray's names.",
+            help="Other resources of each worker, by Ray's names.",
             show_default=False,
         ),
     ] = None,
@@ -71,9 +71,9 @@ def train(
 ) -> None:
     """Train a network, on this machine or with `--workers` on a Ray cluster.
 
-    The run's files go to `output_dir`. The same command again goes on where it stopped.
+    The run's files go to `output_dir`. The same command again resumes where it stopped.
     `--workers` shares each batch among processes of this machine, or of the cluster that
-    `RAY_ADDRESS` names; the result is that of one process.
+    `RAY_ADDRESS` names; the result equals that of one process.
 
     **Examples**
 
@@ -121,7 +121,7 @@ def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
             if workers is None:
                 summary = train_run(config, reporter, stop.is_requested)
             else:
-                # Only here, for it loads Ray.
+                # Imported here, since it loads Ray.
                 from labn.distributed.train_driver import train_distributed
 
                 summary = train_distributed(config, workers, reporter, stop.is_requested)
@@ -129,8 +129,8 @@ def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
             if not RunFolder(config.output_dir).config_file.is_file():
                 raise RunFailed("stopped as asked, before anything was trained") from None
             raise RunFailed(
-                f"stopped as asked; everything is saved: `labn train --resume {config.output_dir}`"
-                " goes on from here"
+                f"stopped as asked; everything is saved: resume with"
+                f" `labn train --resume {config.output_dir}`"
             ) from None
     pictures = "\n".join(f"  {path}" for path in summary.pictures)
     print_result(
@@ -142,12 +142,12 @@ def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
 
 
 def _parse_workers(text: str) -> tuple[int | None, int]:
-    """Read N, or MIN:MAX, as (none or MIN, N or MAX)."""
+    """Return N, or MIN:MAX, as (none or MIN, N or MAX)."""
     match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
     least, most = (int(match[1]) if match[1] else None, int(match[2])) if match else (0, 0)
     if most < 1 or (least is not None and not 1 <= least <= most):
         raise UserError(
-            f"--workers {text}: must be a number from 1 on, or two with MIN <= MAX, such as 2:4"
+            f"--workers {text}: must be a number of at least 1, or two with MIN <= MAX, such as 2:4"
         )
     return least, most
 

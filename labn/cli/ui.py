@@ -17,12 +17,12 @@ from labn.errors import RunFailed, UserError
 
 _STUDY_FILE = "study.yaml"
 _METRICS = ("test_pid", "test_auroc", "test_accuracy", "best_val_pid", "best_val_auroc")
-_LOOK_S = 0.2
+_POLL_S = 0.2
 
 
 @app.command()
 def ui(
-    place: Annotated[
+    path: Annotated[
         Path | None,
         typer.Argument(
             help="A folder of a run, search or study, or a configuration.",
@@ -30,9 +30,9 @@ def ui(
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="0.0.0.0 admits other machines.")] = "127.0.0.1",
 ) -> None:
-    """Start MLflow's page on the tracker of a run, and say what to look at; until Ctrl-C.
+    """Serve MLflow's page for the tracker of a run until Ctrl-C, and print what to open.
 
     **Examples**
 
@@ -43,41 +43,41 @@ def ui(
     from labn.tracking import redact
     from labn.tracking import server as browsing
 
-    uri = _tracker_of(place)
+    uri = _tracker_of(path)
     if uri == "none":
         raise UserError(
-            f"{place or 'MLFLOW_TRACKING_URI'}: names no tracker, so there is nothing to show"
+            f"{path or 'MLFLOW_TRACKING_URI'}: names no tracker, so there is nothing to show"
         )
     if browsing.is_server(uri):
-        typer.echo("\n".join(_advice(redact(uri).rstrip("/"), place, None)))
+        typer.echo("\n".join(_advice(redact(uri).rstrip("/"), path, None)))
         return
     experiments = browsing.list_experiments(uri)
     _check_free(host, port)
     with StopRequest("stopping\n") as stop, browsing.serving(uri, host, port) as server:
-        typer.echo("\n".join(_advice(f"http://{host}:{port}", place, experiments)))
-        typer.echo("Ctrl-C ends it", err=True)
+        typer.echo("\n".join(_advice(f"http://{host}:{port}", path, experiments)))
+        typer.echo("Ctrl-C stops it", err=True)
         while not stop.is_requested():
             if server.poll() is not None:
                 raise RunFailed(f"MLflow's server ended by itself ({server.returncode})")
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
 
-def _tracker_of(place: Path | None) -> str:
-    """Return the address of the tracker of a folder's or a file's run, or else the default one."""
+def _tracker_of(path: Path | None) -> str:
+    """Return the tracker's address of a folder's or a file's run, or the default one."""
     from labn.config.reading import read_yaml
     from labn.config.run import default_tracking_uri
     from labn.runs.folder import RunFolder
 
-    if place is None:
+    if path is None:
         return default_tracking_uri()
-    if place.is_dir():
-        folder, file = RunFolder(place), place / "config.yaml"
+    if path.is_dir():
+        folder, file = RunFolder(path), path / "config.yaml"
         if not folder.tracker_file.is_file() and not file.is_file():
             raise UserError(
-                f"{place}: neither a run, a search nor a study; give the output_dir of one"
+                f"{path}: neither a run, a search nor a study; pass the output_dir of one"
             )
     else:
-        file = place
+        file = path
         folder = RunFolder(Path(str(read_yaml(file).get("output_dir", ""))))
     if folder.tracker_file.is_file():
         return str(json.loads(folder.tracker_file.read_text())["uri"])
@@ -88,33 +88,33 @@ def _tracker_of(place: Path | None) -> str:
 
 def _check_free(host: str, port: int) -> None:
     with socket.socket() as probe:
-        # As servers do, or a port that was used a moment ago would seem taken.
+        # As servers do; otherwise a port that was just released would seem taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"--host {host} --port {port}: cannot be listened on ({error.strerror});"
-                f" give another, such as --port {port % 65535 + 1}"
+                f"--host {host} --port {port}: not available ({error.strerror});"
+                f" specify another, such as --port {port % 65535 + 1}"
             ) from None
 
 
-def _advice(address: str, place: Path | None, experiments: list[Any] | None) -> list[str]:
-    """Say where to look, and at which columns."""
+def _advice(address: str, path: Path | None, experiments: list[Any] | None) -> list[str]:
+    """Return lines on where to look, and which columns to compare."""
     lines = [f"MLflow: {address}"]
     known = {one.name: one.id for one in experiments or [] if one.name != "Default"}
     lines += [f"  {name}: {address}/#/experiments/{key}/runs" for name, key in known.items()]
     metrics = ", ".join(_METRICS)
-    if place is not None and (place / _STUDY_FILE).is_file():
-        return lines + _advice_on_study(address, place, known, metrics)
+    if path is not None and (path / _STUDY_FILE).is_file():
+        return lines + _advice_on_study(address, path, known, metrics)
     return [*lines, f"columns to compare: metrics {metrics}; select runs, then Compare"]
 
 
-def _advice_on_study(address: str, place: Path, known: dict[str, str], metrics: str) -> list[str]:
+def _advice_on_study(address: str, path: Path, known: dict[str, str], metrics: str) -> list[str]:
     from labn.runs.tracked import experiment_name
     from labn.sweeps.ablation.ablation_study import read_study
 
-    study = read_study(place / _STUDY_FILE, needs_data=False)
+    study = read_study(path / _STUDY_FILE, needs_data=False)
     experiment, title = experiment_name(study.base), study.settings.title
     lines = [f"study {title}: expand its run in {experiment}"]
     if experiment in known:

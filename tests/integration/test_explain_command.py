@@ -337,7 +337,7 @@ def test_unreadable_images_are_named_and_the_others_explained(labn, trained, pic
 
     assert done.returncode == 2
     assert "9 explained" in done.stdout
-    assert "1 skipped, no images: notes.txt" in done.stdout
+    assert "1 skipped, not images: notes.txt" in done.stdout
     *_, count, broken, half = done.stdout.splitlines()
     assert count == "2 cannot be read:"
     assert broken.startswith("  broken.png: ")

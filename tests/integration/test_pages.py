@@ -68,7 +68,7 @@ def address(study):
             stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT,
         )  # fmt: skip
         try:
-            wait_for(lambda: "Ctrl-C ends it" in said.read_text(), process)
+            wait_for(lambda: "Ctrl-C stops it" in said.read_text(), process)
             yield SimpleNamespace(root=f"http://127.0.0.1:{port}", said=said.read_text())
         finally:
             process.send_signal(signal.SIGINT)

@@ -81,7 +81,7 @@ def test_a_search_that_is_asked_to_stop_saves_and_says_so(tmp_path):
     process.send_signal(signal.SIGTERM)
 
     _, said = end(process, code=1)
-    assert "stopping: trials go on from their last checkpoints" in said
+    assert "stopping: trials resume from their last checkpoints" in said
     assert "error: stopped as asked; the same command goes on from here" in said
     assert trials_of(tmp_path)[0].state == TrialState.RUNNING
     assert runs_in(tmp_path)["search-0"]["trial_state"] == "interrupted"
