@@ -1,1 +1,1 @@
-"""From a configuration to a trained, scored and logged run."""
+"""Runs: from a configuration to a trained, evaluated and tracked network."""

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its configuration: the one way to build a run."""
+"""The components of a run, built from its configuration: the only way to build a run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from labn.training.evaluate import Faithfulness
 from labn.training.losses import Objective
 from labn.training.process_group import SINGLE, Group
 
-_LEAST_INTERVALS = 4
-"""Of a curve; with less it hardly says more than its ends."""
+_MIN_INTERVALS = 4
+"""Of a curve; fewer add hardly anything to its two ends."""
 
 
 def build_reader(data: DataConfig, report_progress: Progress | None = None) -> Reader:
-    """Open the data set that the settings name, once it is on this machine."""
+    """Open the data set of the settings; fetch it first if it is remote."""
     root = data.root
     if root is not None and is_remote(root):
         root = mirror(str(root), data.cache_dir, report_progress)
@@ -46,10 +46,10 @@ def build_reader(data: DataConfig, report_progress: Progress | None = None) -> R
 
 
 def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Dataset:
-    """Read, cache and split the data; report what was left out.
+    """Read, cache and split the data; report what was omitted.
 
     Raises:
-        UserError: the data cannot be used, or the loss weighs another number of classes.
+        UserError: the data cannot be used, or the number of class weights is not that of classes.
     """
     dataset = prepare_dataset(
         build_reader(data, partial(reporter.advance, "fetching data")),
@@ -74,21 +74,21 @@ def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Data
     return dataset
 
 
-def require_subset(dataset: Dataset, part: Subset) -> Split:
-    """Give one part of the data.
+def require_subset(dataset: Dataset, subset: Subset) -> Split:
+    """Return one subset of the data.
 
     Raises:
-        UserError: the data set has no such part.
+        UserError: the subset is empty.
     """
-    split = dataset.splits[part]
+    split = dataset.splits[subset]
     if not len(split):
-        parts = ", ".join(name for name, images in dataset.splits.items() if len(images))
-        raise UserError(f"the data set has no {part} images; it has {parts}")
+        others = ", ".join(name for name, images in dataset.splits.items() if len(images))
+        raise UserError(f"the data set has no {subset} images; it has {others}")
     return split
 
 
 def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *, seed: int) -> LABN:
-    """Draw an untrained network from a seed."""
+    """Build an untrained network whose weights are drawn from a seed."""
     torch.manual_seed(seed)
     return build_model(
         settings.backbone,
@@ -100,10 +100,10 @@ def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *,
     )
 
 
-def start_network(
+def build_initial_network(
     settings: ModelConfig, dataset: Dataset, reporter: Reporter, *, seed: int
 ) -> LABN:
-    """Build the network that training starts from, with pretrained tensors where given."""
+    """Build the network that training starts from, with pretrained weights if configured."""
     model = build_network(settings, dataset.num_channels, len(dataset.class_names), seed=seed)
     if settings.pretrained is not None:
         report = load_pretrained(model, settings.pretrained.expanduser())
@@ -115,9 +115,9 @@ def restore_network(best: ModelCheckpoint, settings: ModelConfig) -> LABN:
     """Rebuild a trained network from its checkpoint.
 
     Raises:
-        UserError: the settings are those of another network.
+        UserError: the settings describe another network.
     """
-    # From any seed: all that is drawn is replaced.
+    # The seed does not matter: every initial weight is replaced.
     model = build_network(settings, best["num_channels"], len(best["class_names"]), seed=0)
     try:
         model.load_state_dict(best["model"])
@@ -131,11 +131,11 @@ def restore_network(best: ModelCheckpoint, settings: ModelConfig) -> LABN:
 
 
 def place_network(model: LABN, device: torch.device, *, channels_last: bool) -> LABN:
-    """Bring a network to its device, and its weights into the memory layout asked for."""
+    """Move a network to its device, its convolution weights into channels-last order if asked."""
     model = model.to(device)
     if channels_last:
         for parameter in model.parameters():
-            # Module.to(memory_format=...) would stumble over the position kernels' five axes.
+            # Module.to(memory_format=...) fails on the five axes of the position kernels.
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
@@ -144,7 +144,7 @@ def place_network(model: LABN, device: torch.device, *, channels_last: bool) -> 
 def build_objective(
     loss: LossConfig, statistics: ChannelStatistics, device: torch.device
 ) -> Objective:
-    """Make the loss of eq. 8 from the settings and the data set's bias image."""
+    """Build the loss of eq. 8 from the settings and the data set's bias image."""
     weights = loss.class_weights
     return Objective(
         bias_image=statistics.bias_image.to(device),
@@ -162,7 +162,7 @@ def training_batches(
     device: torch.device,
     group: Group = SINGLE,
 ) -> TrainingBatches:
-    """Make the course of training batches, or this rank's share of it."""
+    """Build the training batches, or this rank's share of them."""
     return TrainingBatches(
         require_subset(dataset, "train"),
         dataset.statistics,
@@ -179,17 +179,17 @@ def training_batches(
 def faithfulness(
     settings: ValidationConfig, epoch: int, num_positives_before: int = 0
 ) -> Faithfulness:
-    """Return how an epoch's PID is measured, where other ranks have so many positives before.
+    """Return how an epoch's PID is measured on a rank after so many positives of earlier ranks.
 
     Epochs are counted from 1.
     """
-    most = settings.pid_max_images
+    limit = settings.pid_max_images
     num_points = settings.pid_num_points
     num_halvings = sum(epoch < start for start in settings.pid_growth_epochs)
-    coarse = max((num_points - 1) >> num_halvings, _LEAST_INTERVALS) + 1
+    coarse = max((num_points - 1) >> num_halvings, _MIN_INTERVALS) + 1
     return Faithfulness(
         patch_size=settings.pid_patch_size,
         num_points=min(coarse, num_points),
-        max_positives=None if most is None else max(0, most - num_positives_before),
+        max_positives=None if limit is None else max(0, limit - num_positives_before),
         frame_batch_size=settings.batch_size,
     )

@@ -1,4 +1,4 @@
-"""Explanations of any images by a trained run: maps, overlays and a table, as files."""
+"""Explanations of any images by a trained run, as files: maps, overlays and a table."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun, without_data
 
 _MAX_BATCH_SIZE = 8
-"""Images are held at their own size, 37 MB for one of IDRiD."""
+"""Images are kept in memory at their own size, 37 MB for one of IDRiD."""
 
 
 @dataclass(frozen=True)
 class Explanations:
-    """What became of the images given: a row each in the table at ``table_file``.
+    """The explained images, one row each in the table at ``table_file``.
 
-    ``num_kept`` of them had been explained before; ``unreadable`` says why, by file; ``ignored``
-    are no images. Files are named relative to the folder given.
+    ``num_kept`` of them had been explained before; ``unreadable`` is the reason by file;
+    ``ignored`` files are not images. Paths are relative to the folder of the images.
     """
 
     table_file: Path
@@ -60,26 +60,26 @@ def explain_images(
 
     Raises:
         UserError: there is no such run, network or image, no image can be read, or ``out`` cannot
-            be written to or holds explanations by another network.
+            be written or holds explanations of another network.
     """
     trained = TrainedRun.open(run, without_data(overrides))
-    given = _list_given(images, out, image_suffixes(trained.config.data.name))
-    job = _Job(_Explainer(trained), _network_digest(trained), given, out.expanduser())
+    listed = _list_images(images, out, image_suffixes(trained.config.data.name))
+    job = _Job(_Explainer(trained), _network_digest(trained), listed, out.expanduser())
     job.complete(reporter)
-    rows = [job.rows[name] for name in given.names if name in job.rows]
+    rows = [job.rows[name] for name in listed.names if name in job.rows]
     if not rows:
         name, reason = next(iter(job.unreadable.items()))
         raise UserError(
-            f"{images}: none of the {len(given.names)} images can be read ({name}: {reason}); give"
-            " whole image files"
+            f"{images}: none of the {len(listed.names)} images can be read ({name}: {reason});"
+            " pass valid image files"
         )
-    return Explanations(job.table_file, rows, job.num_kept, job.unreadable, given.ignored)
+    return Explanations(job.table_file, rows, job.num_kept, job.unreadable, listed.ignored)
 
 
-class _Given(NamedTuple):
-    """The images, by their paths relative to ``root``, and what else lies there.
+class _Images(NamedTuple):
+    """The images, by their paths relative to ``root``, and the ignored other files.
 
-    The folder of a data set's lesion masks is not of images.
+    A data set's lesion masks are not images to explain.
     """
 
     root: Path
@@ -87,7 +87,7 @@ class _Given(NamedTuple):
     ignored: list[str]
 
 
-def _list_given(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Given:
+def _list_images(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Images:
     place, out = images.expanduser().resolve(), out.expanduser().resolve()
     if not place.exists():
         raise UserError(f"{images}: no such image or folder")
@@ -102,18 +102,18 @@ def _list_given(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Given:
     if place.is_dir():
         root = place
         files = [path for path in list_files(place, "**/*") if not path.is_relative_to(out)]
-    given = _Given(root, [], [])
+    listed = _Images(root, [], [])
     for path in files:
         name = path.relative_to(root)
         is_image = path.suffix.lower() in suffixes and name.parts[0] != MASKS
-        (given.names if is_image else given.ignored).append(name.as_posix())
-    if not given.names:
+        (listed.names if is_image else listed.ignored).append(name.as_posix())
+    if not listed.names:
         raise UserError(f"{images}: no image; the files must end in {', '.join(suffixes)}")
-    return given
+    return listed
 
 
 def _network_digest(trained: TrainedRun) -> str:
-    """Name all that an explanation depends on but the image."""
+    """Return a digest of everything but the image that an explanation depends on."""
     with trained.folder.best_file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     config, data = trained.config, trained.config.data
@@ -124,7 +124,7 @@ def _network_digest(trained: TrainedRun) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Explained:
-    """One image with its class probabilities, and alpha at its own size."""
+    """One image, its class probabilities, and alpha at its own size."""
 
     image: UnlabelledImage
     probabilities: Float32[np.ndarray, " classes"]
@@ -132,7 +132,7 @@ class _Explained:
 
 
 class _Explainer:
-    """A trained network, and how images are prepared for it."""
+    """A trained network, and the preparation of its images."""
 
     def __init__(self, trained: TrainedRun) -> None:
         self._trained, self.config = trained, trained.config
@@ -142,7 +142,7 @@ class _Explainer:
         return read_unlabelled(path, self.config.data.name, self._trained.best["num_channels"])
 
     def explain(self, images: list[UnlabelledImage]) -> Iterator[_Explained]:
-        """Classify a batch, and bring each map to its image's size."""
+        """Classify a batch, and resize each map to its image."""
         pixels = np.stack([resize(image.kept, self.config.data.image_size) for image in images])
         output = self._trained.predict(pixels)
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
@@ -154,7 +154,7 @@ class _Explainer:
             yield _Explained(image, row, whole)
 
     def describe(self, explained: _Explained) -> Row:
-        """Give the figures of one image's row."""
+        """Return the values of one image's row."""
         left, top, right, bottom = explained.image.box
         kept = explained.attention[top:bottom, left:right]
         peak_y, peak_x = np.unravel_index(explained.attention.argmax(), explained.attention.shape)
@@ -171,17 +171,17 @@ class _Explainer:
 
 
 class _Job:
-    """The images still to explain, and the table as it grows."""
+    """The images to explain, and their table."""
 
-    def __init__(self, explainer: _Explainer, network: str, given: _Given, out: Path) -> None:
-        self._explainer, self._network, self._given, self._out = explainer, network, given, out
+    def __init__(self, explainer: _Explainer, network: str, listed: _Images, out: Path) -> None:
+        self._explainer, self._network, self._images, self._out = explainer, network, listed, out
         self.table_file = out / TABLE_NAME
         self.rows = read_table(self.table_file, network)
         self.unreadable: dict[str, str] = {}
         self.num_kept = 0
 
     def complete(self, reporter: Reporter) -> None:
-        """Explain what has not been, in batches after each of which the table is whole."""
+        """Explain the pending images in batches; write the table after each."""
         pending = self._find_pending()
         size = min(_MAX_BATCH_SIZE, self._explainer.config.validation.batch_size)
         for start in range(0, len(pending), size):
@@ -194,9 +194,9 @@ class _Job:
                 write_table(self.table_file, self.rows)
 
     def _find_pending(self) -> list[str]:
-        """List the images that have no row of their present content, and forget other rows."""
+        """List the images without a row of their present content; drop outdated rows."""
         pending = []
-        for name in self._given.names:
+        for name in self._images.names:
             try:
                 digest = self._digest(name)
             except OSError as error:
@@ -215,14 +215,14 @@ class _Job:
         return all((self._out / row[column]).is_file() for column in FILE_ENDINGS)
 
     def _digest(self, name: str) -> str:
-        with (self._given.root / name).open("rb") as file:
+        with (self._images.root / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _read(self, names: list[str]) -> dict[str, UnlabelledImage]:
         images = {}
         for name in names:
             try:
-                images[name] = self._explainer.read(self._given.root / name)
+                images[name] = self._explainer.read(self._images.root / name)
             except (OSError, ValueError) as error:
                 self._skip(name, error)
         return images
@@ -231,7 +231,7 @@ class _Job:
         self.unreadable[name] = " ".join(str(error).split())
 
     def _write(self, name: str, explained: _Explained) -> Row:
-        """Write one image's files, and give its row."""
+        """Write one image's files; return its row."""
         figures = self._explainer.describe(explained)
         files = write_maps(self._out, name, explained.image.pixels, explained.attention)
         digests = {"sha256": self._digest(name), "network": self._network}

@@ -1,4 +1,4 @@
-"""The files of explanations: maps, overlays, and the table that says which are whole."""
+"""The files of explanations: maps, overlays, and the table of completed images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE_ENDINGS = {
     "map_png": ".attention.png",
     "overlay_png": ".overlay.png",
 }
-"""What is added to an image's name, by the table's column."""
+"""The suffix added to an image's name, by column of the table."""
 _TEXT_COLUMNS = ("file", "predicted", *FILE_ENDINGS, "sha256", "network")
 _STRIP_ROWS = 256
 _COMPRESS_LEVEL = 1
@@ -35,10 +35,10 @@ Row = dict[str, Any]
 
 
 def read_table(path: Path, network: str) -> dict[str, Row]:
-    """Read the rows that earlier calls left, by file; none where there is no table.
+    """Read the rows of earlier calls, by file; none if there is no table.
 
     Raises:
-        UserError: the rows are another network's, or it is no such table.
+        UserError: the rows are of another network, or the file is no such table.
     """
     if not path.exists():
         return {}
@@ -63,7 +63,7 @@ def read_table(path: Path, network: str) -> dict[str, Row]:
 
 
 def write_table(path: Path, rows: Mapping[str, Row]) -> None:
-    """Write the rows, of which there are some, in the order of their files."""
+    """Write rows, at least one, sorted by file."""
     text = StringIO()
     table = csv.DictWriter(text, next(iter(rows.values())), lineterminator="\n")
     table.writeheader()
@@ -77,7 +77,7 @@ def write_maps(
     pixels: UInt8[np.ndarray, "h w c"],
     attention: Float32[np.ndarray, "h w"],
 ) -> dict[str, str]:
-    """Write one image's map in both formats, and its overlay; give their names below ``out``."""
+    """Write one image's map in both formats and its overlay; return their paths below ``out``."""
     files = {column: f"{name}{ending}" for column, ending in FILE_ENDINGS.items()}
     write_atomically(out / files["map_npy"], lambda file: np.save(file, attention))
     _write_png(out / files["map_png"], np.rint(attention * 65535).astype(np.uint16))
@@ -93,7 +93,7 @@ def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> No
 def _overlay(
     pixels: UInt8[np.ndarray, "h w c"], attention: Float32[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Lay a map over its image strip by strip: a whole one of IDRiD would take 2 GB."""
+    """Overlay a map on its image in strips: IDRiD's images would take 2 GB as a whole."""
     starts = range(0, len(pixels), _STRIP_ROWS)
     strips = [slice(start, start + _STRIP_ROWS) for start in starts]
     return np.concatenate([overlay(pixels[strip], attention[strip]) for strip in strips])

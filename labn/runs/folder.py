@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, whose it is, and who may write to it."""
+"""Run folders: their files, the run they belong to, and locks against other processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint
 
 TAKE_OVER_S = 120  # NFS frees the locks of a lost node after its lease, 90 s as a rule
-"""How long the processes of what was killed may take to end."""
+"""How long the processes of a killed run may take to end."""
 
-# Where a run computes and reports does not change what it is.
+# Where a run computes and reports does not make it another run.
 INCIDENTAL_KEYS = (
     "output_dir",
     "tracking.",
@@ -48,32 +48,33 @@ class RunFolder:
         self.best_file = self.checkpoints / "best.pt"
         self.spool = self.path / "untracked"
 
-    def evaluation(self, part: str) -> Path:
-        """Name the folder of the scores over one part of the data."""
-        return self.path / "evaluation" / part
+    def evaluation(self, subset: str) -> Path:
+        """Return the folder of the evaluation on one subset of the data."""
+        return self.path / "evaluation" / subset
 
     @contextmanager
     def claimed(self, wait_s: float = 0) -> Iterator[None]:
-        """Keep other processes from training the same run; wait so long for one that is ending.
+        """Lock the run for training; wait at most ``wait_s`` for another process to end.
 
         Raises:
-            UserError: another process has it, or the folder cannot be made.
+            UserError: another process trains it, or the folder cannot be made.
         """
         with locked(self.path, "is training this run", wait_s=wait_s):
             yield
 
     @contextmanager
-    def claimed_evaluation(self, part: str) -> Iterator[Path]:
-        """Keep other processes from scoring the same part; give the folder of its scores.
+    def claimed_evaluation(self, subset: str) -> Iterator[Path]:
+        """Lock the evaluation on a subset; return its folder.
 
         Raises:
-            UserError: another process has it, or the folder cannot be made.
+            UserError: another process scores it, or the folder cannot be made.
         """
-        with locked(self.evaluation(part), f"is scoring the {part} part", "copy the run elsewhere"):
-            yield self.evaluation(part)
+        folder, work = self.evaluation(subset), f"is scoring the {subset} subset"
+        with locked(folder, work, "copy the run elsewhere"):
+            yield folder
 
     def check_same(self, config: Config) -> None:
-        """Check that this is the folder of a configuration's run, or of none yet.
+        """Check that the folder holds the run of this configuration, or none yet.
 
         Raises:
             UserError: the folder holds a run of other settings.
@@ -87,14 +88,14 @@ class RunFolder:
             )
 
     def adopt(self, config: Config) -> None:
-        """Make this the folder of a configuration's run."""
+        """Make this the folder of the configuration's run."""
         write_atomically(self.config_file, dump_config(config))
 
     def load_config(self, overrides: list[str] | None = None) -> Config:
-        """Read the configuration of the run.
+        """Read the run's configuration.
 
         Raises:
-            UserError: there is no run here.
+            UserError: the folder holds no run.
         """
         if not self.config_file.is_file():
             raise UserError(
@@ -103,7 +104,7 @@ class RunFolder:
         return load_config(self.config_file, overrides or ())
 
     def load_best(self) -> ModelCheckpoint:
-        """Load the best epoch's network.
+        """Load the checkpoint of the best epoch.
 
         Raises:
             UserError: the run has not finished an epoch yet.
@@ -121,7 +122,7 @@ class RunFolder:
         write_atomically(self.history_file, pd.DataFrame(history).to_csv(index=False))
 
     def count_start(self) -> int:
-        """Keep that a process begins to train; tell how many did before."""
+        """Count a start of training; return the number of earlier ones."""
         num_before: int = 0
         if self.starts_file.is_file():
             num_before = json.loads(self.starts_file.read_text())["num"]
@@ -130,19 +131,19 @@ class RunFolder:
 
     @property
     def tracker_run_id(self) -> str | None:
-        """The tracker's name for this run, once it has one."""
+        """The tracker's id of this run, or None before it has one."""
         if not self.tracker_file.exists():
             return None
         run_id: str = json.loads(self.tracker_file.read_text())["run_id"]
         return run_id
 
     def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
-        """Remember which run of the tracker to go on with."""
+        """Store the tracker's run to resume."""
         write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
 
 
 def differences(tree: Mapping[str, Any], config: Config) -> str:
-    """Name settings of another run that differ from a configuration's; "" if it is the same run."""
+    """Return text on how another run's settings differ from these; "" if it is the same run."""
     old, new = flatten(tree), flatten(config.model_dump(mode="json"))
     changed = [
         f"{key} is {old.get(key)} there, {new.get(key)} now"
@@ -156,17 +157,19 @@ def differences(tree: Mapping[str, Any], config: Config) -> str:
 def locked(
     path: Path,
     work: str,
-    way_out: str = "give another output_dir",
+    alternative: str = "give another output_dir",
     *,
     wait_s: float = 0,
     name: str = ".lock",
 ) -> Iterator[None]:
-    """Make a folder and keep other processes from the same work in it, by a file of this name.
+    """Create a folder and hold its lock file ``name``, against other processes.
 
-    ``work`` says what the other process does, ``way_out`` what to do but wait; for messages.
+    In messages, ``work`` describes what the other process does, ``alternative`` what to do instead
+    of waiting.
 
     Raises:
-        UserError: another process has it after so long, or the folder cannot be made.
+        UserError: another process holds the lock after ``wait_s``, or the folder cannot be
+            created.
     """
     with ExitStack() as stack:
         try:
@@ -174,7 +177,7 @@ def locked(
             stack.enter_context(files.locked(path / name, waiting, timeout_s=wait_s))
         except TimeoutError:
             raise UserError(
-                f"output_dir = {path}: another process {work}; wait for it, or {way_out}"
+                f"output_dir = {path}: another process {work}; wait for it, or {alternative}"
             ) from None
         except OSError as error:
             raise UserError(

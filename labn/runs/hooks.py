@@ -1,4 +1,4 @@
-"""One process's part in a training run: it builds the loop, and is what the loop calls."""
+"""One process's work in a training run: it builds the training loop and implements its hooks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
+    build_initial_network,
     build_objective,
     faithfulness,
     place_network,
     require_subset,
-    start_network,
     training_batches,
 )
 from labn.runs.evaluation.evaluate_run import SubsetEvaluation, log_scores
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run gave. ``metrics`` are the best epoch's, over the validation part."""
+    """The outcome of a finished run; ``metrics`` are the best epoch's, on the validation subset."""
 
     run: str
     num_epochs: int
@@ -62,7 +62,7 @@ class Summary:
 
 
 class TrainingHooks:
-    """One process's work on a run; also the hooks that the training loop calls."""
+    """One process's work on a run, with the hooks that the training loop calls."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class TrainingHooks:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         group: Group,
-        copies: Replicas | None = None,
+        replicas: Replicas | None = None,
         should_save: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.group, self.copies = group, copies
+        self.group, self.replicas = group, replicas
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
         self.validation: Split = require_subset(dataset, "validation")
@@ -88,7 +88,7 @@ class TrainingHooks:
         self._epoch_start_s, self._num_restarts = time.monotonic(), 0
 
     def complete(self) -> Summary:
-        """Train what is left, score the best epoch, log it all."""
+        """Train the remaining epochs, score the best one, log everything."""
         with closing_entry(self.tracker):
             self._log_start()
             self._resume()
@@ -98,20 +98,22 @@ class TrainingHooks:
         return summary
 
     def assist(self) -> None:
-        """Train what is left, beside the first rank."""
+        """Train the remaining epochs, as a rank other than the first."""
         self._resume()
         self.trainer.run()
 
     def _build_trainer(self) -> Trainer:
         config, device, group = self.config, self.device, self.group
-        model = start_network(config.model, self.dataset, self.reporter, seed=config.train.seed)
+        model = build_initial_network(
+            config.model, self.dataset, self.reporter, seed=config.train.seed
+        )
         model = place_network(model, device, channels_last=config.train.channels_last)
         if group.size > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         elif group.size > 1:
             self.reporter.message(
                 f"{group.size} workers without CUDA: batch norm takes its statistics over each"
-                " worker's part of a batch, and keeps the first worker's"
+                " worker's share of a batch, and keeps the first worker's"
             )
         optimizer = build_optimizer(model, config.train)
         batches = training_batches(self.dataset, config.data, config.train, device, group)
@@ -155,7 +157,7 @@ class TrainingHooks:
 
     def _resume(self) -> None:
         found = checkpoint.load_newest(self.folder.checkpoints) if self.group.is_first else None
-        # By message: the other ranks need not see the folder.
+        # Broadcast: the other ranks may not have access to the folder.
         found = self.group.from_first(found)
         if found is None:
             return
@@ -163,14 +165,14 @@ class TrainingHooks:
         self.trainer.load_state(content)
         progress = self.trainer.progress
         self.reporter.message(
-            f"going on from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
+            f"resuming from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
             f" {self.trainer.batches.steps_per_epoch}"
         )
         before, now = content.get("kernels"), compiled.form(self.device)
         if before not in (None, now):
             logger.warning(
-                "%s: was computed by %s kernels, and what follows is by %s ones; its last digits"
-                " are not those of a run that stays with one kind (`labn doctor` says why there are"
+                "%s: was computed by %s kernels, and the rest will be by %s ones; the last digits"
+                " differ from those of a run with one kind (`labn doctor` reports why there are"
                 " no compiled ones)",
                 *(path, before, now),
             )
@@ -181,7 +183,7 @@ class TrainingHooks:
         trained = TrainedRun.restore(folder, config, self.device)
         dataset = trained.as_trained(self.dataset)
         options = EvaluationOptions.of(config, choices_of_validation(config.validation))
-        # Each scored image is kept: a stop costs one of them at most.
+        # Each scored image is saved: a stop loses at most one of them.
         reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
             scores = SubsetEvaluation(
@@ -211,12 +213,12 @@ class TrainingHooks:
     # The hooks of the training loop.
 
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
-        """Measure the validation part, of which each rank takes its share."""
+        """Evaluate the validation subset, each rank its share."""
         assert isinstance(model, LABN)
         whole, rows = self.validation, self.group.share(len(self.validation))
-        part = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
+        share = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
         settings, statistics = self.config.validation, self.dataset.statistics
-        batches = EvaluationBatches(part, statistics, settings.batch_size, self.device)
+        batches = EvaluationBatches(share, statistics, settings.batch_size, self.device)
         num_positives_before = int((whole.labels[: rows.start] > 0).sum())
         num_done = 0
 
@@ -239,7 +241,7 @@ class TrainingHooks:
         return evaluation.as_metrics("val")
 
     def on_steps(self, epoch: int, step: int, metrics: Metrics) -> None:
-        """Show how far the epoch is, and how fast."""
+        """Report the progress of the epoch, and its speed."""
         total, size = self.trainer.batches.steps_per_epoch, self.group.size
         workers = f", {size} workers" if size > 1 else ""
         label = f"epoch {epoch + 1}/{self.config.train.epochs}{workers}"
@@ -247,7 +249,7 @@ class TrainingHooks:
         self.reporter.advance(f"{label}, {speed}, loss {metrics['train_loss']:.3f}", step, total)
 
     def on_epoch(self, history: list[Metrics]) -> None:
-        """Log a finished epoch and show it."""
+        """Log and report a finished epoch."""
         if not self.group.is_first:
             return
         now_s = time.monotonic()
@@ -259,7 +261,7 @@ class TrainingHooks:
         self.reporter.epoch(metrics | speeds, self.config.train.epochs, time_s)
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
-        """Keep the best network with what is needed to use it."""
+        """Save the best network with all that its use requires."""
         if not self.group.is_first:
             return
         statistics = self.dataset.statistics
@@ -277,7 +279,7 @@ class TrainingHooks:
         checkpoint.save_atomically(best, self.folder.best_file)
 
     def save(self, content: TrainingCheckpoint, global_step: int) -> None:
-        """Write a checkpoint, then drop the oldest."""
+        """Write a checkpoint, then delete the oldest ones."""
         if not self.group.is_first:
             return
         content["config"] = self._config_tree()
@@ -285,11 +287,11 @@ class TrainingHooks:
         path = checkpoint.step_path(self.folder.checkpoints, global_step)
         checkpoint.save_atomically(content, path)
         checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)
-        if self.copies is not None:
-            self.copies.add(path)
+        if self.replicas is not None:
+            self.replicas.add(path)
 
     def last_checkpoint(self) -> str:
-        """Name the newest checkpoint."""
+        """Return the path of the newest checkpoint as text."""
         path: Path | None = checkpoint.newest_path(self.folder.checkpoints)
         return str(path) if path else "none yet"
 

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it."""
+"""Dry runs: what a run would do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from labn.config import Config, TrainConfig
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
-from labn.runs.build import load_dataset, start_network, training_batches
+from labn.runs.build import build_initial_network, load_dataset, training_batches
 from labn.runs.reporter import Reporter
 from labn.training.optim import build_optimizer, build_schedule
 
@@ -32,13 +32,13 @@ class Plan:
 def plan_run(config: Config, reporter: Reporter) -> Plan:
     """Resolve a configuration against its data and network; nothing is trained.
 
-    The data is read into the cache, as training would, so that a defect shows here.
+    The data is read into the cache, as training would, so that its defects are found.
 
     Raises:
         UserError: training would refuse the settings or the data.
     """
     dataset = load_dataset(config.data, config.loss, reporter)
-    model = start_network(config.model, dataset, reporter, seed=config.train.seed)
+    model = build_initial_network(config.model, dataset, reporter, seed=config.train.seed)
     batches = training_batches(dataset, config.data, config.train, torch.device("cpu"))
     bias_image = dataset.statistics.bias_image
     return Plan(
@@ -51,7 +51,7 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
 
 
 def _count_parameters(model: LABN) -> dict[str, int]:
-    """Count by branch: LFE, LAB, LPB."""
+    """Count the parameters of each branch: LFE, LAB, LPB."""
     lfe = _count(model.stem) + sum(_count(b) for b in model.bottlenecks[: model.split])
     lab = _count(model.attention_branch)
     total = _count(model)
@@ -69,13 +69,13 @@ def _attention_size(model: LABN, image: Float[Tensor, "1 c h w"]) -> tuple[int, 
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
-    parts = {}
-    for part, split in dataset.splits.items():
+    subsets = {}
+    for subset, split in dataset.splits.items():
         counts = Counter(split.labels.tolist())
-        parts[part] = {name: counts[label] for label, name in enumerate(dataset.class_names)}
+        subsets[subset] = {name: counts[label] for label, name in enumerate(dataset.class_names)}
     statistics = dataset.statistics
     return {
-        "parts": parts,
+        "parts": subsets,
         "mean": [round(value, 4) for value in statistics.mean.tolist()],
         "std": [round(value, 4) for value in statistics.std.tolist()],
         "digest": dataset.digest,
@@ -84,7 +84,7 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def _describe_schedule(train: TrainConfig, steps_per_epoch: int, model: LABN) -> dict[str, Any]:
-    """Walk through the schedule as training would, and keep the rates at each epoch's start."""
+    """Step through the schedule; return the learning rates at the start of each epoch."""
     optimizer = build_optimizer(model, train)
     schedule = build_schedule(optimizer, train, steps_per_epoch)
     rates = []

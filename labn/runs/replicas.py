@@ -1,8 +1,8 @@
-"""Replicas of a run's checkpoints in storage: made while training goes on, taken where it is ahead.
+"""Replicas of a run's checkpoints in storage: uploaded during training, restored if ahead.
 
-A copy is a small file, ``step-N.json``, written last, that names files by their SHA-256; they lie
-in ``objects`` under it. So what is half uploaded has no name, what is damaged is noticed, and what
-did not change, as the best network, is uploaded once.
+A replica is a small file ``step-N.json``, written last, with the SHA-256 of each of its files,
+which are stored in ``objects`` by that name. So a partial upload is never used, damage is detected,
+and an unchanged file, such as the best network, is uploaded once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from labn.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
-_COPY = re.compile(r"step-(\d+)\.json")
+_REPLICA = re.compile(r"step-(\d+)\.json")
 _CONTENTS = TypeAdapter(
     dict[Annotated[str, Field(pattern=r"^(checkpoints/)?[\w-]+\.(json|pt)$")], str]
 )
@@ -39,10 +39,10 @@ _NUM_LAST_TRIES = 3
 
 
 class Replicas:
-    """The copies of one run, of which the newest ``train.keep_checkpoints`` are kept.
+    """The replicas of one run, of which the newest ``train.keep_checkpoints`` are kept.
 
-    Uploads happen in a thread, of the newest checkpoint first; one that fails is a warning, and is
-    tried again. Use as a context manager: at the end, the last upload is waited for.
+    A thread uploads the newest checkpoint; a failure is logged as a warning, and retried. Use as a
+    context manager, which waits for the last upload at its end.
     """
 
     def __init__(self, config: Config, run: RunFolder) -> None:
@@ -56,7 +56,7 @@ class Replicas:
         self._wanted = threading.Condition()
         self._pending: Path | None = None
         self._is_closing, self._is_failing = False, False
-        self._thread = threading.Thread(target=self._upload_all, name="copies", daemon=True)
+        self._thread = threading.Thread(target=self._upload_all, name="replicas", daemon=True)
 
     def __enter__(self) -> Replicas:
         self._thread.start()
@@ -69,13 +69,13 @@ class Replicas:
         self._thread.join()
 
     def add(self, path: Path) -> None:
-        """Have a checkpoint copied, with what belongs to it; returns at once."""
+        """Schedule the upload of a checkpoint and its related files."""
         with self._wanted:
             self._pending = path
             self._wanted.notify_all()
 
     def restore(self) -> str | None:
-        """Put the newest whole copy into the run's folder if it is ahead of that; say so.
+        """Restore the newest complete replica if it is ahead of the run's folder; return a message.
 
         Raises:
             UserError: storage holds another run, or cannot be used and the folder is empty.
@@ -87,11 +87,11 @@ class Replicas:
         except StorageError as error:
             if local is None:
                 raise UserError(
-                    f"train.storage = {self._place}: cannot be used ({error}); mend the address, or"
-                    " give credentials by the environment"
+                    f"train.storage = {self._place}: cannot be used ({error}); fix the address, or"
+                    " pass credentials by the environment"
                 ) from error
             logger.warning(
-                "train.storage = %s: cannot be used now (%s); going on from %s",
+                "train.storage = %s: cannot be used now (%s); resuming from %s",
                 *(self._place, error, local),
             )
             return None
@@ -102,7 +102,7 @@ class Replicas:
         return self._folder
 
     def _claim(self) -> None:
-        """Make the folder this run's, if it is nobody's."""
+        """Claim the folder for this run, if no run has."""
         folder = self._open()
         if folder.size(_CONFIG) is None:
             folder.write(_CONFIG, dump_config(self._config).encode())
@@ -115,25 +115,25 @@ class Replicas:
             )
 
     def _restore(self, local_step: int) -> str | None:
-        for step, name in self._copies():
+        for step, name in self._replicas():
             if step <= local_step:
                 return None
             try:
                 self._fetch(self._contents(name))
             except StorageError as error:
                 logger.warning(
-                    "train.storage = %s: %s is not whole (%s); the one before is used",
+                    "train.storage = %s: %s is incomplete (%s); the one before it is used",
                     *(self._place, name, error),
                 )
                 continue
-            return f"took the checkpoint of step {step} from {self._place}"
+            return f"restored the checkpoint of step {step} from {self._place}"
         return None
 
     def _fetch(self, files: dict[str, str]) -> None:
-        """Fetch all files of a copy, and only then put them in place, the checkpoint last."""
+        """Download all files of a replica, then move them into place, the checkpoint last."""
         try:
             with ExitStack() as stack:
-                # A stack closes what it took last first.
+                # A stack closes in reverse order.
                 for name, digest in reversed(files.items()):
                     file = stack.enter_context(replacing(self._run.path / name))
                     if self._open().download(_object(digest), file) != digest:
@@ -141,21 +141,21 @@ class Replicas:
                         raise StorageError(f"{name} is damaged there")
         except OSError as error:
             raise UserError(
-                f"output_dir = {self._run.path}: cannot take the checkpoint from"
+                f"output_dir = {self._run.path}: cannot hold the checkpoint from"
                 f" {self._place} ({error}); free some space or give another output_dir"
             ) from error
 
-    def _copies(self) -> list[tuple[int, str]]:
-        """List the copies there are, the newest first."""
+    def _replicas(self) -> list[tuple[int, str]]:
+        """List the replicas in storage, the newest first."""
         found = [
             (int(match[1]), file.name)
             for file in self._open().files()
-            if (match := _COPY.fullmatch(file.name))
+            if (match := _REPLICA.fullmatch(file.name))
         ]
         return sorted(found, reverse=True)
 
     def _contents(self, name: str) -> dict[str, str]:
-        """Give the SHA-256 of each file of a copy, by the file's place in the run's folder."""
+        """Return the SHA-256 of each file of a replica, by the file's path in the run's folder."""
         text = self._open().read(name)
         try:
             return _CONTENTS.validate_json(text)
@@ -163,14 +163,14 @@ class Replicas:
             raise StorageError(f"{name} is damaged there") from None
 
     def _upload_all(self) -> None:
-        """Be the thread."""
+        """Upload checkpoints until closed."""
         num_tries = 0
         while path := self._next():
             try:
                 self._upload(path)
             except (StorageError, OSError) as error:
                 num_tries += self._is_closing
-                if not self._put_back(path, error, num_tries):
+                if not self._retry_later(path, error, num_tries):
                     return
             else:
                 if self._is_failing:
@@ -183,17 +183,18 @@ class Replicas:
             path, self._pending = self._pending, None
             return path
 
-    def _put_back(self, path: Path, error: Exception, num_tries: int) -> bool:
-        """Try again later; tell whether that makes sense."""
+    def _retry_later(self, path: Path, error: Exception, num_tries: int) -> bool:
+        """Schedule a retry after a failure; return False if there shall be none."""
         if num_tries >= _NUM_LAST_TRIES:
             logger.warning(
-                "train.storage = %s: does not hold the last checkpoint (%s); it lies in %s",
+                "train.storage = %s: does not hold the last checkpoint (%s); it is in %s",
                 *(self._place, error, path),
             )
             return False
         if not self._is_failing:
             logger.warning(
-                "train.storage = %s: cannot take %s (%s); the run goes on, and tries again",
+                "train.storage = %s: cannot store %s (%s); training continues, and the"
+                " upload is retried",
                 *(self._place, path.name, error),
             )
         self._is_failing = True
@@ -203,11 +204,11 @@ class Replicas:
         return True
 
     def _upload(self, path: Path) -> None:
-        """Copy a checkpoint with what belongs to it, unless it has been deleted for a newer one."""
+        """Upload a checkpoint and its related files, unless it was deleted for a newer one."""
         run, files, folder = self._run, {}, self._open()
         for place in (run.tracker_file, run.starts_file, run.best_file, path):
             try:
-                # Opened once: the file may be replaced, or deleted, meanwhile.
+                # Opened once: the file may be replaced or deleted meanwhile.
                 with place.open("rb") as file:
                     digest = _upload_object(file, folder)
             except FileNotFoundError:
@@ -219,23 +220,23 @@ class Replicas:
         self._keep_newest(folder)
 
     def _keep_newest(self, folder: Folder) -> None:
-        copies = self._copies()
-        for _, name in copies[self._num_kept :]:
+        replicas = self._replicas()
+        for _, name in replicas[self._num_kept :]:
             folder.delete(name)
         used = set[str]()
-        for _, name in copies[: self._num_kept]:
+        for _, name in replicas[: self._num_kept]:
             try:
                 used |= {_object(digest) for digest in self._contents(name).values()}
             except StorageError:
-                # Of one that was not whole at the start, too: it would hold up all to come.
-                logger.debug("%s is not whole and left alone", name)
+                # Never raised: one incomplete replica would block all later uploads.
+                logger.debug("%s is incomplete and ignored", name)
         for file in folder.files("objects"):
             if file.name not in used:
                 folder.delete(file.name)
 
 
 def _upload_object(file: BufferedReader, folder: Folder) -> str:
-    """Upload a file under its SHA-256, unless it is there; give that."""
+    """Upload a file by its SHA-256, unless it is there already; return the SHA-256."""
     digest = digest_of(file)
     if folder.size(_object(digest)) != os.fstat(file.fileno()).st_size:
         folder.upload(file, _object(digest))

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it; how that looks is the entry point's affair."""
+"""Reporters of a run's progress; entry points decide how it is displayed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from labn.errors import Interrupted
 
 
 class Reporter:
-    """Receives a run's progress. The methods of this class do nothing."""
+    """A receiver of a run's progress; the methods of this class do nothing."""
 
     def message(self, text: str) -> None:
-        """Pass on one line for a person."""
+        """Report one line of text."""
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Receive that ``done`` of ``total`` parts of a task are done.
+        """Report that ``done`` of ``total`` steps of a task are done.
 
-        What follows a comma in ``task`` says how it goes, and may change.
+        The text after a comma in ``task`` is a status that may change from call to call.
         """
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Receive what a finished epoch gave and took."""
+        """Report the metrics and the duration of a finished epoch."""
 
 
 class SilentReporter(Reporter):
@@ -28,24 +28,24 @@ class SilentReporter(Reporter):
 
 
 class StoppingReporter(Reporter):
-    """Passes all on, and ends work that can be gone on with where someone asked for an end.
+    """A reporter that interrupts resumable work when a stop is requested.
 
-    ``advance`` raises ``Interrupted`` then: between two parts of a task.
+    ``advance`` raises ``Interrupted`` then, between two steps of a task.
     """
 
     def __init__(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
         self._reporter, self._should_stop = reporter, should_stop
 
     def message(self, text: str) -> None:
-        """Pass on one line for a person."""
+        """Forward one line of text."""
         self._reporter.message(text)
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Pass on progress; raise ``Interrupted`` if nothing more shall be done."""
+        """Forward progress; raise ``Interrupted`` if a stop is requested."""
         self._reporter.advance(task, done, total)
         if self._should_stop():
             raise Interrupted
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Pass on a finished epoch."""
+        """Forward a finished epoch."""
         self._reporter.epoch(metrics, num_epochs, time_s)

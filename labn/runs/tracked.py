@@ -1,4 +1,4 @@
-"""Entries in the tracker: of a run, a study or a search; opened, added to and closed."""
+"""Tracker entries of runs, studies and searches: opening, extending and closing them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
 
 
 def experiment_name(config: Config) -> str:
-    """Return the name of the experiment that a configuration is tracked in."""
+    """Return the tracker's experiment for a configuration."""
     return config.tracking.experiment or f"labn/{config.data.name}"
 
 
 def open_entry(
     config: Config, folder: RunFolder, *, name: str | None = None, log_system_metrics: bool = True
 ) -> Tracker:
-    """Open the entry of what a folder holds, and keep its id there; create it the first time.
+    """Open the tracker entry of a folder, or create it and store its id in the folder.
 
-    ``name`` is that of a new entry; None: ``tracking.run_name``, or else the folder's.
+    ``name`` is for a new entry; the default is ``tracking.run_name``, or the folder's name.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
@@ -46,7 +46,7 @@ def open_entry(
 
 @contextmanager
 def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
-    """Close an entry by what leaves the block: KILLED if it was stopped, FAILED if it failed."""
+    """Close an entry at the end of the block: KILLED if interrupted, FAILED after an error."""
     status: Status = "KILLED"
     try:
         yield tracker
@@ -64,7 +64,7 @@ def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
 def reopened_entry(
     config: Config, folder: RunFolder, *, log_system_metrics: bool = True
 ) -> Iterator[Tracker]:
-    """Open the entry of a trained run to add to it; close it as FINISHED, as its training did.
+    """Reopen the entry of a trained run to extend it, and close it as FINISHED again.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
@@ -79,7 +79,7 @@ def reopened_entry(
 def tag_entry(
     config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status | None = None
 ) -> None:
-    """Set tags of an entry, and close it if a status is given.
+    """Set tags of an entry, and close it if there is a status.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
@@ -91,7 +91,7 @@ def tag_entry(
 
 
 def log_settings(tracker: Tracker, file: Path) -> None:
-    """Log a copy of a file of settings without the passwords of its addresses."""
+    """Log a copy of a settings file, without the passwords in its addresses."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, file.name)
         copy.write_text(redact(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Training as a run: claimed folder, data, network, loop, tracker, final scores."""
+"""Training runs: folder, data, network, training loop, tracker, final scores."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ def train_run(
     take_over_s: float = 0,
     should_save: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Train a configuration to its end, from its newest checkpoint where it has one.
+    """Train a configuration to its end, resuming from its newest checkpoint if it has one.
 
-    With a group, this is its rank 0; every other rank calls ``assist_run``. A process that still
-    has the run may take ``take_over_s`` to end: the first rank of a group that was broken off.
-    ``should_save`` asks for a checkpoint out of turn, on every rank at once.
+    In a group, rank 0 calls this; every other rank calls ``assist_run``. Wait ``take_over_s`` for
+    an earlier process on the run to end, such as rank 0 of a group that was aborted.
+    ``should_save`` requests an extra checkpoint, on every rank at once.
 
     Raises:
-        UserError: the settings or the data do not hold together, or the folder is another run's.
-        RunFailed: training went wrong.
-        Interrupted: ``should_stop`` said so; everything is saved.
+        UserError: the settings or the data are invalid, or the folder belongs to another run.
+        RunFailed: training failed.
+        Interrupted: ``should_stop`` returned True; everything is saved.
     """
     folder = RunFolder(config.output_dir)
     with folder.claimed(wait_s=take_over_s), ExitStack() as stack:
         folder.check_same(config)
-        copies = None
+        replicas = None
         if config.train.storage is not None:
-            copies = Replicas(config, folder)
-            if taken := copies.restore():
-                reporter.message(taken)
+            replicas = Replicas(config, folder)
+            if restored := replicas.restore():
+                reporter.message(restored)
         if folder.summary_file.is_file():
             reporter.message(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train.device)
         dataset = load_dataset(config.data, config.loss, reporter)
         run = TrainingHooks(
-            config, folder, device, dataset, reporter, should_stop, group, copies, should_save
+            config, folder, device, dataset, reporter, should_stop, group, replicas, should_save
         )
-        # Not before: settings that could not be built must not bind the folder to them.
+        # Not earlier: settings that cannot be built must not claim the folder.
         folder.adopt(config)
-        if copies is not None:
-            stack.enter_context(copies)
+        if replicas is not None:
+            stack.enter_context(replicas)
         return run.complete()
 
 
 def assist_run(
     config: Config, group: Group, *, should_save: Callable[[], bool] = lambda: False
 ) -> None:
-    """Do the part of a rank other than 0 in training; only rank 0 writes and speaks."""
+    """Train on a rank other than 0; only rank 0 writes and reports."""
     device, reporter = choose_device(config.train.device), SilentReporter()
     folder = RunFolder(config.output_dir)
     dataset = load_dataset(config.data, config.loss, reporter)

@@ -1,4 +1,4 @@
-"""A trained run, reopened: its settings, its best network, and data as the network knows them."""
+"""Trained runs: the settings, the best network, and data prepared as for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WITHOUT_DATA = {"data.root": ".", "model.pretrained": "null"}
 
 
 def without_data(overrides: Sequence[str] = ()) -> list[str]:
-    """Return overrides that open a run whose data and pretrained weights have moved or are gone."""
+    """Return overrides with which a run opens without its data and pretrained weights."""
     others = (one for one in overrides if one.partition("=")[0] not in _WITHOUT_DATA)
     return [*others, *(f"{key}={value}" for key, value in _WITHOUT_DATA.items())]
 
@@ -44,11 +44,11 @@ class TrainedRun:
 
     @classmethod
     def open(cls, path: Path, overrides: Sequence[str] = ()) -> TrainedRun:
-        """Open the run in a folder, with ``key=value`` changes of its settings.
+        """Open the run in a folder, with ``key=value`` overrides of its settings.
 
         Raises:
             UserError: there is no such run, no trained network in it or no such device, or the
-                settings are those of another network.
+                settings describe another network.
         """
         folder = RunFolder(path)
         config = folder.load_config(list(overrides))
@@ -59,7 +59,7 @@ class TrainedRun:
         """Restore the best network in a folder under these settings.
 
         Raises:
-            UserError: there is no trained network, or the settings are those of another one.
+            UserError: there is no trained network, or the settings describe another one.
         """
         best = folder.load_best()
         model = place_network(
@@ -74,21 +74,21 @@ class TrainedRun:
 
     @property
     def statistics(self) -> ChannelStatistics:
-        """The statistics that the network's training images were standardised with."""
+        """The statistics of the training images, used to standardise all images."""
         best = self.best
         return ChannelStatistics(mean=best["mean"], std=best["std"], bias_image=best["bias_image"])
 
     @property
     def example(self) -> Float32[np.ndarray, "1 c h w"]:
-        """A batch of one image as the network takes it: the mean colour everywhere."""
+        """An input batch of one image, of the mean training colour."""
         image: Float32[np.ndarray, "c h w"] = torch.zeros_like(self.best["bias_image"]).numpy()
         return image[None]
 
     def load_dataset(self, reporter: Reporter) -> Dataset:
-        """Load the data set, to be standardised as in training whatever training images it has.
+        """Load the data set, with the statistics of training whatever training images it has.
 
         Raises:
-            UserError: its classes or its images are not like those of training.
+            UserError: its classes or its image size differ from those of training.
         """
         return self.as_trained(load_dataset(self.config.data, self.config.loss, reporter))
 
@@ -96,7 +96,7 @@ class TrainedRun:
         """Return a data set with the statistics of training.
 
         Raises:
-            UserError: its classes or its images are not like those of training.
+            UserError: its classes or its image size differ from those of training.
         """
         data, size = self.config.data, self.best["bias_image"].shape[-1]
         if dataset.class_names != self.class_names:

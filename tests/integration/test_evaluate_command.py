@@ -203,7 +203,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(original, trained, labn):
     arguments = ("evaluate", trained, *map(str, SMALL))
     points = [
         ("labn.runs.evaluation.image_scores:score_image", "before", 3),
-        ("labn.runs.evaluation.evaluate_run:write_positives", "before", 1),
+        ("labn.runs.evaluation.evaluate_run:write_per_image_scores", "before", 1),
     ]
     command = [sys.executable, Path(__file__).with_name("kill_points.py"), json.dumps(points)]
     done = subprocess.run(
@@ -215,7 +215,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(original, trained, labn):
     )
 
     assert done.returncode == 0, done.stderr
-    kept = re.findall(r"going on: (\d) of (\d) images", done.stderr)
+    kept = re.findall(r"resuming: (\d) of (\d) images", done.stderr)
     assert kept == [("2", "4"), ("4", "4")]
     whole = Path(shutil.copytree(original, trained.with_name("whole")))
     assert run("evaluate", whole, *SMALL).returncode == 0
@@ -372,4 +372,4 @@ def test_a_part_that_another_process_scores_is_left_alone(trained, labn):
         done = labn("evaluate", trained)
 
     assert done.returncode == 2
-    assert "another process is scoring the test part" in done.stderr.splitlines()[-1]
+    assert "another process is scoring the test subset" in done.stderr.splitlines()[-1]

@@ -68,12 +68,12 @@ KILL_POINTS = [
     ("labn.runs.hooks:TrainingHooks.save", "after", 10),
     ("labn.runs.hooks:TrainingHooks.on_best", "after", 2),
     ("labn.runs.hooks:TrainingHooks.on_epoch", "after", 2),  # the last epoch
-    ("labn.runs.hooks:score_part", "before", 1),  # trained, not scored
-    ("labn.runs.evaluation.evaluate_run:_score_positives", "after", 1),
+    ("labn.runs.hooks:SubsetEvaluation.complete", "before", 1),  # trained, not scored
+    ("labn.runs.evaluation.evaluate_run:score_explanations", "after", 1),
     ("labn.runs.evaluation.evaluate_run:draw_confusion", "after", 1),
     ("labn.runs.hooks:write_json", "before", 1),  # all but the summary
 ]
-"""Each attempt goes on from where the one before it was killed."""
+"""Each attempt resumes where the one before it was killed."""
 
 
 def test_a_kill_at_any_place_is_made_good_by_the_same_command(tmp_path, undisturbed):
@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_while_it_is_scored_keeps_the_scored_images(tmp_pa
 
     done = succeed("train", config)
 
-    assert f"going on: {num_kept} of 8 images are scored already" in done.stderr
+    assert f"resuming: {num_kept} of 8 images are scored already" in done.stderr
 
 
 def test_a_second_signal_stops_at_once_and_a_kill_leaves_no_half_cache(tmp_path, labn):

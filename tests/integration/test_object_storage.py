@@ -131,8 +131,8 @@ def test_a_run_goes_on_where_its_folder_is_empty(tmp_path, s3):
 
     done = succeed("train", config)
 
-    assert f"{names[-1]} is not whole" in done.stderr
-    assert f"took the checkpoint of step {int(names[-2][5:13])} from" in done.stderr
+    assert f"{names[-1]} is incomplete" in done.stderr
+    assert f"restored the checkpoint of step {int(names[-2][5:13])} from" in done.stderr
     assert_ended_alike(tmp_path / "run", tmp_path / "whole")
     # The last one is there when the command ends, and no more than three, with their files.
     assert copies(storage)[-1] == "step-00000040.json", done.stderr
@@ -164,11 +164,11 @@ def test_storage_that_is_away_for_a_while_costs_nothing(tmp_path, s3):
     wait_for(lambda: copies(storage), process)
 
     s3.stop()
-    wait_for(lambda: "the run goes on, and tries again" in log.read_text(), process)
+    wait_for(lambda: "the upload is retried" in log.read_text(), process)
     s3.start()
 
     assert process.wait(TIMEOUT_S) == 0, log.read_text()
-    assert log.read_text().count("the run goes on, and tries again") == 1
+    assert log.read_text().count("the upload is retried") == 1
     assert "can be reached again" in log.read_text()
     assert copies(storage)[-1] == "step-00000240.json"
 

@@ -51,7 +51,7 @@ def score_rows(seed, baselines=SCORES):
 
 
 def write_run(folder, seed, **settings):
-    """Write a run and its scores over the test part."""
+    """Write a run and its scores on the test subset."""
     tree = SMALL | {"output_dir": str(folder), "train": SMALL["train"] | {"seed": seed}}
     for section, changes in settings.items():
         tree[section] = tree.get(section, {}) | changes
@@ -137,7 +137,7 @@ def test_seeds_of_one_condition_give_the_papers_table_and_its_tests(labn, seeds,
         assert cell in done.stdout
         assert cell.replace("±", r"\pm") in (folder / "report.tex").read_text()
     assert "| Method | ID ↑ | PID m=4 ↑ |" in done.stdout
-    assert "2 seeds, each the mean over 3 images of the test part" in done.stdout
+    assert "2 seeds, each the mean over 3 images of the test subset" in done.stdout
 
 
 def test_every_method_is_tested_against_labn(labn, seeds):
@@ -214,7 +214,7 @@ def test_one_run_is_reported_without_a_spread_and_says_why_there_is_no_welch(lab
     assert done.returncode == 0, done.stderr
     means = [fmean(value_of("RISE", score, name, 0) for name in POSITIVES) for score in SCORES]
     assert f"| RISE | {means[0]:.3f} | {means[1]:.3f} |" in done.stdout
-    assert "one seed, so no s.d.; the mean over 3 images of the test part" in done.stdout
+    assert "one seed, so no s.d.; the mean over 3 images of the test subset" in done.stdout
     assert "Welch's test needs two seeds of each method, but got 1 and 1" in done.stdout
 
 
@@ -324,7 +324,7 @@ def same_seed(run):
     ("spoil", "parts"),
     [
         (no_run, ["not a run (it has no config.yaml)"]),
-        (not_scored, ["test part is not scored", "run `labn evaluate RUN --subset test`"]),
+        (not_scored, ["test subset is not scored", "run `labn evaluate RUN --subset test`"]),
         (other_settings, ["patch_sizes is [2, 4], there [4]", "baseline is black, there bias"]),
         (other_points, ["scores is ['ID against zero in 5 points'", "in 9 points"]),
         (no_localisation, ["localisation is False, there True"]),
@@ -333,7 +333,7 @@ def same_seed(run):
         (other_training_images, ["other data than", "data.csv differ"]),
         (not_finite, ["scores.parquet: cannot be read", "not finite", "labn evaluate"]),
         (damaged, ["scores.parquet: cannot be read", "labn evaluate"]),
-        (old_layout, ["metrics.json: does not say how it was scored", "labn evaluate"]),
+        (old_layout, ["metrics.json: lacks the settings of its scores", "labn evaluate"]),
         (same_seed, ["the same training as", "train.seed = 0"]),
     ],
 )
@@ -363,7 +363,7 @@ def test_a_reference_that_is_no_method_is_refused(labn, seeds):
 def test_a_part_that_is_not_scored_is_named(labn, seeds):
     done = labn("report", *seeds, "--split", "validation")
 
-    assert_mistake(done, "validation part is not scored", "--subset validation`")
+    assert_mistake(done, "validation subset is not scored", "--subset validation`")
 
 
 def test_a_folder_that_cannot_be_made_is_refused(labn, seeds, tmp_path):

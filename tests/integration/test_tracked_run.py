@@ -24,7 +24,7 @@ PICTURES = ("attention.png", "confusion.png", "curves.png")
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """A run that was killed in its second epoch, given again, and scored on the test part."""
+    """A run that was killed in its second epoch, given again, and scored on the test subset."""
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder}/mlflow.db"
     config = write_config(
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_in_the_tracker_as_the_same_run(tracked):
 
 
 def test_a_tracked_run_prints_no_more_than_another(tracked):
-    beginnings = ("drew ", "going on from ", "epoch ")
+    beginnings = ("drew ", "resuming from ", "epoch ")
 
     assert [line for line in tracked.printed.splitlines() if not line.startswith(beginnings)] == []
 

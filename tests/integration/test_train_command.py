@@ -147,7 +147,7 @@ def test_a_run_that_was_moved_is_still_the_run_of_its_folder(trained, labn, tmp_
     done = labn("train", "--resume", "moved")
 
     assert done.returncode == 0
-    assert "going on from moved/checkpoints/step-00000008.pt" in done.stderr
+    assert "resuming from moved/checkpoints/step-00000008.pt" in done.stderr
     assert (moved / "summary.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
@@ -164,7 +164,7 @@ def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, labn, tmp_pat
     changed = run("train", "--resume", moved, LABN_COMPILE="0")
 
     assert changed.returncode == 0, changed.stderr
-    assert "computed by compiled kernels, and what follows is by torch ones" in changed.stderr
+    assert "computed by compiled kernels, and the rest will be by torch ones" in changed.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):

@@ -32,7 +32,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A run on a tree of images, beside that tree, and scored on its test part."""
+    """A run on a tree of images, beside that tree, and scored on its test subset."""
     folder = tmp_path_factory.mktemp("original")
     root = folder / "data"
     write_synthetic(root, num_images=20, positive_fraction=0.5, seed=0, image_size=SIZE)

@@ -1,1 +1,1 @@
-"""The comparison of several evaluated runs."""
+"""Comparison of several evaluated runs."""

@@ -1,4 +1,4 @@
-"""What several scored runs say together: their scores by condition, and which differ."""
+"""Comparison of several scored runs: their scores by condition, and tests of differences."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.evaluation.evaluate_run import PREFIXES
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
-"""The scores of the classifier, and what tables call them."""
+"""The classifier's scores, and their names in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the runs say; the first run's condition is the one that others are compared with.
+    """The scores of several runs, and tests of how conditions differ from the first run's.
 
-    ``classification`` is by condition and score, its cells of no method.
+    ``conditions`` has one entry per run. The cells of ``classification`` have no method.
     """
 
-    part: Subset
+    subset: Subset
     reference: str
     runs: Sequence[ScoredRun]
     conditions: Sequence[str]
-    """That of each run."""
     scores: dict[Cell, SeedSummary]
     differences: list[Difference]
     localisation: dict[Cell, SeedSummary]
@@ -51,9 +50,9 @@ class Comparison:
     agreements: list[BaselineAgreement]
 
     def as_json(self) -> dict[str, Any]:
-        """Give all of it as plain values."""
+        """Return everything as plain values."""
         return {
-            "split": self.part,
+            "split": self.subset,
             "reference": self.reference,
             "settings": self.runs[0].terms,
             "num_images": len(self.runs[0].images),
@@ -81,16 +80,16 @@ class Comparison:
 
 def compare_runs(
     runs: Sequence[ScoredRun],
-    part: Subset,
+    subset: Subset,
     reference: str,
     conditions: Sequence[str] | None = None,
 ) -> Comparison:
-    """Compare runs that were scored alike, grouped by their settings but for the seed.
+    """Compare runs that were scored alike, grouped by all settings but the seed.
 
-    ``conditions`` names that of each run; without it, the settings that differ do.
+    ``conditions`` are the names of each run's group; the default is the settings that differ.
 
     Raises:
-        UserError: no method is called ``reference``.
+        UserError: no method has the name ``reference``.
     """
     methods = list(runs[0].scores["method"].unique())
     if reference not in methods:
@@ -100,12 +99,12 @@ def compare_runs(
         )
     conditions = conditions or label_conditions([run.settings for run in runs])
     scores = _joined((run.scores for run in runs), runs, conditions)
-    # Where a score is against several baselines, the first is the one to report.
+    # Of several baselines of one score, the first is reported.
     is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")
     cells = collect(scores[is_first])
     localised = [run.localisation for run in runs if run.localisation is not None]
     return Comparison(
-        part=part,
+        subset=subset,
         reference=reference,
         runs=runs,
         conditions=conditions,
@@ -114,7 +113,7 @@ def compare_runs(
         localisation=summarise_cells(collect(_joined(localised, runs, conditions)))
         if localised
         else {},
-        classification=_classification(runs, conditions, PREFIXES[part]),
+        classification=_classification(runs, conditions, PREFIXES[subset]),
         agreements=compare_baselines(scores),
     )
 
@@ -138,8 +137,8 @@ def _classification(
             name = f"{prefix}_{score}"
             by_run = {
                 run.name: run.metrics[name]
-                for run, its_condition in zip(runs, conditions, strict=True)
-                if its_condition == condition and name in run.metrics
+                for run, run_condition in zip(runs, conditions, strict=True)
+                if run_condition == condition and name in run.metrics
             }
             if by_run:
                 summary = summarise_seeds(by_run, len(runs[0].images))
@@ -163,5 +162,5 @@ def _agreement_row(agreement: BaselineAgreement) -> dict[str, Any]:
 
 
 def _without_nan(values: Float64[np.ndarray, "k k"]) -> list[list[float | None]]:
-    """Replace what is undefined by None, for JSON knows no NaN."""
+    """Replace NaN, which JSON lacks, by None."""
     return [[None if math.isnan(value) else value for value in row] for row in values.tolist()]

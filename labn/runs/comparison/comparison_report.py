@@ -1,4 +1,4 @@
-"""The report on several runs: one table, its tests, and a figure, as files in a folder."""
+"""Reports on several runs, as files: tables, tests and a figure."""
 
 from __future__ import annotations
 
@@ -20,51 +20,53 @@ from labn.storage.files import write_atomically, write_json
 
 @dataclass(frozen=True)
 class RunReport:
-    """What was found, for a program and for a person, and the folder that holds it."""
+    """A report as plain values and as Markdown, and its folder."""
 
     folder: Path
     content: dict[str, Any]
     markdown: str
 
 
-def report_runs(paths: Sequence[Path], part: Subset, out: Path | None, reference: str) -> RunReport:
+def report_runs(
+    paths: Sequence[Path], subset: Subset, out: Path | None, reference: str
+) -> RunReport:
     """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
 
-    They go to ``out``, or else to the folder ``report`` beside the first run.
+    The folder is ``out``, or else ``report`` beside the first run.
 
     Raises:
-        UserError: a run is not scored, runs are not comparable, or the folder cannot be made.
+        UserError: a run is not scored, runs are not comparable, or the folder cannot be created.
     """
-    findings = compare_runs(read_runs(paths, part), part, reference)
+    comparison = compare_runs(read_runs(paths, subset), subset, reference)
     folder = (paths[0].expanduser().resolve().parent / "report") if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error}); give another") from None
-    return write_report(findings, folder)
+        raise UserError(f"--out {folder}: cannot be created ({error}); give another") from None
+    return write_report(comparison, folder)
 
 
-def write_report(findings: Comparison, folder: Path) -> RunReport:
-    """Write findings as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
-    report = RunReport(folder, findings.as_json(), _markdown(findings))
+def write_report(comparison: Comparison, folder: Path) -> RunReport:
+    """Write a comparison as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
+    report = RunReport(folder, comparison.as_json(), _markdown(comparison))
     write_atomically(folder / "report.md", report.markdown)
-    write_atomically(folder / "report.tex", _latex(findings))
+    write_atomically(folder / "report.tex", _latex(comparison))
     write_json(folder / "report.json", report.content)
     seeds: dict[tuple[str, str, str], list[float]] = {
-        cell: list(one.by_run.values()) for cell, one in findings.scores.items()
+        cell: list(one.by_run.values()) for cell, one in comparison.scores.items()
     }
     save_figure(seeds_figure(seeds), folder / "report.png")
     return report
 
 
-def _markdown(findings: Comparison) -> str:
-    sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(findings)]
-    title = f"# {len(findings.runs)} run{'s' if len(findings.runs) > 1 else ''} on the"
+def _markdown(comparison: Comparison) -> str:
+    sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(comparison)]
+    title = f"# {len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''} on the"
     picture = "![Scores of every run](report.png)\n"
-    return "\n".join([f"{title} {findings.part} part\n", *sections, picture])
+    return "\n".join([f"{title} {comparison.subset} subset\n", *sections, picture])
 
 
-def _latex(findings: Comparison) -> str:
+def _latex(comparison: Comparison) -> str:
     return "\n".join(
-        ["% Needs \\usepackage{booktabs}.", *(as_latex(table) for _, table in tables(findings))]
+        ["% Needs \\usepackage{booktabs}.", *(as_latex(table) for _, table in tables(comparison))]
     )

@@ -19,28 +19,28 @@ _LOCALISATION = {
 _SMALLEST_P = 0.001
 
 
-def tables(findings: Comparison) -> Iterator[tuple[str, Table]]:
-    """Make all tables of a report, each with its heading."""
-    conditions = list(dict.fromkeys(findings.conditions))
+def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
+    """Yield the tables of a report, each with its heading."""
+    conditions = list(dict.fromkeys(comparison.conditions))
     for condition in conditions:
-        yield f"Scores: {condition}", _method_table(findings, condition)
+        yield f"Scores: {condition}", _method_table(comparison, condition)
     if len(conditions) > 1:
-        yield f"Conditions: {findings.reference}", _condition_table(findings, conditions)
-    if findings.differences:
-        yield "Tests", _test_table(findings, len(conditions) > 1)
-    if findings.localisation:
+        yield f"Conditions: {comparison.reference}", _condition_table(comparison, conditions)
+    if comparison.differences:
+        yield "Tests", _test_table(comparison, len(conditions) > 1)
+    if comparison.localisation:
         for condition in conditions:
-            yield f"Localisation: {condition}", _localisation_table(findings, condition)
-    yield "Classification", _classification_table(findings, conditions)
-    if findings.agreements:
-        yield "Agreement of baselines", _agreement_table(findings)
-    yield "Settings", _settings_table(findings)
-    yield "Runs", _run_table(findings)
+            yield f"Localisation: {condition}", _localisation_table(comparison, condition)
+    yield "Classification", _classification_table(comparison, conditions)
+    if comparison.agreements:
+        yield "Agreement of baselines", _agreement_table(comparison)
+    yield "Settings", _settings_table(comparison)
+    yield "Runs", _run_table(comparison)
 
 
-def _method_table(findings: Comparison, condition: str) -> Table:
+def _method_table(comparison: Comparison, condition: str) -> Table:
     """Lay out one condition's scores as Table 2 of the paper does (Iida 2022)."""
-    cells = _of_condition(findings.scores, condition)
+    cells = _of_condition(comparison.scores, condition)
     scores, methods = _scores(cells), list(dict.fromkeys(cell.method for cell in cells))
     return Table(
         columns=(Column("Method"), *(Column(score, is_better_high=True) for score in scores)),
@@ -48,15 +48,15 @@ def _method_table(findings: Comparison, condition: str) -> Table:
             (method, *(_estimate(cells, Cell(condition, method, score)) for score in scores))
             for method in methods
         ),
-        caption=f"{condition}: {_terms(findings, cells)}",
+        caption=f"{condition}: {_terms(comparison, cells)}",
     )
 
 
-def _condition_table(findings: Comparison, conditions: Sequence[str]) -> Table:
+def _condition_table(comparison: Comparison, conditions: Sequence[str]) -> Table:
     """Lay out the reference method's scores as Table 4 of the paper does (Iida 2022)."""
-    scores = _scores(findings.scores)
+    scores = _scores(comparison.scores)
     cells = {
-        condition: [Cell(condition, findings.reference, score) for score in scores]
+        condition: [Cell(condition, comparison.reference, score) for score in scores]
         for condition in conditions
     }
     return Table(
@@ -68,19 +68,19 @@ def _condition_table(findings: Comparison, conditions: Sequence[str]) -> Table:
         rows=tuple(
             (
                 condition,
-                *(_estimate(findings.scores, cell) for cell in its_cells),
-                findings.scores[its_cells[0]].num_seeds,
+                *(_estimate(comparison.scores, cell) for cell in row),
+                comparison.scores[row[0]].num_seeds,
             )
-            for condition, its_cells in cells.items()
+            for condition, row in cells.items()
         ),
-        caption=f"{findings.reference} by condition: mean ± s.d. over seeds, each the mean over"
-        f" {findings.scores[cells[conditions[0]][0]].num_images} images of the"
-        f" {findings.part} part.",
+        caption=f"{comparison.reference} by condition: mean ± s.d. over seeds, each the mean over"
+        f" {comparison.scores[cells[conditions[0]][0]].num_images} images of the"
+        f" {comparison.subset} subset.",
     )
 
 
-def _test_table(findings: Comparison, has_conditions: bool) -> Table:
-    differences = findings.differences
+def _test_table(comparison: Comparison, has_conditions: bool) -> Table:
+    differences = comparison.differences
     confidence = f"{differences[0].confidence:.0%}"
     headings = (
         *("Score", "First", "Second", "Difference", f"{confidence} interval"),
@@ -92,10 +92,10 @@ def _test_table(findings: Comparison, has_conditions: bool) -> Table:
     return Table(
         columns=tuple(map(Column, headings)),
         rows=tuple(_test_row(difference, has_conditions) for difference in differences),
-        caption="Difference: first less second. Over images, each averaged over the seeds: BCa"
+        caption="Difference: first minus second. Over images, each averaged over the seeds: BCa"
         f" bootstrap interval and paired permutation test ({_resamples(differences)}); they hold"
-        " for these trained networks. Over seeds: Welch's t-test, which takes the two means of one"
-        " seed for independent. All are two-sided. Holm: corrected for the"
+        " for these trained networks. Over seeds: Welch's t-test, which assumes that the two means"
+        " of one seed are independent. All are two-sided. Holm: corrected for the"
         f" {len(differences)} tests over images and the {num_welch} over seeds in this"
         f" table.{absent}",
     )
@@ -130,8 +130,8 @@ def _resamples(differences: Sequence[Difference]) -> str:
     return f"{count} changes of sign"
 
 
-def _localisation_table(findings: Comparison, condition: str) -> Table:
-    cells = _of_condition(findings.localisation, condition)
+def _localisation_table(comparison: Comparison, condition: str) -> Table:
+    cells = _of_condition(comparison.localisation, condition)
     methods = dict.fromkeys(cell.method for cell in cells)
     return Table(
         columns=(Column("Method"), *_LOCALISATION.values()),
@@ -139,14 +139,14 @@ def _localisation_table(findings: Comparison, condition: str) -> Table:
             (method, *(_estimate(cells, Cell(condition, method, score)) for score in _LOCALISATION))
             for method in methods
         ),
-        caption=f"{condition}: agreement with the annotated lesions, {_terms(findings, cells)}"
+        caption=f"{condition}: agreement with the annotated lesions, {_terms(comparison, cells)}"
         " Chance levels: the pointing game's of a random pixel; energy inside equals the area share"
         " for an even map; AUROC 0.5.",
     )
 
 
-def _classification_table(findings: Comparison, conditions: Sequence[str]) -> Table:
-    cells = findings.classification
+def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> Table:
+    cells = comparison.classification
     return Table(
         columns=(
             Column("Condition"),
@@ -157,16 +157,16 @@ def _classification_table(findings: Comparison, conditions: Sequence[str]) -> Ta
             (
                 condition,
                 *(_estimate(cells, Cell(condition, "", score)) for score in CLASSIFICATION),
-                findings.conditions.count(condition),
+                comparison.conditions.count(condition),
             )
             for condition in conditions
         ),
-        caption=f"Classification of the {len(findings.runs[0].images)} images of the"
-        f" {findings.part} part: mean ± s.d. over seeds.",
+        caption=f"Classification of the {len(comparison.runs[0].images)} images of the"
+        f" {comparison.subset} subset: mean ± s.d. over seeds.",
     )
 
 
-def _agreement_table(findings: Comparison) -> Table:
+def _agreement_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             agreement.condition,
@@ -177,35 +177,36 @@ def _agreement_table(findings: Comparison) -> Table:
             f"{agreement.ranks.rho[i, j]:.3f}",
             agreement.ranks.num_methods,
         )
-        for agreement in findings.agreements
+        for agreement in comparison.agreements
         for i, j in itertools.combinations(range(len(agreement.baselines)), 2)
     )
     headings = ("Condition", "Score", "Baseline", "Other baseline", "Kendall", "Spearman")
     return Table(
         columns=tuple(map(Column, (*headings, "methods"))),
         rows=rows,
-        caption="How alike two baselines rank the methods: 1 the same order, -1 the reverse.",
+        caption="Agreement of two baselines on the rank of methods: 1 is the same order, -1 the"
+        " reverse.",
     )
 
 
-def _settings_table(findings: Comparison) -> Table:
+def _settings_table(comparison: Comparison) -> Table:
     return Table(
         columns=(Column("Setting"), Column("Value")),
-        rows=tuple((name, _listed(value)) for name, value in findings.runs[0].terms.items()),
-        caption="How all of the runs were scored.",
+        rows=tuple((name, _as_text(value)) for name, value in comparison.runs[0].terms.items()),
+        caption="The evaluation settings of all runs.",
     )
 
 
-def _run_table(findings: Comparison) -> Table:
-    has_layers = any(run.lambda_layer for run in findings.runs)
+def _run_table(comparison: Comparison) -> Table:
+    has_layers = any(run.lambda_layer for run in comparison.runs)
     headings = ("Run", "Seed", "Condition", *(["Lambda attention is"] if has_layers else []))
     return Table(
         columns=tuple(map(Column, headings)),
         rows=tuple(
             (run.name, run.seed, condition, *([run.lambda_layer] if has_layers else []))
-            for run, condition in zip(findings.runs, findings.conditions, strict=True)
+            for run, condition in zip(comparison.runs, comparison.conditions, strict=True)
         ),
-        caption="The runs of this report; a condition's runs differ in their seed alone.",
+        caption="The runs of this report; runs of one condition differ in their seed only.",
     )
 
 
@@ -222,15 +223,15 @@ def _estimate(summaries: dict[Cell, SeedSummary], cell: Cell) -> Estimate | None
     return None if summary is None else Estimate(summary.mean, summary.sd)
 
 
-def _terms(findings: Comparison, summaries: dict[Cell, SeedSummary]) -> str:
-    """Say over how many seeds and images the figures of one condition are."""
+def _terms(comparison: Comparison, summaries: dict[Cell, SeedSummary]) -> str:
+    """Return text on the numbers of seeds and images behind one condition's values."""
     summary = next(iter(summaries.values()))
     seeds = (
         f"mean ± s.d. over {summary.num_seeds} seeds, each the mean"
         if summary.num_seeds > 1
         else "one seed, so no s.d.; the mean"
     )
-    return f"{seeds} over {summary.num_images} images of the {findings.part} part."
+    return f"{seeds} over {summary.num_images} images of the {comparison.subset} subset."
 
 
 def _p(value: float | None) -> str | None:
@@ -239,7 +240,7 @@ def _p(value: float | None) -> str | None:
     return f"< {_SMALLEST_P}" if value < _SMALLEST_P else f"{value:.3f}"
 
 
-def _listed(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

@@ -1,6 +1,6 @@
-"""Several runs in one table: scores over seeds, and which differences are more than chance.
+"""Statistics of several runs: scores over seeds, and tests of their differences.
 
-Values come as a long table: one row an image, with the columns ``condition``, ``run`` (one seed of
+Values are a long table, one row per image, with the columns ``condition``, ``run`` (one seed of
 that condition), ``method``, ``score``, ``name`` (of the image) and ``value``.
 """
 
@@ -18,7 +18,7 @@ from labn.metrics.statistics import holm, paired_bootstrap, paired_permutation, 
 
 
 class Cell(NamedTuple):
-    """What one figure of a table is about."""
+    """The key of one value of a table."""
 
     condition: str
     method: str
@@ -26,14 +26,14 @@ class Cell(NamedTuple):
 
 
 Cells = Mapping[Cell, pd.DataFrame]
-"""The values of each cell: a row an image, a column a run."""
+"""The values of each cell: one row per image, one column per run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedSummary:
-    """A figure over the runs of a condition, each of another seed; one seed has no ``sd``.
+    """A value over the runs of a condition, one per seed; a single seed has no ``sd``.
 
-    ``num_images`` were averaged within each run; None where the figure is not such an average.
+    Each run's value is the mean over ``num_images``, None if it is not such a mean.
     """
 
     mean: float
@@ -45,12 +45,12 @@ class SeedSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A cell's mean score less that of another cell, and two tests of it.
+    """A cell's mean score minus that of another cell, and two tests of the difference.
 
-    ``welch_p`` is over seeds (None where it does not apply; ``welch_reason`` says why). The
-    interval from ``low`` to ``high`` and ``permutation_p`` are over images, each of which is
-    averaged over the seeds before; it says nothing about seeds that were not trained. ``_holm``
-    is corrected for all the differences that were tested together.
+    ``welch_p`` is over seeds (None if it does not apply, for ``welch_reason``). The interval from
+    ``low`` to ``high`` and ``permutation_p`` are over images, each averaged over the seeds first:
+    they do not generalise to other seeds. ``_holm`` values are corrected for all differences that
+    were tested together.
     """
 
     cell: Cell
@@ -73,7 +73,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineAgreement:
-    """How alike the baselines, in the order of ``ranks``, rank the methods by one score."""
+    """The agreement of baselines, in the order of ``ranks``, on the rank of methods by a score."""
 
     condition: str
     score: str
@@ -94,10 +94,10 @@ def collect(values: pd.DataFrame) -> dict[Cell, pd.DataFrame]:
 
 
 def summarise_seeds(by_run: Mapping[str, float], num_images: int | None = None) -> SeedSummary:
-    """Summarise one figure over the runs that have it.
+    """Summarise one value over the runs that have it.
 
     Raises:
-        ValueError: there is no run, or a figure is not finite.
+        ValueError: there is no run, or a value is not finite.
     """
     summary = summarise(list(by_run.values()))
     return SeedSummary(
@@ -112,7 +112,7 @@ def summarise_seeds(by_run: Mapping[str, float], num_images: int | None = None) 
 def summarise_cells(cells: Cells) -> dict[Cell, SeedSummary]:
     """Average each cell over images within a run, then summarise over runs (Iida 2022, 5.2).
 
-    NaN is left out, and so are cells of NaN alone; ``num_images`` is the least that a run has.
+    NaN is omitted, and so are cells of NaN alone; ``num_images`` is the smallest of any run.
     """
     summaries = {}
     for cell, values in cells.items():
@@ -128,10 +128,10 @@ def compare_cells(
 ) -> list[Difference]:
     """Test the reference method against every other, and its first condition against the rest.
 
-    The Holm correction is over all of the returned differences, for each of the two tests.
+    Each of the two tests is Holm-corrected over all returned differences.
 
     Raises:
-        ValueError: a condition lacks the reference method or a score, or a run an image.
+        ValueError: a condition lacks the reference method or a score, or a run lacks an image.
     """
     differences = [
         _compare(cells, cell, other, num_resamples, seed)
@@ -158,9 +158,9 @@ def _pairs(cells: Cells, reference: str) -> Iterator[tuple[Cell, Cell]]:
 
 
 def _compare(cells: Cells, cell: Cell, other: Cell, num_resamples: int, seed: int) -> Difference:
-    for needed in (cell, other):
-        if needed not in cells:
-            raise ValueError(f"cells: {needed} is missing")
+    for required in (cell, other):
+        if required not in cells:
+            raise ValueError(f"cells: {required} is missing")
     a, b = cells[cell], cells[other]
     if not a.index.equals(b.index) or a.isna().any(axis=None) or b.isna().any(axis=None):
         raise ValueError(f"cells: {cell} and {other} must have the same images, in every run")
@@ -189,9 +189,9 @@ def _compare(cells: Cells, cell: Cell, other: Cell, num_resamples: int, seed: in
 
 
 def compare_baselines(values: pd.DataFrame) -> list[BaselineAgreement]:
-    """Compare how the baselines rank the methods, where ``values`` has several in ``baseline``.
+    """Compare how baselines rank the methods, for scores with several baselines.
 
-    A method counts if it was scored under every baseline; scores are means over images and runs.
+    Only methods scored under every baseline count; scores are means over images and runs.
     """
     found = []
     for (condition, score), group in values.groupby(["condition", "score"], sort=False):
@@ -211,16 +211,16 @@ def compare_baselines(values: pd.DataFrame) -> list[BaselineAgreement]:
 
 
 def label_conditions(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """Name each run's condition by the settings that are not the same in all of the runs."""
+    """Return a label of each run's condition: the settings that differ between runs."""
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [
         key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)
     ]
     return [
-        ", ".join(f"{key}={_shown(one.get(key))}" for key in differing) or "all runs"
+        ", ".join(f"{key}={_as_text(one.get(key))}" for key in differing) or "all runs"
         for one in settings
     ]
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What ``labn evaluate`` left in the folders of several runs, read and checked to be comparable."""
+"""Scores of several runs, as ``labn evaluate`` wrote them, checked to be comparable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCALISATION = ("pointing_hit", "pointing_chance", "energy_inside", "area_share
 _LONGEST_REASON = 160
 _SCORE_COLUMNS = ("name", "method", "score", "baseline", "value", "num_points")
 
-# What does not change the network that is trained, besides the seed, over which runs are averaged.
+# Settings that do not change the trained network, and the seed, over which runs are averaged.
 _NO_CONDITION = (
     "output_dir",
     "tracking.",
@@ -43,11 +43,11 @@ _NO_CONDITION = (
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
-    """One run's scores over one part of its data.
+    """One run's scores on one subset of its data.
 
-    ``settings`` are those that make its condition, ``terms`` how it was scored. ``images`` has the
-    name, label and file of each image of the part; ``manifest`` is the whole data set's. ``scores``
-    has a row an image, method and score; so has ``localisation``, where masks are known.
+    ``settings`` define its condition, ``terms`` how it was scored. ``images`` has the name, label
+    and digest of each image of the subset; ``manifest`` covers the whole data set. ``scores`` has
+    one row per image, method and score; so has ``localisation``, if masks are known.
     """
 
     name: str
@@ -63,11 +63,11 @@ class ScoredRun:
     lambda_layer: str | None
 
 
-def read_runs(paths: Sequence[Path], part: Subset) -> list[ScoredRun]:
-    """Read the scores of runs, all of them over the same part.
+def read_runs(paths: Sequence[Path], subset: Subset) -> list[ScoredRun]:
+    """Read the scores of runs on one subset.
 
     Raises:
-        UserError: one is no run or is not scored, or they are not to be compared with each other.
+        UserError: a folder is not a run or not scored, or the runs are not comparable.
     """
     places = [path.expanduser().resolve() for path in paths]
     for path, place in zip(paths, places, strict=True):
@@ -76,31 +76,31 @@ def read_runs(paths: Sequence[Path], part: Subset) -> list[ScoredRun]:
     names = [place.name for place in places]
     are_distinct = len(set(names)) == len(names)
     runs = [
-        _read_run(path, place.name if are_distinct else str(path), part)
+        _read_run(path, place.name if are_distinct else str(path), subset)
         for path, place in zip(paths, places, strict=True)
     ]
-    _check_comparable(runs, part)
+    _check_comparable(runs, subset)
     return runs
 
 
-def _read_run(path: Path, name: str, part: Subset) -> ScoredRun:
+def _read_run(path: Path, name: str, subset: Subset) -> ScoredRun:
     folder = RunFolder(path)
     config = _read_config(folder)
-    scored = folder.evaluation(part)
-    mend = f"run `labn evaluate {path} --subset {part}`"
+    scored = folder.evaluation(subset)
+    fix = f"run `labn evaluate {path} --subset {subset}`"
     if not (scored / "scores.parquet").is_file():
         raise UserError(
-            f"{path}: the {part} part is not scored (no {scored}/scores.parquet); {mend}"
+            f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}"
         )
-    description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), mend)
+    description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), fix)
     if not {"settings", "metrics"} <= description.keys():
-        raise UserError(f"{scored / 'metrics.json'}: does not say how it was scored; {mend} again")
-    scores = _read(scored / "scores.parquet", _read_scores, mend)
+        raise UserError(f"{scored / 'metrics.json'}: lacks the settings of its scores; {fix} again")
+    scores = _read(scored / "scores.parquet", _read_scores, fix)
     localisation = None
     if (scored / "localisation.parquet").is_file():
-        localisation = _read(scored / "localisation.parquet", _read_localisation, mend)
+        localisation = _read(scored / "localisation.parquet", _read_localisation, fix)
     manifest = _read(folder.manifest_file, _read_manifest, "train the run again")
-    images = _read(scored / "images.csv", _read_images, mend)
+    images = _read(scored / "images.csv", _read_images, fix)
     layer = None
     if choice := description.get("lambda_attention"):
         layer = f"{LAMBDA_ATTENTION} {choice['layer']}"
@@ -124,7 +124,7 @@ def _read_run(path: Path, name: str, part: Subset) -> ScoredRun:
 
 
 def _read_config(folder: RunFolder) -> Config:
-    """Read a run's settings without asking for its data, which need not be on this machine."""
+    """Read a run's settings without its data, which need not be on this machine."""
     if not folder.config_file.is_file():
         raise UserError(
             f"{folder.path}: not a run (it has no config.yaml); give the output_dir of a training"
@@ -136,20 +136,20 @@ def _read_config(folder: RunFolder) -> Config:
     )
 
 
-def _read(path: Path, read: Callable[[Path], Content], mend: str) -> Content:
+def _read(path: Path, read: Callable[[Path], Content], fix: str) -> Content:
     try:
         return read(path)
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise UserError(f"{path}: cannot be read ({reason}); {mend}") from error
+        raise UserError(f"{path}: cannot be read ({reason}); {fix}") from error
 
 
 def _read_scores(path: Path) -> pd.DataFrame:
     scores = pd.read_parquet(path, columns=list(_SCORE_COLUMNS))
     if scores.empty:
-        raise ValueError("it scores no image")
+        raise ValueError("it has no scores")
     if not np.isfinite(scores["value"]).all():
-        raise ValueError("it holds scores that are not finite")
+        raise ValueError("it has scores that are not finite")
     return scores
 
 
@@ -161,7 +161,7 @@ def _read_localisation(path: Path) -> pd.DataFrame:
 
 
 def _read_manifest(path: Path) -> pd.DataFrame:
-    # As text: what is compared is the file, and names such as 007 stay.
+    # As text: the file is compared, and names such as 007 are preserved.
     return pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="path")
 
 
@@ -170,7 +170,7 @@ def _read_images(path: Path) -> pd.DataFrame:
 
 
 def condition_settings(config: Config) -> dict[str, Any]:
-    """Give the settings that make a run's condition: what its network depends on but the seed."""
+    """Return the settings of a run's condition: all but the seed that its network depends on."""
     settings = flatten(config.model_dump(mode="json"))
     return {key: value for key, value in settings.items() if not key.startswith(_NO_CONDITION)}
 
@@ -188,11 +188,11 @@ def _terms(
     }
 
 
-def _check_comparable(runs: Sequence[ScoredRun], part: Subset) -> None:
+def _check_comparable(runs: Sequence[ScoredRun], subset: Subset) -> None:
     first = runs[0]
     for run in runs[1:]:
-        _check_terms(first, run, part)
-        _check_images(first, run, part)
+        _check_terms(first, run, subset)
+        _check_images(first, run, subset)
     labels = label_conditions([run.settings for run in runs])
     trainings: dict[tuple[str, int], ScoredRun] = {}
     conditions: dict[str, ScoredRun] = {}
@@ -211,7 +211,7 @@ def _check_comparable(runs: Sequence[ScoredRun], part: Subset) -> None:
             )
 
 
-def _check_terms(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
+def _check_terms(first: ScoredRun, run: ScoredRun, subset: Subset) -> None:
     differing = [
         f"{key} is {run.terms.get(key)}, there {first.terms.get(key)}"
         for key in dict.fromkeys([*first.terms, *run.terms])
@@ -219,14 +219,14 @@ def _check_terms(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
     ]
     if differing:
         raise UserError(
-            f"{run.path}: scored otherwise than {first.path} ({'; '.join(differing[:3])}"
-            f"{'; ...' if len(differing) > 3 else ''}); score both alike, as with"
-            f" `labn evaluate {run.path} --subset {part}`"
+            f"{run.path}: scored differently from {first.path} ({'; '.join(differing[:3])}"
+            f"{'; ...' if len(differing) > 3 else ''}); score both alike, such as by"
+            f" `labn evaluate {run.path} --subset {subset}`"
         )
 
 
-def _check_images(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
-    """Compare the images of the part, by name, label and content, and those that were scored."""
+def _check_images(first: ScoredRun, run: ScoredRun, subset: Subset) -> None:
+    """Compare the subset's images, by name, label and content, and the scored ones."""
     for kind, one, other in (
         ("holds", first.images, run.images),
         ("scores", first.scores[["name", "method"]], run.scores[["name", "method"]]),
@@ -235,7 +235,7 @@ def _check_images(first: ScoredRun, run: ScoredRun, part: Subset) -> None:
         if rows != other_rows:
             name = min(rows ^ other_rows, key=str)[0]
             raise UserError(
-                f"{run.path}: its {part} part {kind} other images than that of {first.path}"
+                f"{run.path}: its {subset} subset {kind} other images than that of {first.path}"
                 f" (such as {name}: missing, or of another label or content in one of them);"
                 " report on runs over the same images"
             )

@@ -1,4 +1,4 @@
-"""The scores of a trained run over one part of its data, as tables and pictures in its folder."""
+"""Evaluation of a trained run on one subset of its data, as tables and figures in its folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from labn.runs.evaluation.evaluation_figures import (
     draw_failures,
     positive_probability,
 )
-from labn.runs.evaluation.evaluation_tables import Failures, find_failures, positive_metrics
+from labn.runs.evaluation.evaluation_tables import Failures, explanation_metrics, find_failures
 from labn.runs.evaluation.image_scores import (
-    PositiveScores,
+    PerImageScores,
     build_scorer,
     choose_layer,
     chosen_positions,
     fingerprint,
-    score_positives,
+    score_explanations,
 )
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.evaluation.outputs import (
     describe,
     describe_settings,
     remove_earlier,
-    write_part,
-    write_positives,
+    write_classification,
+    write_per_image_scores,
 )
 from labn.runs.evaluation.score_image import pid_name
 from labn.runs.reporter import Reporter
@@ -51,71 +51,71 @@ from labn.training.evaluate import Evaluation, evaluate
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
 PREFIXES: dict[Subset, str] = {"train": "train", "validation": "val", "test": "test"}
-"""What the metrics of each part are called."""
+"""The prefix of each subset's metrics."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Where the scores of one part lie, and the figures themselves."""
+    """The metrics of one subset, and the folder of its tables and figures."""
 
     folder: Path
     metrics: dict[str, float]
 
     @property
     def pictures(self) -> list[Path]:
-        """The pictures that were made."""
+        """The paths of the figures."""
         return sorted(self.folder.glob("*.png"))
 
     @property
     def tables(self) -> list[Path]:
-        """The tables that were made, as Markdown."""
+        """The paths of the tables in Markdown."""
         return sorted(self.folder.glob("*.md"))
 
 
 def evaluate_run(
     run: Path,
-    part: Subset,
+    subset: Subset,
     overrides: list[str],
     reporter: Reporter,
     choices: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Score a run's best epoch over one part of its data, and log that to its tracker.
+    """Evaluate a run's best epoch on one subset of its data, and log the scores to its tracker.
 
-    ``choices`` are settings of ``EvaluationOptions`` other than its defaults. The same call again
-    resumes where an earlier one stopped.
+    ``choices`` override the defaults of ``EvaluationOptions``. An interrupted evaluation is resumed
+    by the same call.
 
     Raises:
-        UserError: there is no such run, no trained network in it, no such part, nothing positive
-            in it, or a choice breaks its rule.
+        UserError: there is no such run, no trained network in it, no such subset, no positive in
+            it, or an option is invalid.
     """
     trained = TrainedRun.open(run, overrides)
     options = EvaluationOptions.of(trained.config, choices or {})
     dataset = trained.load_dataset(reporter)
-    if not (require_subset(dataset, part).labels > 0).any():
+    if not (require_subset(dataset, subset).labels > 0).any():
         raise UserError(
-            f"--subset {part}: holds no positives, of which alone explanations are scored;"
-            " give another part"
+            f"--subset {subset}: holds no positives, and explanations are scored on positives only;"
+            " give another subset"
         )
     config, folder = trained.config, trained.folder
-    # The tracker is opened before the work, for an address that is wrong is better known now.
-    with folder.claimed_evaluation(part) as place, reopened_entry(config, folder) as tracker:
-        evaluation = SubsetEvaluation(trained, dataset, part, options, place, reporter)
+    # The tracker is opened first, so that a wrong address is reported before the work.
+    with folder.claimed_evaluation(subset) as place, reopened_entry(config, folder) as tracker:
+        evaluation = SubsetEvaluation(trained, dataset, subset, options, place, reporter)
         scores = evaluation.complete()
         tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
-        log_scores(tracker, scores, part)
+        log_scores(tracker, scores, subset)
     return scores
 
 
-def log_scores(tracker: Tracker, scores: Scores, part: Subset) -> None:
-    """Log the tables and pictures of one part."""
-    for path in sorted(scores.folder.glob("[!.]*")):  # not what a killed writer left
+def log_scores(tracker: Tracker, scores: Scores, subset: Subset) -> None:
+    """Log the files of one subset's evaluation."""
+    for path in sorted(scores.folder.glob("[!.]*")):  # without temporary files of a killed writer
         if path.is_file():
-            tracker.log_artifact(path, f"evaluation/{part}")
+            tracker.log_artifact(path, f"evaluation/{subset}")
 
 
 @dataclass(frozen=True, eq=False)
 class SubsetEvaluation:
-    """The evaluation of a trained run over one subset of its data, written to a folder.
+    """The evaluation of a trained run on one subset of its data, written to a folder.
 
     With ``draws_maps``, every method's maps and the network's failures are drawn as well.
     """
@@ -129,23 +129,23 @@ class SubsetEvaluation:
     draws_maps: bool = True
 
     def complete(self) -> Scores:
-        """Classify and explain; write figures, rows, tables and pictures."""
+        """Classify and explain; write metrics, tables and figures."""
         subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
         evaluation = self._classify()
         metrics = evaluation.as_metrics(PREFIXES[subset])
         parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
-        positives = self._score_positives(parts)
+        per_image = self._score_explanations(parts)
         failures = None
         remove_earlier(folder)
-        if positives is not None:
-            metrics |= positive_metrics(positives, PREFIXES[subset])
-            failures = find_failures(positives, evaluation)
-            write_positives(positives, subset, folder)
-        write_part(evaluation, failures, subset, folder)
-        self._draw(evaluation, positives, failures)
-        # Last: who finds it finds all that it speaks of.
+        if per_image is not None:
+            metrics |= explanation_metrics(per_image, PREFIXES[subset])
+            failures = find_failures(per_image, evaluation)
+            write_per_image_scores(per_image, subset, folder)
+        write_classification(evaluation, failures, subset, folder)
+        self._draw(evaluation, per_image, failures)
+        # Last: its presence means that all other files are complete.
         settings = describe_settings(self.options, subset)
-        description = describe(evaluation, class_names, settings, positives, failures, metrics)
+        description = describe(evaluation, class_names, settings, per_image, failures, metrics)
         write_json(folder / "metrics.json", description)
         shutil.rmtree(parts, ignore_errors=True)
         return Scores(folder, metrics)
@@ -168,8 +168,8 @@ class SubsetEvaluation:
         with trained.autocast():
             return evaluate(trained.model, batches, objective, None, on_batch=advance)
 
-    def _score_positives(self, parts: Path) -> PositiveScores | None:
-        """Score the explanations of positives, each kept in ``parts``; None: there are none."""
+    def _score_explanations(self, parts: Path) -> PerImageScores | None:
+        """Score the explanations of positives, each stored in ``parts``; None without positives."""
         split, trained, options = self._split, self.trained, self.options
         positions = chosen_positions(split, options.max_images)
         if not positions:
@@ -177,26 +177,26 @@ class SubsetEvaluation:
         validation = self.dataset.splits["validation"]
         layer = choose_layer(trained, validation, options, parts, self.reporter)
         scorer = build_scorer(trained, split, options, layer["layer"] if layer else None)
-        return score_positives(scorer, positions, layer, parts, self.reporter)
+        return score_explanations(scorer, positions, layer, parts, self.reporter)
 
     def _draw(
-        self, evaluation: Evaluation, positives: PositiveScores | None, failures: Failures | None
+        self, evaluation: Evaluation, per_image: PerImageScores | None, failures: Failures | None
     ) -> None:
         folder, score = self.folder, pid_name(self.options.headline_patch_size)
         draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
-        self._draw_sheet(evaluation, positives.values("LABN", score) if positives else {})
-        if positives is None:
+        self._draw_sheet(evaluation, per_image.values("LABN", score) if per_image else {})
+        if per_image is None:
             return
-        if self.options.tolerance is None:  # otherwise each curve has points of its own
-            draw_curves(positives, score, folder / "curves.png")
+        if self.options.tolerance is None:  # otherwise each curve has its own points
+            draw_curves(per_image, score, folder / "curves.png")
         if self.draws_maps:
             self.reporter.message("drawing examples")
-            draw_examples(positives, score, folder / "examples.png")
+            draw_examples(per_image, score, folder / "examples.png")
             if failures is not None:
-                draw_failures(failures, positives, evaluation, folder)
+                draw_failures(failures, per_image, evaluation, folder)
 
     def _draw_sheet(self, evaluation: Evaluation, pids: Mapping[str, float]) -> None:
-        """Draw the attention of the first positives and negatives by name."""
+        """Draw the attention of the first positives and negatives, sorted by name."""
         split = self._split
         order = sorted(range(len(split)), key=split.names.__getitem__)
         positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]

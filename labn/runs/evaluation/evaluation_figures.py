@@ -1,4 +1,4 @@
-"""The pictures of a part's scores."""
+"""Figures of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from labn.report import (
     save_figure,
 )
 from labn.runs.evaluation.evaluation_tables import Failures
-from labn.runs.evaluation.image_scores import PositiveScores
+from labn.runs.evaluation.image_scores import PerImageScores
 from labn.training.evaluate import Evaluation
 
 _NUM_EXAMPLES = 4
 _NUM_FAILURES_SHOWN = 9
 
 
-def draw_curves(positives: PositiveScores, score: str, path: Path) -> None:
-    """Draw the mean curves of each method by one measure."""
+def draw_curves(per_image: PerImageScores, score: str, path: Path) -> None:
+    """Draw the mean curves of each method for one score."""
     methods = {}
-    for method in positives.scorer.methods:
-        rows = positives.rows(method.name, score)
+    for method in per_image.scorer.methods:
+        rows = per_image.rows(method.name, score)
         insertion, deletion, values = (
             np.array(rows[column].tolist())
             for column in ("insertion_curve", "deletion_curve", "value")
@@ -59,16 +59,16 @@ def draw_attention(
     save_figure(sheet, path)
 
 
-def draw_examples(positives: PositiveScores, score: str, path: Path) -> None:
-    """Draw every method's maps of four images, from the best scored to the worst (Fig. 5).
+def draw_examples(per_image: PerImageScores, score: str, path: Path) -> None:
+    """Draw every method's maps of four images, from the best to the worst score (Fig. 5).
 
-    They are taken evenly over the order of the first method's scores, so that none was picked.
-    Maps whose scale is their own are stretched to [0, 1]; the network's attention is as it is.
+    The images are spaced evenly in the order of the first method's scores. All maps but the
+    network's attention are stretched to [0, 1].
     """
-    scorer, first = positives.scorer, positives.scorer.methods[0].name
-    values = {m.name: positives.values(m.name, score) for m in scorer.methods}
+    scorer, first = per_image.scorer, per_image.scorer.methods[0].name
+    values = {m.name: per_image.values(m.name, score) for m in scorer.methods}
     names = scorer.split.names
-    order = sorted(positives.positions, key=lambda position: -values[first][names[position]])
+    order = sorted(per_image.positions, key=lambda position: -values[first][names[position]])
     places = np.unique(np.linspace(0, len(order) - 1, _NUM_EXAMPLES).round().astype(int))
     shown = [order[place] for place in places]
     maps = [scorer.maps(position) for position in shown]
@@ -87,17 +87,17 @@ def draw_examples(positives: PositiveScores, score: str, path: Path) -> None:
     images = scorer.split.pixels(np.array(shown))
     masks = lesion_masks(scorer.split, shown)
     heading = f"Images by {score} of {first}, from the best to the worst"
-    heading += "; maps are stretched to [0, 1], but LABN's is as it is"
+    heading += "; all maps but LABN's are stretched to [0, 1]"
     save_figure(examples_figure(images, by_method, texts, titles, masks, heading), path)
 
 
 def draw_failures(
-    failures: Failures, positives: PositiveScores, evaluation: Evaluation, folder: Path
+    failures: Failures, per_image: PerImageScores, evaluation: Evaluation, folder: Path
 ) -> None:
-    """Draw the network's maps that failed, a sheet for each kind, the first by name."""
-    scorer = positives.scorer.only("LABN")
+    """Draw the network's failed maps, one sheet per kind, the first by name."""
+    scorer = per_image.scorer.only("LABN")
     split = scorer.split
-    pids = positives.values("LABN", f"PID m={failures.patch_size}")
+    pids = per_image.values("LABN", f"PID m={failures.patch_size}")
     for code, meaning in FAILURES.items():
         positions = [position for position, found in failures.codes.items() if found == code]
         shown = positions[:_NUM_FAILURES_SHOWN]
@@ -120,14 +120,14 @@ def draw_failures(
 
 
 def positive_probability(evaluation: Evaluation, position: int) -> float:
-    """Give the probability that one image is of any class but the first."""
+    """Return the probability that one image is of any class but the first."""
     return evaluation.probabilities[position, 1:].sum().item()
 
 
 def lesion_masks(
     split: Split, positions: Sequence[int]
 ) -> list[Bool[np.ndarray, "h w"] | None] | None:
-    """Give the lesions of images, None where they are not known."""
+    """Return the lesion masks of images, None where they are unknown."""
     if split.masks is None:
         return None
     return [

@@ -1,4 +1,4 @@
-"""What the scores of a part come to: metrics, tables, kinds of failure."""
+"""Metrics, tables and kinds of failure of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
 from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
-from labn.runs.evaluation.image_scores import PositiveScores
+from labn.runs.evaluation.image_scores import PerImageScores
 from labn.runs.evaluation.score_image import ID, Measure, pid_name
 from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
@@ -22,17 +22,17 @@ _FAILURE_PATCH_SIZE = 16
 _LOCALISATION = ("pointing_hit", "energy_inside", "auroc")
 
 
-def positive_metrics(positives: PositiveScores, prefix: str) -> dict[str, float]:
-    """Name the mean scores of each method, as trackers allow: letters, digits, underscores.
+def explanation_metrics(per_image: PerImageScores, prefix: str) -> dict[str, float]:
+    """Return the mean scores of each method, by names of letters, digits and underscores.
 
-    ``<prefix>_pid`` is the network's own at the patch size that validation uses, against the bias
-    image; so it is left out where that was not scored.
+    ``<prefix>_pid`` is the network's own at the patch size of validation, against the bias image;
+    it is omitted if that was not scored.
     """
-    metrics = {f"{prefix}_pid_images": float(len(positives.positions))}
-    scorer, options = positives.scorer, positives.scorer.options
+    metrics = {f"{prefix}_pid_images": float(len(per_image.positions))}
+    scorer, options = per_image.scorer, per_image.scorer.options
     for measure in scorer.measures:
         for method in scorer.methods:
-            mean = float(np.mean(list(positives.values(method.name, measure.name).values())))
+            mean = float(np.mean(list(per_image.values(method.name, measure.name).values())))
             metrics[f"{prefix}_{_key(measure)}_{_plain(method.name)}"] = mean
             is_headline = measure.patch_size == options.preferred_patch_size
             if is_headline and measure.baseline == "bias" and measure.name != ID:
@@ -40,8 +40,8 @@ def positive_metrics(positives: PositiveScores, prefix: str) -> dict[str, float]
                     metrics[f"{prefix}_pid"] = mean
                 if method.name == "random":
                     metrics[f"{prefix}_pid_random"] = mean
-    if len(positives.localisation):
-        means = positives.localisation.groupby("method", sort=False)[list(_LOCALISATION)].mean()
+    if len(per_image.localisation):
+        means = per_image.localisation.groupby("method", sort=False)[list(_LOCALISATION)].mean()
         for method_name, row in means.iterrows():
             for score, value in row.dropna().items():
                 metrics[f"{prefix}_localisation_{score}_{_plain(str(method_name))}"] = float(value)
@@ -61,10 +61,10 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Failures:
-    """The kind of failure of each positive that failed, by its position in the part.
+    """The kind of failure of each failed positive, by its position in the subset.
 
-    ``patch_size`` is m of the PID that says so; ``attended`` the share of the image with
-    attention above theta_alpha, by position, of every positive.
+    ``patch_size`` is m of the PID that defines failure; ``attended`` is every positive's share of
+    pixels with attention above theta_alpha, by position.
     """
 
     codes: dict[int, str]
@@ -73,7 +73,7 @@ class Failures:
     thresholds: ErrorThresholds
 
     def as_json(self) -> dict[str, Any]:
-        """Count each kind, with the terms of the count."""
+        """Return the count of each kind, and how failures were defined."""
         return {
             **count_failures(self.codes.values()),
             "num_failed": len(self.codes),
@@ -83,22 +83,22 @@ class Failures:
         }
 
 
-def find_failures(positives: PositiveScores, evaluation: Evaluation) -> Failures | None:
-    """Say why the network's own maps fail (Table 5); None where they were not scored.
+def find_failures(per_image: PerImageScores, evaluation: Evaluation) -> Failures | None:
+    """Classify the failures of the network's own maps (Table 5); None if they were not scored.
 
-    By PID at m = 16 as in the paper, or at the largest m that was scored instead.
+    Failure is by PID at m = 16 as in the paper, or else at the largest m that was scored.
     """
-    if not any(method.name == "LABN" for method in positives.scorer.methods):
+    if not any(method.name == "LABN" for method in per_image.scorer.methods):
         return None
-    options = positives.scorer.options
+    options = per_image.scorer.options
     sizes = options.patch_sizes
     size = _FAILURE_PATCH_SIZE if _FAILURE_PATCH_SIZE in sizes else max(sizes)
-    pids = positives.values("LABN", pid_name(size))
-    scorer = positives.scorer.only("LABN")
+    pids = per_image.values("LABN", pid_name(size))
+    scorer = per_image.scorer.only("LABN")
     theta_alpha = scorer.trained.model.theta_alpha
     predicted = evaluation.probabilities.argmax(dim=1)
     failures = Failures({}, {}, size, options.thresholds)
-    for position in positives.positions:
+    for position in per_image.positions:
         saliency = torch.from_numpy(scorer.maps(position)["LABN"])[None]
         (code,) = classify_failures(
             torch.tensor([pids[scorer.split.names[position]]]),
@@ -113,39 +113,39 @@ def find_failures(positives: PositiveScores, evaluation: Evaluation) -> Failures
     return failures
 
 
-def score_table(positives: PositiveScores, part: str) -> Table:
-    """Lay out ID and PID of each method (Table 2)."""
-    wanted, options = positives.scorer.measures, positives.scorer.options
+def score_table(per_image: PerImageScores, subset: str) -> Table:
+    """Tabulate ID and PID of each method (Table 2)."""
+    measures, options = per_image.scorer.measures, per_image.scorer.options
     rows: list[tuple[Cell, ...]] = [
         (
             method.name,
-            *(estimate(list(positives.values(method.name, m.name).values())) for m in wanted),
+            *(estimate(list(per_image.values(method.name, m.name).values())) for m in measures),
         )
-        for method in positives.scorer.methods
+        for method in per_image.scorer.methods
     ]
     baseline = {"bias": "the bias image", "zero": "zero", "black": "black"}.get(
         options.baseline, "the blurred image"
     )
     caption = (
         f"ID and PID of explanation methods, mean ± standard deviation over the"
-        f" n = {len(positives.positions)} positive images of the {part} part; ID against zero, PID"
-        f" against {baseline}; {_describe_curves(positives)}; the best means are bold."
+        f" n = {len(per_image.positions)} positive images of the {subset} subset; ID against zero,"
+        f" PID against {baseline}; {_describe_curves(per_image)}; the best means are bold."
     )
-    columns = (Column("Method"), *(Column(measure.name, True) for measure in wanted))
+    columns = (Column("Method"), *(Column(measure.name, True) for measure in measures))
     return Table(columns=columns, rows=tuple(rows), caption=caption)
 
 
-def _describe_curves(positives: PositiveScores) -> str:
-    tolerance = positives.scorer.options.tolerance
-    num_points = positives.scores.groupby("score", sort=False)["num_points"]
+def _describe_curves(per_image: PerImageScores) -> str:
+    tolerance = per_image.scorer.options.tolerance
+    num_points = per_image.scores.groupby("score", sort=False)["num_points"]
     if tolerance is not None:
         means = ", ".join(f"{mean:.0f} ({name})" for name, mean in num_points.mean().items())
-        return f"each area to within {tolerance:g}, by {means} forward passes a map on average"
+        return f"each area to within {tolerance:g}, by {means} forward passes per map on average"
     points = ", ".join(sorted({str(n) for n in num_points.max()}, key=int))
     return f"curves of {points} points"
 
 
-def confusion_table(evaluation: Evaluation, part: str) -> Table:
+def confusion_table(evaluation: Evaluation, subset: str) -> Table:
     """Count true and false positives and negatives (Table 3); every class but 0 is positive."""
     confusion = evaluation.classification.confusion
     counts = {
@@ -155,25 +155,25 @@ def confusion_table(evaluation: Evaluation, part: str) -> Table:
         "FN": confusion[1:, :1],
     }
     rows = tuple((name, int(block.sum())) for name, block in counts.items())
-    caption = f"Confusion matrix over the {len(evaluation.names)} images of the {part} part."
-    return Table(columns=(Column(""), Column(f"{part} images")), rows=rows, caption=caption)
+    caption = f"Confusion matrix over the {len(evaluation.names)} images of the {subset} subset."
+    return Table(columns=(Column(""), Column(f"{subset} images")), rows=rows, caption=caption)
 
 
-def failure_table(failures: Failures, part: str) -> Table:
+def failure_table(failures: Failures, subset: str) -> Table:
     """Count each kind of failure (Table 5)."""
     counts = count_failures(failures.codes.values())
     rows = tuple((code, text, counts[code]) for code, text in FAILURES.items())
-    columns = (Column("Error ID"), Column("Description"), Column(f"{part} images"))
+    columns = (Column("Error ID"), Column("Description"), Column(f"{subset} images"))
     caption = (
         f"Error analysis: {len(failures.codes)} of n = {len(failures.attended)} positive images of"
-        f" the {part} part have a PID (m = {failures.patch_size}) below"
+        f" the {subset} subset have a PID (m = {failures.patch_size}) below"
         f" {failures.thresholds.pid:g}."
     )
     return Table(columns=columns, rows=rows, caption=caption)
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write a table as Markdown, LaTeX and JSON, beside each other."""
+    """Write a table as Markdown, LaTeX and JSON."""
     write_atomically(path.with_suffix(".md"), as_markdown(table))
     write_atomically(path.with_suffix(".tex"), as_latex(table))
     write_atomically(path.with_suffix(".json"), json.dumps(as_json(table), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The positives of a part, scored image by image, so that a killed process loses but one."""
+"""Per-image scores of explanations, saved one by one: a killed process loses at most one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NUM_IMAGES_TO_CHOOSE_BY = 16
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores images of one subset by their positions; methods are built once."""
+    """A scorer of one subset's images by position; it builds the methods once."""
 
     trained: TrainedRun
     split: Split
@@ -48,7 +48,7 @@ class Scorer:
     measures: tuple[Measure, ...]
 
     def only(self, name: str) -> Scorer:
-        """Return a scorer of one of the methods alone."""
+        """Return a scorer with one of the methods only."""
         return replace(self, methods=tuple(m for m in self.methods if m.name == name))
 
     def sample(self, position: int) -> Sample:
@@ -65,7 +65,7 @@ class Scorer:
         )
 
     def maps(self, position: int) -> dict[str, Float[np.ndarray, "h w"]]:
-        """Make each method's map of the image at one position, by the method's name."""
+        """Return each method's map of the image at one position, by the method's name."""
         with self.trained.autocast():
             maps = explain(self.sample(position), self.methods).cpu().numpy()
         return {method.name: single for method, single in zip(self.methods, maps, strict=True)}
@@ -89,7 +89,7 @@ class Scorer:
 def build_scorer(
     trained: TrainedRun, split: Split, options: EvaluationOptions, layer: int | None
 ) -> Scorer:
-    """Build what scores the images of a subset; ``layer`` is that of "lambda attention"."""
+    """Build the scorer of a subset; ``layer`` is that of the method "lambda attention"."""
     context = MethodContext(
         model=trained.model,
         predict=predictor(trained.model),
@@ -103,7 +103,7 @@ def build_scorer(
 
 
 def chosen_positions(split: Split, max_images: int | None) -> list[int]:
-    """List the positives, by name, as far as they are wanted."""
+    """List the positions of at most ``max_images`` positives, sorted by name."""
     positions = np.flatnonzero(split.labels > 0).tolist()
     return sorted(positions, key=split.names.__getitem__)[:max_images]
 
@@ -118,10 +118,10 @@ def choose_layer(
     """Choose the lambda layer whose maps have the best PID on validation positives.
 
     At the largest patch size, over at most 16 images (Iida 2022, 5.2, names no rule). Return the
-    ``layer`` and what it was chosen by; None where no method asks for it.
+    ``layer`` and the reason for it; None if no method requires the choice.
 
     Raises:
-        UserError: there are several layers, and no validation positives to choose by.
+        UserError: there are several layers, but no validation positives to choose by.
     """
     if LAMBDA_ATTENTION not in options.methods:
         return None
@@ -158,12 +158,12 @@ def choose_layer(
 
 
 def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOptions) -> str:
-    """Name settings, weights and data, as far as scores depend on them."""
+    """Return a digest of the settings, weights and data that scores depend on."""
     digest = hashlib.sha256()
-    asked = asdict(options)
-    del asked["thresholds"]  # failures are told apart after scoring
+    score_options = asdict(options)
+    del score_options["thresholds"]  # failures are classified after scoring
     config = trained.config
-    settings = [asked, config.model.theta_alpha, config.train.precision, data_digest]
+    settings = [score_options, config.model.theta_alpha, config.train.precision, data_digest]
     digest.update(json.dumps(settings).encode())
     tensors = (*trained.model.state_dict().values(), *vars(trained.statistics).values())
     for tensor in tensors:
@@ -172,11 +172,11 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
 
 
 @dataclass(frozen=True, eq=False)
-class PositiveScores:
-    """Scores of the positives at these positions of a part, by name.
+class PerImageScores:
+    """Scores of the positives at these positions of a subset.
 
-    ``scores`` and ``localisation`` have the rows of ``ImageScores``; ``layer`` says which lambda
-    layer was chosen, and how.
+    ``scores`` and ``localisation`` have the rows of ``ImageScores``; ``layer`` is the chosen lambda
+    layer, and the reason for it.
     """
 
     scorer: Scorer
@@ -186,26 +186,26 @@ class PositiveScores:
     layer: dict[str, Any] | None
 
     def rows(self, method: str, score: str) -> pd.DataFrame:
-        """Give the rows of one method and measure, an image each in the order of positions."""
+        """Return the rows of one method and score, one per image in the order of positions."""
         scores = self.scores
         return scores[(scores["method"] == method) & (scores["score"] == score)]
 
     def values(self, method: str, score: str) -> dict[str, float]:
-        """Give one method's scores by one measure, by the image's name."""
+        """Return one method's values of one score, by the image's name."""
         rows = self.rows(method, score)
         return dict(zip(rows["name"], rows["value"], strict=True))
 
 
-def score_positives(
+def score_explanations(
     scorer: Scorer,
     positions: list[int],
     layer: dict[str, Any] | None,
     parts: Path,
     reporter: Reporter,
-) -> PositiveScores:
-    """Score the images at these positions, from where an earlier process stopped."""
+) -> PerImageScores:
+    """Score the explanations of images, resuming where an earlier process stopped."""
     images = score_positions(scorer, positions, parts, reporter)
-    return PositiveScores(
+    return PerImageScores(
         scorer,
         positions,
         pd.DataFrame([row for image in images for row in image.scores]),
@@ -217,14 +217,14 @@ def score_positives(
 def score_positions(
     scorer: Scorer, positions: Sequence[int], parts: Path, reporter: Reporter
 ) -> list[ImageScores]:
-    """Score images, each kept as a file of its own; what an earlier process kept is taken over.
+    """Score images, each saved as a file; reuse the files of earlier processes.
 
-    Processes that share a folder may each score some of the positions.
+    Processes that share a folder may each score a subset of the positions.
     """
     files = [parts / f"image-{position:06d}.json" for position in positions]
     num_kept = sum(file.is_file() for file in files)
     if num_kept:
-        reporter.message(f"going on: {num_kept} of {len(files)} images are scored already")
+        reporter.message(f"resuming: {num_kept} of {len(files)} images are scored already")
     for done, (position, file) in enumerate(zip(positions, files, strict=True), start=1):
         if not file.is_file():
             write_atomically(file, json.dumps(vars(scorer.score(position))))

@@ -1,4 +1,4 @@
-"""What is asked of a scoring of explanations: which methods, by which measures, on how many."""
+"""Evaluation options: methods, measures and the number of images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from labn.runs.evaluation.score_image import Baseline
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """Which methods' maps are scored, and how; of ``max_images`` positives, the first by name.
+    """The methods whose maps are scored, and how, on the first ``max_images`` positives by name.
 
-    ``headline_patch_size`` is the one that pictures show and ``<part>_pid`` is of. With a
-    ``tolerance``, curves have as many points as their areas need to be known to within it, instead
-    of ``num_points``. ``thresholds`` say what counts as which failure.
+    Figures and ``<prefix>_pid`` are at ``headline_patch_size``. With a ``tolerance``, curves have
+    as many points as this accuracy of their areas requires, instead of ``num_points``.
+    ``thresholds`` define the kinds of failure.
 
     Raises:
-        UserError: a setting breaks its rule.
+        UserError: an option is invalid.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -58,10 +58,9 @@ class EvaluationOptions:
 
     @classmethod
     def of(cls, config: Config, choices: Mapping[str, Any]) -> EvaluationOptions:
-        """Return these choices for a run, and for all else what its validation does.
+        """Return these choices for a run, with the settings of its validation as defaults.
 
-        Without a choice of patch sizes they are the paper's and validation's, as far as they fit
-        into the image.
+        The default patch sizes are the paper's and validation's, up to the image size.
         """
         validation, image_size = config.validation, config.data.image_size
         sizes = sorted({2, 4, 8, 16, validation.pid_patch_size})
@@ -76,11 +75,11 @@ class EvaluationOptions:
 
     @property
     def headline_patch_size(self) -> int:
-        """The patch size of validation's PID where that is scored, else the largest."""
+        """The patch size of validation's PID if that is scored, else the largest."""
         preferred = self.preferred_patch_size
         return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
 
 
 def choices_of_validation(validation: ValidationConfig) -> dict[str, Any]:
-    """Return what scores maps as validation does, and random ones beside the network's."""
+    """Return options that score as validation does, with random maps as a control."""
     return {"methods": ("LABN", "random"), "patch_sizes": (validation.pid_patch_size,)}

@@ -1,4 +1,4 @@
-"""The files of a part's scores, but for the pictures."""
+"""Output files of an evaluation, except figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labn.runs.evaluation.evaluation_tables import (
     score_table,
     write_table,
 )
-from labn.runs.evaluation.image_scores import PositiveScores
+from labn.runs.evaluation.image_scores import PerImageScores
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
@@ -26,56 +26,53 @@ _CURVES = ["fractions", "insertion_curve", "deletion_curve"]
 
 
 def remove_earlier(folder: Path) -> None:
-    """Remove what an earlier scoring left and this one might not write anew."""
+    """Remove the files of an earlier evaluation, which this one may not overwrite."""
     for path in folder.glob("[!.]*"):
         if path.is_file():
             path.unlink()
 
 
-def write_positives(positives: PositiveScores, part: Subset, folder: Path) -> None:
-    """Write a row an image, method and measure, the mean curves, and Table 2."""
-    _write_parquet(positives.scores.drop(columns=_CURVES), folder / "scores.parquet")
-    if len(positives.localisation):
-        _write_parquet(positives.localisation, folder / "localisation.parquet")
+def write_per_image_scores(per_image: PerImageScores, subset: Subset, folder: Path) -> None:
+    """Write one row per image, method and score, the mean curves, and Table 2."""
+    _write_parquet(per_image.scores.drop(columns=_CURVES), folder / "scores.parquet")
+    if len(per_image.localisation):
+        _write_parquet(per_image.localisation, folder / "localisation.parquet")
     curves: dict[str, Any] = {}
-    for (method, score), rows in positives.scores.groupby(["method", "score"], sort=False):
+    for (method, score), rows in per_image.scores.groupby(["method", "score"], sort=False):
         curves[f"{method}/{score}/fractions"] = np.array(rows["fractions"].iloc[0])
         for name in ("insertion", "deletion"):
             stacked = np.array(rows[f"{name}_curve"].tolist())
             low, high = np.quantile(stacked, (0.25, 0.75), axis=0)
             means = {"mean": stacked.mean(axis=0), "lower_quartile": low, "upper_quartile": high}
             curves |= {f"{method}/{score}/{name}_{key}": curve for key, curve in means.items()}
-    if positives.scorer.options.tolerance is None:
+    if per_image.scorer.options.tolerance is None:
         write_atomically(folder / "curves.npz", lambda file: np.savez(file, **curves))
-    write_table(score_table(positives, part), folder / "table2")
+    write_table(score_table(per_image, subset), folder / "table2")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     write_atomically(path, lambda file: table.to_parquet(file, index=False))
 
 
-def write_part(
-    evaluation: Evaluation,
-    failures: Failures | None,
-    part: Subset,
-    folder: Path,
+def write_classification(
+    evaluation: Evaluation, failures: Failures | None, subset: Subset, folder: Path
 ) -> None:
-    """Write a row an image, and what concerns the whole part."""
+    """Write one row per image, the confusion matrix and the failures."""
     table = pd.DataFrame({"name": evaluation.names, "label": evaluation.labels.numpy()})
     table["predicted"] = evaluation.probabilities.argmax(dim=1).numpy()
     for index, column in enumerate(evaluation.probabilities.T.numpy()):
         table[f"probability_{index}"] = column
     if failures is not None:
         table["failure"] = [failures.codes.get(position, "") for position in range(len(table))]
-        write_table(failure_table(failures, part), folder / "table5")
+        write_table(failure_table(failures, subset), folder / "table5")
     write_atomically(folder / "images.csv", table.to_csv(index=False))
-    write_table(confusion_table(evaluation, part), folder / "table3")
+    write_table(confusion_table(evaluation, subset), folder / "table3")
 
 
-def describe_settings(options: EvaluationOptions, part: Subset) -> dict[str, Any]:
-    """Say on what terms explanations were scored; equal for runs that may be compared."""
+def describe_settings(options: EvaluationOptions, subset: Subset) -> dict[str, Any]:
+    """Return how explanations were scored; runs are comparable if this is equal."""
     return {
-        "split": part,
+        "split": subset,
         "methods": list(options.methods),
         "patch_sizes": list(options.patch_sizes),
         "num_points": None if options.tolerance else options.num_points,
@@ -93,18 +90,18 @@ def describe(
     evaluation: Evaluation,
     class_names: Sequence[str],
     settings: dict[str, Any],
-    positives: PositiveScores | None,
+    per_image: PerImageScores | None,
     failures: Failures | None,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Say what was measured and how, so that a figure can be quoted with its terms."""
+    """Return the metrics, and how they were measured."""
     return {
         "metrics": metrics,
         "num_images": len(evaluation.names),
-        "num_positives_scored": len(positives.positions) if positives else 0,
+        "num_positives_scored": len(per_image.positions) if per_image else 0,
         "confusion": evaluation.classification.confusion.tolist(),
         "class_names": list(class_names),
         "settings": settings,
-        "lambda_attention": positives.layer if positives else None,
+        "lambda_attention": per_image.layer if per_image else None,
         "failures": failures.as_json() if failures else None,
     }

@@ -1,4 +1,4 @@
-"""The sanity check of a run's explanations, as a table and a picture in its folder."""
+"""Sanity check of a run's explanations, as a table and a figure in its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUICK = ("LABN", LAMBDA_ATTENTION, "Grad-CAM", "input gradient", "edges")
 
 @dataclass(frozen=True)
 class SanityFiles:
-    """What was found, and the files that say so."""
+    """The result of a sanity check, and its files."""
 
     check: SanityCheck
     table: Path
@@ -37,7 +37,7 @@ class SanityFiles:
 
 
 def quick_methods(model: LABN) -> Sequence[Method]:
-    """Make the methods that cost a pass or two: all but RISE, of lambda attention one layer.
+    """Build the methods of one or two passes: all but RISE, lambda attention at one layer only.
 
     That layer is the last before the attention branch, or the first of all.
     """
@@ -50,27 +50,27 @@ def quick_methods(model: LABN) -> Sequence[Method]:
 
 def check_run(
     run: Path,
-    part: Subset,
+    subset: Subset,
     methods: MakeMethods,
     num_images: int,
     seed: int,
     reporter: Reporter,
     overrides: Sequence[str] = (),
 ) -> SanityFiles:
-    """Randomise a run's best network layer by layer, and compare its maps with what they were.
+    """Randomise a run's best network layer by layer, and compare its maps with the trained ones.
 
-    The maps are of the part's first ``num_images`` positives and their true classes, in float32.
-    ``seed`` draws the weights that replace the trained ones.
+    The maps are of the subset's first ``num_images`` positives and their true classes, in float32.
+    ``seed`` is for the weights that replace the trained ones.
 
     Raises:
-        UserError: there is no such run, no trained network in it, or no positive in the part, or
-            the data is not like that of training.
+        UserError: there is no such run, no trained network in it, no positive in the subset, or the
+            data differs from that of training.
     """
     trained = TrainedRun.open(run, overrides)
-    split = require_subset(trained.load_dataset(reporter), part)
+    split = require_subset(trained.load_dataset(reporter), subset)
     positives = np.flatnonzero(split.labels > 0)[:num_images]
     if not len(positives):
-        raise UserError(f"{run}: the {part} part has no positive image to explain; give another")
+        raise UserError(f"{run}: the {subset} subset has no positive image; give another subset")
     chosen = split.select(positives)
     check = cascade(
         trained.model,
@@ -81,7 +81,7 @@ def check_run(
         chosen.names,
         on_stage=partial(reporter.advance, "randomising layers"),
     )
-    folder = trained.folder.evaluation(part)
+    folder = trained.folder.evaluation(subset)
     files = SanityFiles(check, folder / "sanity.json", folder / "sanity.png")
     write_json(files.table, _describe(check, chosen.names, seed))
     save_figure(sanity_figure(check.as_rows()), files.picture)
@@ -89,11 +89,11 @@ def check_run(
 
 
 def _untrained_network(trained: TrainedRun, seed: int) -> LABN:
-    # Never the weights that training started from, which the trained ones still resemble.
-    (word,) = np.random.SeedSequence([trained.config.train.seed, seed, 1]).generate_state(1)
+    # Not the initial weights of training, which the trained ones still resemble.
+    (network_seed,) = np.random.SeedSequence([trained.config.train.seed, seed, 1]).generate_state(1)
     best = trained.best
     return build_network(
-        trained.config.model, best["num_channels"], len(best["class_names"]), seed=int(word)
+        trained.config.model, best["num_channels"], len(best["class_names"]), seed=int(network_seed)
     )
 
 

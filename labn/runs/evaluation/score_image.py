@@ -1,7 +1,7 @@
-"""How faithful explanations are: every method's map of an image, by ID and by PID at several m.
+"""Faithfulness of explanations: every method's map of one image, by ID and by PID at several m.
 
-One image at a time, so that its scores depend neither on the images beside it nor on how a part
-is shared out; the frames of all its maps fill the network's batches together.
+Images are scored one by one, so that scores depend neither on other images nor on the distribution
+of the work; the frames of all maps of an image share the network's batches.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_ins
 from labn.metrics.localisation import localisation
 
 Baseline = Literal["bias", "zero", "black", "blur"]
-"""What may stand where an image's patches do not; the paper's PID takes the bias image."""
+"""What replaces removed patches; the paper's PID uses the bias image."""
 ID = "ID"
 _BLUR_SIGMA_SHARE = 5 / 224
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score: what tables call it, the patches' side m in pixels, and the baseline."""
+    """One score: its name in tables, the patch size m in pixels, and the baseline."""
 
     name: str
     patch_size: int
@@ -39,7 +39,7 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image to be explained: standardised, with the class to explain and the lesions."""
+    """One standardised image, the class to explain, and the lesion mask."""
 
     name: str
     label: int
@@ -49,12 +49,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Plain rows for one image, ready for JSON.
+    """The scores of one image as plain rows, ready for JSON.
 
-    A row of ``scores`` is of one method and measure: its value (insertion less deletion), both
-    areas, and both curves over ``fractions``; of curves with points of their own only the areas are
-    kept, and ``num_points`` is how many forward passes both took. A row of ``localisation`` is of
-    one method; there are none where the lesions are not known.
+    A row of ``scores`` is for one method and measure: its value (insertion minus deletion), both
+    areas, and both curves over ``fractions``. Of adaptive curves only the areas are kept, and
+    ``num_points`` is the number of forward passes of both. A row of ``localisation`` is for one
+    method; there are none if the lesions are unknown.
     """
 
     scores: list[dict[str, Any]]
@@ -62,12 +62,12 @@ class ImageScores:
 
 
 def pid_name(patch_size: int) -> str:
-    """Name the PID of one patch size."""
+    """Return the name of the PID at one patch size."""
     return f"PID m={patch_size}"
 
 
 def measures(patch_sizes: Sequence[int], baseline: Baseline) -> tuple[Measure, ...]:
-    """List ID, of pixels against zero, and the PID of each patch size (Iida 2022, 4.3)."""
+    """Return ID, of pixels against zero, and the PID of each patch size (Iida 2022, 4.3)."""
     pids = [Measure(pid_name(size), size, baseline) for size in patch_sizes]
     return (Measure(ID, 1, "zero"), *pids)
 
@@ -83,14 +83,14 @@ def score_image(
     tolerance: float | None = None,
     batch_size: int = 64,
 ) -> ImageScores:
-    """Make each method's map of an image once, and score it by every measure.
+    """Compute each method's map of an image once, and score it by every measure.
 
     ``num_points`` and ``batch_size`` are as in ``patch_insertion_deletion``; with a ``tolerance``,
-    ``adaptive_insertion_deletion`` takes as many points as that asks for. ``statistics`` are those
-    that the image was standardised with.
+    ``adaptive_insertion_deletion`` is used instead. ``statistics`` are those that the image was
+    standardised with.
 
     Raises:
-        ValueError: a map is not finite, or an argument breaks its rule.
+        ValueError: a map is not finite, or an argument is invalid.
     """
     maps = explain(sample, methods)
     rows: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ def score_image(
 
 
 def explain(sample: Sample, methods: Sequence[Method]) -> Float[Tensor, "k h w"]:
-    """Make each method's map of an image."""
+    """Return each method's map of an image."""
     images = sample.image[None]
     labels = torch.tensor([sample.label], device=images.device)
     maps = [method.explain(images, labels, (sample.name,)) for method in methods]
@@ -129,7 +129,7 @@ def explain(sample: Sample, methods: Sequence[Method]) -> Float[Tensor, "k h w"]
 def baseline_image(
     baseline: Baseline, image: Float[Tensor, "c h w"], statistics: ChannelStatistics
 ) -> Float[Tensor, "c h w"]:
-    """Make what is shown where an image is not.
+    """Return the image that replaces removed patches.
 
     ``bias`` is the mean training image, ``zero`` the mean training colour, ``black`` a pixel value
     of 0, and ``blur`` the image itself under a Gaussian of sigma 5 pixels at 224 (Petsiuk 2018).

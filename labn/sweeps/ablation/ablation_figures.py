@@ -117,7 +117,7 @@ def _draw_curves(findings: Comparison, headline: str, place: Path) -> None:
     method = findings.reference
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run, condition in zip(findings.runs, findings.conditions, strict=True):
-        file = RunFolder(run.path).evaluation(findings.part) / "curves.npz"
+        file = RunFolder(run.path).evaluation(findings.subset) / "curves.npz"
         # Not there where each curve has points of its own.
         if file.is_file():
             with np.load(file) as content:
@@ -155,7 +155,7 @@ def _draw_maps(findings: Comparison, headline: str, place: Path) -> None:
     maps: dict[str, Float[np.ndarray, "n h w"]] = {}
     for condition, run in chosen.items():
         trained = TrainedRun.open(run.path)
-        split = trained.load_dataset(SilentReporter()).splits[findings.part]
+        split = trained.load_dataset(SilentReporter()).splits[findings.subset]
         positions = _positions(names, split, run)
         pixels = split.pixels(np.array(positions))
         if not maps:

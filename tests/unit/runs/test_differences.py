@@ -31,7 +31,7 @@ def make_value(condition, run, method, score, name, rng):
 
 @pytest.fixture
 def rows():
-    """One dictionary a value, in an order that has runs and images mixed."""
+    """One dictionary per value, with runs and images in mixed order."""
     rng = np.random.default_rng(20)
     made = [
         {"condition": c, "run": run, "method": m, "score": s, "name": name}
@@ -130,7 +130,7 @@ def test_every_test_agrees_with_one_made_by_hand(rows):
         a, b = (seed_means(rows, cell) for cell in (one.cell, one.other))
         assert one.difference == pytest.approx(fmean(a) - fmean(b), abs=ROUNDING)
         expected = stats.ttest_ind(a, b, equal_var=False).pvalue
-        # t is a difference of means of few figures: it keeps fewer digits than they do.
+        # t is a difference of means of few values: it has fewer exact digits than they have.
         assert one.welch_p == pytest.approx(expected, rel=1e-8)
         assert one.welch_reason is None
         assert (one.num_seeds, one.num_other_seeds) == (len(a), len(b))

@@ -13,7 +13,7 @@ from labn.storage import files
 
 @pytest.fixture
 def held(tmp_path, monkeypatch):
-    """A folder that somebody has, and what lets go of it."""
+    """A folder locked by another thread, and the event that releases it."""
     monkeypatch.setattr(files, "_QUIET_WAIT_S", 0.1)
     held, may_end = threading.Event(), threading.Event()
 
@@ -31,7 +31,7 @@ def held(tmp_path, monkeypatch):
 
 
 class Releasing(logging.Handler):
-    """Lets go of a folder when someone says that he waits for it."""
+    """A log handler that releases the folder once another process logs that it waits."""
 
     def __init__(self, may_end):
         super().__init__(logging.WARNING)
@@ -41,7 +41,7 @@ class Releasing(logging.Handler):
         self._may_end.set()
 
 
-def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog, request):
+def test_waiting_for_a_locked_folder_is_logged_and_succeeds(tmp_path, held, caplog, request):
     handler = Releasing(held)
     files.logger.addHandler(handler)
     request.addfinalizer(lambda: files.logger.removeHandler(handler))
@@ -54,7 +54,7 @@ def test_who_waits_for_a_folder_says_so_and_gets_it(tmp_path, held, caplog, requ
     assert "waiting up to 30 s" in record.getMessage()
 
 
-def test_who_waited_in_vain_is_refused(tmp_path, held, monkeypatch):
+def test_a_folder_that_stays_locked_is_refused(tmp_path, held, monkeypatch):
     waits_s = []
     acquire = FileLock.acquire
 
@@ -70,7 +70,7 @@ def test_who_waited_in_vain_is_refused(tmp_path, held, monkeypatch):
     assert sum(waits_s) == 0.5
 
 
-def test_who_need_not_wait_says_nothing(tmp_path, caplog):
+def test_nothing_is_logged_for_a_free_folder(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), RunFolder(tmp_path).claimed(wait_s=30):
         assert (tmp_path / ".lock").exists()
 

@@ -24,7 +24,7 @@ from labn.runs.evaluation.score_image import (
 )
 from labn.training.evaluate import predictor
 
-PART = make_split(4, seed=3, labels=[1, 1, 0, 1])
+SUBSET = make_split(4, seed=3, labels=[1, 1, 0, 1])
 CPU = torch.device("cpu")
 MASK = np.zeros((24, 24), dtype=np.bool_)
 MASK[3:9, 5:14] = True
@@ -33,11 +33,11 @@ BASELINES = ("bias", "zero", "black", "blur")
 
 @pytest.fixture(scope="module")
 def model():
-    """An untrained network whose heads tell frames apart."""
+    """An untrained network whose outputs differ between frames."""
     model = make_model(seed=4)
     with torch.no_grad():
         model.fc.weight.mul_(20)
-        model.train()(standardise(PART.pixels(np.arange(4)), STATISTICS, CPU))
+        model.train()(standardise(SUBSET.pixels(np.arange(4)), STATISTICS, CPU))
     return model.eval()
 
 
@@ -47,8 +47,8 @@ def methods(model):
 
 
 def sample(position, mask=None):
-    image = standardise(PART.pixels(np.array([position])), STATISTICS, CPU)[0]
-    name, label = PART.names[position], int(PART.labels[position])
+    image = standardise(SUBSET.pixels(np.array([position])), STATISTICS, CPU)[0]
+    name, label = SUBSET.names[position], int(SUBSET.labels[position])
     return Sample(name=name, label=label, image=image, mask=mask)
 
 
@@ -94,7 +94,7 @@ def test_each_method_is_scored_by_each_measure_as_it_would_be_alone(model, metho
     assert max(abs(row["value"]) for row in rows) > 1e-3
 
 
-def test_id_stands_against_zero_whatever_the_baseline_of_pid():
+def test_the_baseline_of_id_is_zero_for_any_baseline_of_pid():
     assert measures((2, 16), "blur") == (
         Measure("ID", 1, "zero"),
         Measure("PID m=2", 2, "blur"),
@@ -108,14 +108,14 @@ def test_rows_go_through_json_unchanged(model, methods):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_scores_do_not_depend_on_how_many_frames_go_at_once(model, methods, batch_size):
+def test_scores_do_not_depend_on_the_batch_size(model, methods, batch_size):
     expected = score(model, methods, sample(0)).scores
     found = score(model, methods, sample(0), batch_size=batch_size).scores
     for row, other in zip(found, expected, strict=True):
         assert row["value"] == pytest.approx(other["value"], abs=1e-6)
 
 
-def test_the_methods_are_asked_about_the_images_class_and_name():
+def test_methods_receive_the_class_and_name_of_the_image():
     asked = []
 
     def remember(images, labels, names):
@@ -124,7 +124,7 @@ def test_the_methods_are_asked_about_the_images_class_and_name():
 
     explain(sample(2), [SimpleNamespace(name="spy", explain=remember)])
 
-    assert asked == [((1, 3, 24, 24), [0], (PART.names[2],))]
+    assert asked == [((1, 3, 24, 24), [0], (SUBSET.names[2],))]
 
 
 def test_maps_are_compared_with_the_mask_where_one_is_known(model, methods):
@@ -171,7 +171,7 @@ def test_blur_is_a_gaussian_of_the_image_itself():
     assert found.shape == image.shape
 
 
-def test_each_baseline_gives_other_scores(model, methods):
+def test_each_baseline_leads_to_other_scores(model, methods):
     values = []
     for baseline in BASELINES:
         rows = score(model, methods, sample(3), wanted=measures((4,), baseline)).scores

@@ -1,4 +1,4 @@
-"""Entries in the tracker: how they are closed, and what is told of a configuration."""
+"""Tracker entries: how they are closed, and what is logged of a configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from labn.tracking import NoTracker
 
 
 class Remembering(NoTracker):
-    """Remembers the text of files, and how it was closed."""
+    """A tracker that records the text of files and its final status."""
 
     def __init__(self) -> None:
         self.files: dict[str, str] = {}

@@ -87,23 +87,23 @@ def save(run, step):
     return path
 
 
-def copy_steps(tmp_path, storage, *steps):
+def replicate_steps(tmp_path, storage, *steps):
     config, run = make_run(tmp_path, "first", storage)
     for step in steps:
-        copies = Replicas(config, run)
-        assert copies.restore() is None
-        with copies:
-            copies.add(save(run, step))
+        replicas = Replicas(config, run)
+        assert replicas.restore() is None
+        with replicas:
+            replicas.add(save(run, step))
 
 
-def test_the_newest_copies_are_kept_and_taken_where_there_is_nothing(tmp_path):
+def test_the_newest_replicas_are_kept_and_restored_to_an_empty_folder(tmp_path):
     storage = tmp_path / "storage"
-    copy_steps(tmp_path, storage, 1, 2, 3)
+    replicate_steps(tmp_path, storage, 1, 2, 3)
     config, run = make_run(tmp_path, "second", storage)
 
     said = Replicas(config, run).restore()
 
-    assert said == f"took the checkpoint of step 3 from {storage}"
+    assert said == f"restored the checkpoint of step 3 from {storage}"
     assert checkpoint.newest_path(run.checkpoints).read_bytes() == b"step 3"
     assert run.best_file.read_bytes() == b"best"
     names = {file.name for file in Folder(storage).files() if file.name.startswith("step")}
@@ -114,9 +114,9 @@ def test_the_newest_copies_are_kept_and_taken_where_there_is_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing", "another", "unnamed"])
-def test_a_copy_that_is_not_whole_is_passed_over(tmp_path, caplog, damage):
+def test_an_incomplete_replica_is_skipped(tmp_path, caplog, damage):
     storage = tmp_path / "storage"
-    copy_steps(tmp_path, storage, 1, 2)
+    replicate_steps(tmp_path, storage, 1, 2)
     newest = storage / "step-00000002.json"
     place = storage / "objects" / json.loads(newest.read_text())["checkpoints/step-00000002.pt"]
     if damage == "cut off":
@@ -129,14 +129,14 @@ def test_a_copy_that_is_not_whole_is_passed_over(tmp_path, caplog, damage):
         newest.write_text('{"../outside.pt": "0"}')
     config, run = make_run(tmp_path, "second", storage)
 
-    assert Replicas(config, run).restore() == f"took the checkpoint of step 1 from {storage}"
+    assert Replicas(config, run).restore() == f"restored the checkpoint of step 1 from {storage}"
 
-    assert "step-00000002.json is not whole" in caplog.text
+    assert "step-00000002.json is incomplete" in caplog.text
     assert [path.name for path in run.checkpoints.iterdir()].count("step-00000002.pt") == 0
 
 
 def test_a_folder_that_is_ahead_of_its_storage_is_left_as_it_is(tmp_path):
-    copy_steps(tmp_path, tmp_path / "storage", 1)
+    replicate_steps(tmp_path, tmp_path / "storage", 1)
     config, run = make_run(tmp_path, "second", tmp_path / "storage")
     save(run, 5)
     assert Replicas(config, run).restore() is None
@@ -144,7 +144,7 @@ def test_a_folder_that_is_ahead_of_its_storage_is_left_as_it_is(tmp_path):
 
 
 def test_storage_of_another_run_is_refused(tmp_path):
-    copy_steps(tmp_path, tmp_path / "storage", 1)
+    replicate_steps(tmp_path, tmp_path / "storage", 1)
     config, run = make_run(tmp_path, "second", tmp_path / "storage", seed=7)
     with pytest.raises(UserError, match=r"train.seed is 0 there, 7 now"):
         Replicas(config, run).restore()
