@@ -24,7 +24,7 @@ from labn.config.section import (
 )
 from labn.errors import did_you_mean
 from labn.model.architectures import PLANS
-from labn.storage.remote import fault_of, is_remote, without_secrets
+from labn.storage.remote import address_error, is_remote, without_secrets
 
 
 class AugmentConfig(Section):
@@ -192,7 +192,7 @@ class Config(Section):
                 f"must be 0 to {num_bottlenecks}, the bottlenecks of {self.model.backbone}",
             )
         for key, place in (("data.root", self.data.root), ("train.storage", self.train.storage)):
-            if place is not None and is_remote(place) and (fault := fault_of(str(place))):
+            if place is not None and is_remote(place) and (fault := address_error(str(place))):
                 raise ConfigProblem(key, without_secrets(str(place)), fault)
         if self.data.name != "synthetic" and self.data.root is None:
             raise ConfigProblem(

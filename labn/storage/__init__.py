@@ -1,1 +1,1 @@
-"""Bytes: files here and elsewhere; nothing in this package knows what a run is."""
+"""Files, local and in object storage, independent of what they contain."""

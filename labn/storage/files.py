@@ -1,4 +1,4 @@
-"""Files that are whole or absent whenever the power fails, and locks between processes."""
+"""Atomic, durable writes of files, and locks between processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUIET_WAIT_S = 3.0
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BufferedWriter], object]) -> None:
-    """Write a file that is either the old one or the whole new one, and make its folder.
+    """Write a file atomically, and make its folder; on failure the old file remains.
 
     ``content`` is text, bytes, or a function that writes to an open binary file.
 
@@ -40,24 +40,24 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BufferedWriter
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or make the"
-            " folder writable, then give the same command again: what was there is intact"
+            " folder writable, then run the same command again; the old file is intact"
         ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that is either the old or the whole new."""
+    """Write a JSON file atomically."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedWriter]:
-    """Open a file that takes its name, and an old one's place, once all of it is on the disk.
+    """Open a temporary file that replaces ``path`` once all of it is on the disk.
 
     Raises:
         OSError: it cannot be written; the old file is intact.
     """
     make_folder(path.parent)
-    # Of fixed length: the file's own name may be as long as the file system allows.
+    # A name of fixed length, since the file's own may be as long as the file system allows.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -68,10 +68,10 @@ def replacing(path: Path) -> Iterator[BufferedWriter]:
 
 
 def put_in_place(made: Path, path: Path) -> None:
-    """Give a finished file, or a folder of files, its name, once all of it is on the disk.
+    """Rename a finished file, or a folder of files, to ``path`` once all of it is on the disk.
 
     Raises:
-        OSError: it cannot be kept, or a folder stands there already.
+        OSError: it cannot be written, or ``path`` is a folder that exists.
     """
     for written in (*made.rglob("*"), made):
         _sync(written)
@@ -80,10 +80,10 @@ def put_in_place(made: Path, path: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file's end; it is on the disk when this returns.
+    """Append text to a file; it is on the disk when this returns.
 
     Raises:
-        OSError: it cannot be written; after a crash, a part of the text may stand there.
+        OSError: it cannot be written; after a crash, the file may end with part of the text.
     """
     make_folder(path.parent)
     with path.open("a", encoding="utf-8") as file:
@@ -93,7 +93,7 @@ def append(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with those that it lies in, unless it is there, so that it stays.
+    """Make a folder and its parents, durably, unless it exists.
 
     Raises:
         OSError: it cannot be made.
@@ -106,12 +106,12 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str = "", *, timeout_s: float = math.inf) -> Iterator[None]:
-    """Hold a lock against other processes; the system frees it when its holder dies.
+    """Hold a lock between processes; the system releases it when its holder dies.
 
-    ``waiting`` is logged when the wait is no longer a short one.
+    ``waiting`` is logged when the wait exceeds a few seconds.
 
     Raises:
-        TimeoutError: another process still holds it after so long.
+        TimeoutError: another process holds it for longer than ``timeout_s``.
         OSError: its file cannot be made.
     """
     make_folder(path.parent)
@@ -121,7 +121,7 @@ def locked(path: Path, waiting: str = "", *, timeout_s: float = math.inf) -> Ite
     except TimeoutError:
         if timeout_s <= _QUIET_WAIT_S:
             raise
-        # A wait without a limit is for work that is shared, which ends.
+        # A wait without a limit is for work that another process does for all, which ends.
         logger.log(logging.INFO if math.isinf(timeout_s) else logging.WARNING, "%s", waiting)
         lock.acquire(timeout=timeout_s - _QUIET_WAIT_S)
     try:
@@ -131,12 +131,12 @@ def locked(path: Path, waiting: str = "", *, timeout_s: float = math.inf) -> Ite
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which files a folder has."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems over a network cannot do so for a folder.
+        # Some network file systems cannot sync a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,8 +1,8 @@
-"""Data in object storage, mirrored into the cache: once a machine, and again where it changed.
+"""A mirror in the cache of data in object storage, one per machine, updated when files change.
 
-However many processes ask, one fetches. A file is fetched anew if storage's has another size or
-time, or if what lies on the disk is no longer what was fetched, by its SHA-256 (taken again where
-its size or time on the disk has changed).
+One process fetches while others wait. A file is fetched again if its size or time in storage has
+changed, or if its SHA-256 on the disk differs from the one fetched (computed again only if its
+time on the disk has changed).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAVE_S = 10.0
 
 
 class _Entry(TypedDict):
-    """What is known of a fetched file: storage's size and time, its digest."""
+    """A fetched file's size and time in storage, and its digest."""
 
     size: int
     mtime_ns: int
@@ -38,12 +38,12 @@ class _Entry(TypedDict):
 def mirror(
     root: str, cache_dir: Path, report_progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Bring the mirror of a folder in object storage up to date; give where it lies.
+    """Update the mirror of a folder in object storage, and return its path.
 
-    ``report_progress`` gets the number of files fetched and of all to fetch.
+    ``report_progress`` receives the number of files fetched and of all to fetch.
 
     Raises:
-        UserError: storage cannot be read, holds nothing there, or the cache cannot be written.
+        UserError: the folder cannot be read or is empty, or the cache cannot be written.
     """
     name = hashlib.sha256(root.encode()).hexdigest()[:16]
     place = cache_dir.expanduser() / "mirrors" / name
@@ -53,20 +53,20 @@ def mirror(
             _Mirror(root, place, report_progress).update()
     except StorageError as error:
         raise UserError(
-            f"data.root = {without_secrets(root)}: cannot be read ({error}); mend the address, or"
-            " give credentials by the environment"
+            f"data.root = {without_secrets(root)}: cannot be read ({error}); fix the address, or"
+            " set credentials in the environment"
         ) from error
     except OSError as error:
         raise UserError(
-            f"data.cache_dir = {cache_dir}: cannot take the mirror of {without_secrets(root)}"
-            f" ({error.strerror or error}); name a writable folder with room for it,"
+            f"data.cache_dir = {cache_dir}: cannot store the mirror of {without_secrets(root)}"
+            f" ({error.strerror or error}); specify a writable folder with enough space,"
             " data.cache_dir=PATH"
         ) from error
     return place / "files"
 
 
 class _Mirror:
-    """One process's look at a mirror, whose lock it holds."""
+    """The mirror, used by the process that holds its lock."""
 
     def __init__(
         self, root: str, place: Path, report_progress: Callable[[int, int], None] | None
@@ -79,27 +79,27 @@ class _Mirror:
             self._index = json.loads(self._index_file.read_text(encoding="utf-8"))
 
     def update(self) -> None:
-        """Fetch what is not here as it is there, and drop what is there no more."""
+        """Fetch new and changed files, and remove those no longer in storage."""
         files = [file for file in self._remote.files() if not file.name.endswith("/")]
         if not files:
             raise UserError(
-                f"data.root = {self._root}: holds no files; give the folder of the data set, as in"
-                " s3://BUCKET/FOLDER"
+                f"data.root = {self._root}: contains no files; specify the folder of the data"
+                " set, as in s3://BUCKET/FOLDER"
             )
         for file in files:
             if PurePosixPath(file.name).is_absolute() or ".." in PurePosixPath(file.name).parts:
-                raise UserError(f"data.root = {self._root}: {file.name!r}: is no name of a file")
-        wanted = [file for file in files if not self._is_here(file)]
-        if num_known := sum(file.name in self._index for file in wanted):
+                raise UserError(f"data.root = {self._root}: {file.name!r} is not a valid name")
+        missing = [file for file in files if not self._is_current(file)]
+        if num_changed := sum(file.name in self._index for file in missing):
             logger.warning(
-                "data.root = %s: %d of %d files are not those fetched before (changed in storage,"
-                " or damaged here); they are fetched again",
-                *(self._root, num_known, len(files)),
+                "data.root = %s: %d of %d files have changed since they were fetched (in storage,"
+                " or damaged on the disk); they are fetched again",
+                *(self._root, num_changed, len(files)),
             )
         self._remove_others(files)
-        self._fetch(wanted)
+        self._fetch(missing)
 
-    def _is_here(self, file: File) -> bool:
+    def _is_current(self, file: File) -> bool:
         entry, path = self._index.get(file.name), self._files / file.name
         if entry is None or (entry["size"], entry["mtime_ns"]) != (file.size, file.mtime_ns):
             return False
@@ -118,7 +118,7 @@ class _Mirror:
         return is_same
 
     def _remove_others(self, files: Sequence[File]) -> None:
-        """Remove what storage no longer has, and what a killed process left half fetched."""
+        """Remove files no longer in storage, and those that a killed process fetched in part."""
         names = {file.name for file in files}
         for path in self._files.rglob("*"):
             if path.is_file() and path.relative_to(self._files).as_posix() not in names:
@@ -151,7 +151,7 @@ class _Mirror:
                 self._save_index()
 
     def _fetch_one(self, file: File) -> str:
-        """Fetch one file; it is there whole, with storage's time, or not at all."""
+        """Fetch one file atomically, with its time in storage, and return its digest."""
         path = self._files / file.name
         with replacing(path) as fetched:
             digest = self._remote.download(file.name, fetched)

@@ -1,4 +1,4 @@
-"""Folders wherever they are: on a disk, or in object storage (s3://, gs://), by Arrow."""
+"""Folders on a disk or in object storage (s3://, gs://), accessed through Arrow."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ _OPTIONS = ("endpoint_override", "region", "scheme", "tls_ca_file_path")
 
 
 class StorageError(Exception):
-    """Storage cannot be reached, or refuses what was asked of it; the message is one line."""
+    """Storage that cannot be reached, or a refused operation; the message is one line."""
 
 
 def is_remote(place: Path | str) -> bool:
-    """Tell an address of object storage from a path."""
+    """Return whether a place is an address of object storage, not a path."""
     return "://" in str(place)
 
 
-def fault_of(address: str) -> str | None:
-    """Say what is wrong with an address of object storage; None if nothing is.
+def address_error(address: str) -> str | None:
+    """Return what is wrong with an address of object storage, or None.
 
-    Credentials are none of its parts: addresses are logged, and kept in files.
+    Credentials are refused, since addresses are logged and stored in files.
     """
     parts = urlsplit(address)
     if parts.scheme not in SCHEMES:
         return f"must be a path, or begin with {' or '.join(f'{name}://' for name in SCHEMES)}"
     if "@" in parts.netloc and parts.netloc.partition("@")[0] != "anonymous":
         return (
-            "must hold no credentials; Arrow takes them from the environment (AWS_ACCESS_KEY_ID,"
-            " AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS) or the machine's role"
+            "must not contain credentials; set them in the environment (AWS_ACCESS_KEY_ID,"
+            " AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS) or use the machine's role"
         )
     if not parts.netloc:
         return f"must name a bucket, as in {parts.scheme}://BUCKET/FOLDER"
     unknown = [name for name, _ in parse_qsl(parts.query) if name not in _OPTIONS]
-    return f"knows no option {unknown[0]}; there are {', '.join(_OPTIONS)}" if unknown else None
+    return f"has unknown option {unknown[0]}; use {', '.join(_OPTIONS)}" if unknown else None
 
 
 def without_secrets(address: str) -> str:
-    """Shorten an address, right or wrong, to what may be shown of it."""
+    """Return an address, valid or not, without credentials and options."""
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
-def below(place: Path | str | None, *names: str) -> Path | str | None:
-    """Name a folder within another, or within none."""
+def subfolder(place: Path | str | None, *names: str) -> Path | str | None:
+    """Return the place of a folder within another; None within None."""
     if not isinstance(place, str):
         return place and place.joinpath(*names)
     address, mark, options = place.partition("?")
@@ -64,7 +64,7 @@ def below(place: Path | str | None, *names: str) -> Path | str | None:
 
 
 def absolute(place: Path | str | None) -> Path | str | None:
-    """Have a path mean the same in every process of this machine; addresses do."""
+    """Return a path as absolute, valid in every process of this machine, or an address."""
     return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
@@ -78,14 +78,14 @@ class File:
 
 
 class Folder:
-    """The files under one place; it need not be there yet.
+    """The files under one place, which need not exist yet.
 
-    All methods raise ``StorageError`` for what is wrong there, ``OSError`` for files here.
-    What has been written is there whole or not at all.
+    All methods raise ``StorageError`` for errors of the place, ``OSError`` for local files.
+    Writes are atomic.
     """
 
     def __init__(self, place: Path | str) -> None:
-        # Only here: most runs need none of it.
+        # Imported here, since most runs do not use it.
         from pyarrow import fs
 
         with _translated():
@@ -95,11 +95,11 @@ class Folder:
                 self._files = fs.LocalFileSystem()
                 self._root = Path(place).expanduser().absolute().as_posix()
 
-    def files(self, below: str = "") -> list[File]:
-        """List all files under a folder of this one, by name."""
+    def files(self, subfolder: str = "") -> list[File]:
+        """Return all files under this folder or one in it, by name."""
         from pyarrow import fs
 
-        selector = fs.FileSelector(self._path(below), recursive=True, allow_not_found=True)
+        selector = fs.FileSelector(self._path(subfolder), recursive=True, allow_not_found=True)
         with _translated():
             found = self._files.get_file_info(selector)
         return sorted(
@@ -112,29 +112,29 @@ class Folder:
         )
 
     def size(self, name: str) -> int | None:
-        """Give a file's size in bytes; None where there is no such file."""
+        """Return a file's size in bytes, or None if it does not exist."""
         with _translated():
             size: int | None = self._files.get_file_info(self._path(name)).size
         return size
 
     def read(self, name: str) -> bytes:
-        """Read a small file."""
+        """Return the content of a small file."""
         with _translated(), self._files.open_input_stream(self._path(name)) as stream:
             content: bytes = stream.read()
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, in place of an old one."""
+        """Write a small file, replacing an old one."""
         with _translated(), self._output(name) as stream:
             stream.write(content)
 
     def upload(self, file: BufferedReader, name: str) -> None:
-        """Write a file's content, from where it stands."""
+        """Upload an open file from its current position."""
         with _translated(), self._output(name) as stream:
             shutil.copyfileobj(file, stream, _CHUNK_BYTES)
 
     def download(self, name: str, file: BufferedWriter) -> str:
-        """Copy a file to one that is open; return the SHA-256 of what was copied."""
+        """Copy a file to one that is open, and return its SHA-256."""
         digest = hashlib.sha256()
         for chunk in self._chunks(name):
             digest.update(chunk)
@@ -163,7 +163,7 @@ class Folder:
 
 
 def digest_of(file: BufferedReader) -> str:
-    """Give the SHA-256 of a file that is open; it stands at its beginning again."""
+    """Return the SHA-256 of an open file, and rewind it."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
     return digest

@@ -10,7 +10,7 @@ from labn.config import Config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
 from labn.runs.tracked import open_entry, tag_entry
-from labn.storage.remote import absolute, below
+from labn.storage.remote import absolute, subfolder
 from labn.tracking import Status, Tracker, environment_tags, resolve_uri
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def run_config(
     """
     data, model, train, tracking = config.data, config.model, config.train, config.tracking
     data_places = {"root": absolute(data.root), "cache_dir": absolute(data.cache_dir)}
-    storage = below(absolute(train.storage), *names)
+    storage = subfolder(absolute(train.storage), *names)
     entry = {
         "uri": resolve_uri(tracking.uri),
         "run_name": entry_name,

@@ -91,7 +91,7 @@ def test_data_is_fetched_once_by_many_processes_and_again_where_it_changed(
     assert mirror(address, cache) == place
 
     assert contents(place) == contents(images)
-    assert "are not those fetched before" in caplog.text
+    assert "have changed since they were fetched" in caplog.text
     num_gets = s3.num_gets(".png")
     assert mirror(address, cache) == place
     assert s3.num_gets(".png") == num_gets

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and locks."""
+"""Atomic files, and locks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_is_appended_is_on_the_disk(tmp_path, calls):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_writer_that_is_broken_off_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_a_writer_that_is_interrupted_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "file"
     write_atomically(path, "old")
 
@@ -111,7 +111,7 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_file_and_is_reported(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_its_file_system_cannot_sync_is_no_fault(tmp_path, monkeypatch):
+def test_a_folder_that_its_file_system_cannot_sync_is_not_an_error(tmp_path, monkeypatch):
     fsync = os.fsync
 
     def refuse_folders(descriptor):
@@ -137,7 +137,7 @@ def test_a_lock_that_another_holds_is_refused_after_the_time_allowed(tmp_path):
         pass
 
 
-def test_a_lock_is_free_again_when_its_holder_fails(tmp_path):
+def test_a_lock_is_released_when_its_holder_fails(tmp_path):
     with pytest.raises(ValueError, match="failed"), locked(tmp_path / ".lock"):
         raise ValueError("failed")
     with locked(tmp_path / ".lock", timeout_s=0):
@@ -145,9 +145,7 @@ def test_a_lock_is_free_again_when_its_holder_fails(tmp_path):
 
 
 @pytest.mark.parametrize(("timeout_s", "level"), [(60, logging.WARNING), (None, logging.INFO)])
-def test_who_waits_for_long_logs_it_and_gets_the_lock(
-    tmp_path, monkeypatch, caplog, timeout_s, level
-):
+def test_a_long_wait_for_a_lock_is_logged(tmp_path, monkeypatch, caplog, timeout_s, level):
     monkeypatch.setattr(files, "_QUIET_WAIT_S", 0)
     is_held, may_end = threading.Event(), threading.Event()
 

@@ -10,7 +10,14 @@ from labn.config import Config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
 from labn.runs.replicas import Replicas
-from labn.storage.remote import Folder, StorageError, absolute, below, fault_of, without_secrets
+from labn.storage.remote import (
+    Folder,
+    StorageError,
+    absolute,
+    address_error,
+    subfolder,
+    without_secrets,
+)
 from labn.training import checkpoint
 
 
@@ -22,12 +29,12 @@ from labn.training import checkpoint
         ("s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http", None),
         ("http://host/folder", "must be a path, or begin with s3:// or gs://"),
         ("s3:///folder", "must name a bucket"),
-        ("s3://key:secret@bucket", "must hold no credentials"),
-        ("s3://bucket?access_key=1", "knows no option access_key"),
+        ("s3://key:secret@bucket", "must not contain credentials"),
+        ("s3://bucket?access_key=1", "has unknown option access_key"),
     ],
 )
-def test_an_address_is_refused_for_what_is_wrong_with_it(address, fault):
-    found = fault_of(address)
+def test_an_address_is_refused_with_its_error(address, fault):
+    found = address_error(address)
     assert found is None if fault is None else fault in found
 
 
@@ -39,14 +46,14 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(tmp_path, key):
     path.write_text("data: {name: folder, root: .}\noutput_dir: run\n")
     with pytest.raises(UserError) as refused:
         load_config(path, [f"{key}=s3://key:hush@bucket/run?secret=hush"])
-    assert f"{key} = s3://bucket/run: must hold no credentials" in str(refused.value)
+    assert f"{key} = s3://bucket/run: must not contain credentials" in str(refused.value)
     assert "hush" not in str(refused.value)
 
 
 def test_a_folder_within_another_keeps_the_options_of_its_address():
-    assert below("s3://b/run/?region=x", "trials", "3") == "s3://b/run/trials/3?region=x"
-    assert below(Path("/runs"), "trials", "3") == Path("/runs/trials/3")
-    assert below(None, "trials") is None
+    assert subfolder("s3://b/run/?region=x", "trials", "3") == "s3://b/run/trials/3?region=x"
+    assert subfolder(Path("/runs"), "trials", "3") == Path("/runs/trials/3")
+    assert subfolder(None, "trials") is None
     assert absolute("s3://b") == "s3://b"
     assert absolute(Path("runs")) == Path.cwd() / "runs"
     assert without_secrets("s3://a:b@bucket/x?y=z") == "s3://bucket/x"
@@ -79,7 +86,7 @@ def make_run(tmp_path, name, storage, **train):
 
 
 def save(run, step):
-    """Write what stands for a checkpoint."""
+    """Write a stand-in for a checkpoint."""
     path = checkpoint.step_path(run.checkpoints, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(f"step {step}".encode())
@@ -101,9 +108,9 @@ def test_the_newest_replicas_are_kept_and_restored_to_an_empty_folder(tmp_path):
     replicate_steps(tmp_path, storage, 1, 2, 3)
     config, run = make_run(tmp_path, "second", storage)
 
-    said = Replicas(config, run).restore()
+    message = Replicas(config, run).restore()
 
-    assert said == f"restored the checkpoint of step 3 from {storage}"
+    assert message == f"restored the checkpoint of step 3 from {storage}"
     assert checkpoint.newest_path(run.checkpoints).read_bytes() == b"step 3"
     assert run.best_file.read_bytes() == b"best"
     names = {file.name for file in Folder(storage).files() if file.name.startswith("step")}
