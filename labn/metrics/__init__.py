@@ -1,1 +1,1 @@
-"""Scores of predictions and of explanations; they take arrays and callables, not models."""
+"""Metrics of predictions and of explanations; they take arrays and callables, not models."""

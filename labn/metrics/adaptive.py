@@ -1,15 +1,15 @@
-"""PID's areas from as few frames as they need (Iida 2022, 4.3).
+"""PID by adaptive sampling of its curves (Iida 2022, 4.3).
 
-A curve is sampled coarsely, then where it bends. Symbols as in ``faithfulness``; a panel is a
-stretch of the curve from l over its midpoint c to r, where y is known at the three.
+A curve is sampled coarsely, then more densely where it bends. Symbols as in ``faithfulness``; a
+panel is an interval of the curve from l over its midpoint c to r, with y known at all three.
 
-A panel's error is estimated as the change that c makes to its area, or as an eighth of the change
-seen in the panel that it is a half of, if that is more (about what halving leaves where y is
-smooth): so a jagged curve is not taken for smooth because one c lies on the straight line from l
-to r. Where y is convex, concave or a single jump from l to r, the estimate bounds the distance to
-the area over every n. Elsewhere it is a fair guess: on jagged curves most areas keep their
-tolerance, not all, and what begins and ends between two neighbours of the first 17 points (a spike
-over less than 1/16 of the patches) goes unseen.
+A panel's error is estimated as the change of its area due to c, or as an eighth of the change in
+the panel that was halved to make it, if larger (about the remaining change where y is smooth): so
+a jagged curve does not count as smooth because one c lies on the straight line from l to r. Where
+y is convex, concave or a single jump from l to r, the estimate bounds the distance to the area
+over every n. Elsewhere it is approximate: on jagged curves most areas are within the tolerance,
+not all, and a spike between two neighbours of the first 17 points (over less than 1/16 of the
+patches) is missed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from labn.metrics.faithfulness import Frames, Predict, prepare_frames
 _FIRST_HALVINGS = 3
 
 _Panel = tuple[int, int, int]
-"""A stretch of a curve: l, c, r."""
+"""An interval of a curve: l, c, r."""
 
 
 @dataclass(frozen=True)
 class AdaptiveInsertionDeletion:
-    """Scores of each image, how far off their areas may be, and what they cost.
+    """Scores of each image, the estimated errors of their areas, and their cost.
 
     ``pid`` and the areas are as in ``PatchInsertionDeletion``. The errors are estimates of
     |area - area over every n|, and exceed the tolerance only where ``max_points`` stopped the
-    search; the error of ``pid`` is at most their sum. ``num_forwards`` counts the frames shown.
+    search; the error of ``pid`` is at most their sum. ``num_forwards`` counts the frames predicted.
     """
 
     pid: Float64[Tensor, " n"]
@@ -60,13 +60,13 @@ def adaptive_insertion_deletion(
 ) -> AdaptiveInsertionDeletion:
     """Score maps as ``patch_insertion_deletion`` does over every n, to within ``tolerance``.
 
-    The panels that owe most of a curve's estimated error are halved until that error is no more
-    than ``tolerance``, or the curve has ``max_points`` points, or every n. Where the estimate errs
-    is said at the module's head; where ``predict`` itself is as noisy as the tolerance, nothing is
-    saved. Settings are otherwise those of ``patch_insertion_deletion``.
+    The panels with most of a curve's estimated error are halved until that error is at most
+    ``tolerance``, or the curve has ``max_points`` points, or every n. The limits of the estimate
+    are described at the module's head; if the noise of ``predict`` exceeds the tolerance, no frames
+    are saved. Settings are otherwise those of ``patch_insertion_deletion``.
 
     Raises:
-        ValueError: an argument, or what ``predict`` returns, breaks its rule.
+        ValueError: an argument, or the output of ``predict``, is invalid.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance: got {tolerance}, must be above 0")
@@ -78,16 +78,16 @@ def adaptive_insertion_deletion(
     insertions, deletions = _start_curves(predict, frames, max_points, batch_size)
     unfinished = insertions + deletions
     while unfinished:
-        wanted = [(curve, n) for curve in unfinished for n in curve.missing()]
-        _learn(wanted, predict, frames, batch_size)
-        owable = tolerance * frames.num_patches
-        unfinished = [curve for curve in unfinished if curve.refine(owable, max_points)]
+        missing = [(curve, n) for curve in unfinished for n in curve.missing()]
+        _evaluate(missing, predict, frames, batch_size)
+        allowed = tolerance * frames.num_patches
+        unfinished = [curve for curve in unfinished if curve.refine(allowed, max_points)]
     return _collect(insertions, deletions, frames.num_patches)
 
 
 @dataclass
 class _Curve:
-    """One curve of one image while it is sampled: y by n, and panels with their least errors."""
+    """One curve of one image during sampling: y by n, and panels with their smallest errors."""
 
     image: int
     is_insertion: bool
@@ -96,7 +96,7 @@ class _Curve:
     first_halvings: int
 
     def missing(self) -> list[int]:
-        """List the points at which y must be known next."""
+        """Return the points at which y must be evaluated next."""
         return sorted({n for panel in self.panels for n in panel} - self.y.keys())
 
     def area(self, panel: _Panel) -> float:
@@ -107,16 +107,16 @@ class _Curve:
         return (below_left + below_right) / 2
 
     def change(self, panel: _Panel) -> float:
-        """Return how far the midpoint moves the area."""
+        """Return the change of the area due to the midpoint."""
         left, _, right = panel
         return abs((right - left) * (self.y[left] + self.y[right]) / 2 - self.area(panel))
 
     def error(self, panel: _Panel) -> float:
-        """Estimate how far ``area`` is from that over every n; 0 where every n is known."""
+        """Return the estimated error of ``area``; 0 where every n is known."""
         return max(self.change(panel), self.panels[panel]) if _num_new(panel) else 0.0
 
     def refine(self, tolerance: float, max_points: int | None) -> bool:
-        """Halve the worst panels, at first all, and say whether there were any to halve."""
+        """Halve the worst panels, at first all; return whether there were any to halve."""
         errors = {panel: self.error(panel) for panel in self.panels}
         if self.first_halvings:
             self.first_halvings -= 1
@@ -130,21 +130,20 @@ class _Curve:
     def _worst(
         self, errors: dict[_Panel, float], tolerance: float, max_points: int | None
     ) -> set[_Panel]:
-        """Choose the panels without which the rest owe at most half of ``tolerance``.
+        """Return the panels without which the others' error is at most half of ``tolerance``.
 
-        The other half is left to the panels' halves: so few rounds are needed, and few points are
-        spent on what is good enough.
+        The other half is left to the new panels, so that few rounds and few points suffice.
         """
         chosen = set[_Panel]()
-        owed, num_points = sum(errors.values()), len(self.y)
-        if owed <= tolerance:
+        error, num_points = sum(errors.values()), len(self.y)
+        if error <= tolerance:
             return chosen
         for panel in sorted(errors, key=errors.__getitem__, reverse=True):
             num_points += _num_new(panel)
             is_full = max_points is not None and num_points > max_points
-            if is_full or owed <= tolerance / 2 or not errors[panel]:
+            if is_full or error <= tolerance / 2 or not errors[panel]:
                 break
-            owed -= errors[panel]
+            error -= errors[panel]
             chosen.add(panel)
         return chosen
 
@@ -159,21 +158,21 @@ def _halves(panel: _Panel) -> tuple[_Panel, _Panel]:
 
 
 def _num_new(panel: _Panel) -> int:
-    """Count the points that halving asks for; none are left in a panel of two steps."""
+    """Return the number of points that halving adds: none in a panel of two steps."""
     return min(max(panel[2] - panel[0] - 2, 0), 2)
 
 
 def _start_curves(
     predict: Predict, frames: Frames, max_points: int | None, batch_size: int
 ) -> tuple[list[_Curve], list[_Curve]]:
-    """Return the images' insertions and deletions, their ends known, for these are shared."""
+    """Return the images' insertion and deletion curves with their ends, which they share."""
     last = frames.num_patches
     halvings = _FIRST_HALVINGS
     if max_points is not None:
         halvings = min(halvings, (max_points - 1).bit_length() - 2)
     whole = {_panel(0, last): 0.0}
     insertions = [_Curve(i, True, {}, whole, halvings) for i in range(len(frames.labels))]
-    _learn([(curve, n) for curve in insertions for n in (0, last)], predict, frames, batch_size)
+    _evaluate([(curve, n) for curve in insertions for n in (0, last)], predict, frames, batch_size)
     deletions = [
         _Curve(curve.image, False, {0: curve.y[last], last: curve.y[0]}, whole, halvings)
         for curve in insertions
@@ -181,12 +180,12 @@ def _start_curves(
     return insertions, deletions
 
 
-def _learn(
-    wanted: list[tuple[_Curve, int]], predict: Predict, frames: Frames, batch_size: int
+def _evaluate(
+    points: list[tuple[_Curve, int]], predict: Predict, frames: Frames, batch_size: int
 ) -> None:
-    """Find y at points of curves; batches run on across curves and images."""
-    for start in range(0, len(wanted), batch_size):
-        batch = wanted[start : start + batch_size]
+    """Evaluate y at points of curves, in batches across curves and images."""
+    for start in range(0, len(points), batch_size):
+        batch = points[start : start + batch_size]
         scores = frames.score(
             predict,
             torch.tensor([curve.image for curve, _ in batch]),

@@ -1,4 +1,4 @@
-"""How well the network tells the classes apart."""
+"""Classification metrics: accuracy, AUROC, true skill statistic and confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROBABILITY_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ClassificationScores:
-    """Scores of a set of predictions; one that the labels leave undefined is NaN.
+    """Scores of a set of predictions; a score that is undefined for the labels is NaN.
 
     ``accuracy`` and ``auroc`` lie in [0, 1], ``tss`` in [-1, 1]; more is better.
     ``confusion`` counts images: rows are the true class, columns the predicted one.
@@ -29,7 +29,7 @@ class ClassificationScores:
     num_images: int
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
-        """Name the defined scores ``<prefix>_accuracy``, ``<prefix>_auroc``, ``<prefix>_tss``."""
+        """Return the defined of ``<prefix>_accuracy``, ``<prefix>_auroc`` and ``<prefix>_tss``."""
         scores = {"accuracy": self.accuracy, "auroc": self.auroc, "tss": self.tss}
         return {f"{prefix}_{name}": v for name, v in scores.items() if not math.isnan(v)}
 
@@ -37,11 +37,11 @@ class ClassificationScores:
 def classification_scores(
     probabilities: Float[Tensor, "n c"], labels: Integer[Tensor, " n"]
 ) -> ClassificationScores:
-    """Score class probabilities against true classes.
+    """Return the scores of class probabilities against true classes.
 
-    The predicted class is the most probable one, the first of equals. AUROC is that of class 1
+    The predicted class is the most probable one, the first in a tie. AUROC is that of class 1
     for two classes, else the mean over the classes that occur, each against the rest. TSS is the
-    true positive rate less the false positive rate, where every class but 0 is positive
+    true positive rate minus the false positive rate, where every class but 0 is positive
     (Iida 2022, section 5).
 
     Raises:
@@ -61,10 +61,10 @@ def classification_scores(
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:
-    """Refuse what is not (images, classes) of distributions over at least two classes.
+    """Check that rows are probability distributions over at least two classes.
 
     Raises:
-        ValueError: says, under ``name``, which row is wrong.
+        ValueError: a row is not; the message has ``name`` and the row.
     """
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_probabilities(name: str, probabilities: Tensor) -> None:
         )
     excess = torch.maximum(probabilities - 1, -probabilities).amax(dim=1)
     error = torch.maximum((probabilities.double().sum(dim=1) - 1).abs(), excess)
-    # NaN compares false with everything, so ask for what is right.
+    # NaN compares false with everything, so test for valid rows, not for invalid ones.
     if not (valid := error <= _PROBABILITY_TOLERANCE).all():
         row = int((~valid).nonzero()[0])
         raise ValueError(
@@ -83,17 +83,17 @@ def check_probabilities(name: str, probabilities: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse a label that names no class.
+    """Check that every label is one of the classes.
 
     Raises:
-        ValueError: says which image carries it.
+        ValueError: a label is not; the message has the image.
     """
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
         image = int(outside.nonzero()[0])
         raise ValueError(
             f"labels: got {int(labels[image])} for image {image}, must be 0 to {num_classes - 1},"
-            f" for there are {num_classes} classes"
+            f" since there are {num_classes} classes"
         )
 
 
@@ -104,7 +104,7 @@ def _confusion(probabilities: Tensor, labels: Tensor) -> Int64[Tensor, "c c"]:
 
 
 def _auroc(probabilities: Tensor, labels: Tensor) -> float:
-    # torchmetrics gives 0 (and a warning) to a class without positives or without negatives.
+    # torchmetrics returns 0 (and warns) for a class without positives or without negatives.
     present = sorted(set(labels.tolist()))
     if len(present) < 2:
         return math.nan

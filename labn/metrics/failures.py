@@ -1,4 +1,4 @@
-"""Why explanations fail: the error analysis of Table 5 (Iida 2022, 5.4 and 5.5)."""
+"""Types of failed explanations: the error analysis of Table 5 (Iida 2022, 5.4 and 5.5)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FAILURES = {
     "IA": "Insufficiently Attended",
     "WA": "Wrongly Attended",
 }
-"""Table 5's error IDs, in the order in which they are tried, and what they stand for."""
+"""The error IDs of Table 5, in the order in which they are tested, and their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorThresholds:
-    """Where one kind of failure begins; the paper gives ``pid`` alone, the shares are ours.
+    """Thresholds of the failure types; only ``pid`` is from the paper.
 
     An explanation fails where its score is below ``pid``. It is over-attended where more than
     ``over_attended`` of the image is attended, insufficiently where less than
@@ -51,12 +51,12 @@ def classify_failures(
     theta_alpha: float,
     thresholds: ErrorThresholds | None = None,
 ) -> tuple[str | None, ...]:
-    """Give each image the first of ``FAILURES`` that applies, or None where its PID is high enough.
+    """Return for each image the first of ``FAILURES`` that applies, or None if its PID suffices.
 
     ``pid`` (n,) is measured at m = 16 in the paper. ``saliency`` (n, h, w) is alpha, upsampled to
     the image but not thresholded; a pixel is attended where it exceeds ``theta_alpha``, strictly,
-    as in the network (eq. 2). What fails with the right class and a fair area attends the wrong
-    place.
+    as in the network (eq. 2). A failure with the right class and neither too much nor too little
+    attended area is a wrongly attended one.
 
     Raises:
         ValueError: the shapes do not agree, or a score or a map is not finite.
@@ -72,7 +72,7 @@ def classify_failures(
 
 
 def count_failures(codes: Iterable[str | None]) -> dict[str, int]:
-    """Count each of ``FAILURES``, in Table 5's order; what did not fail is not counted."""
+    """Return the count of each of ``FAILURES``, in Table 5's order; None is not counted."""
     counts = Counter(codes)
     return {code: counts[code] for code in FAILURES}
 

@@ -1,8 +1,8 @@
-"""How far a saliency map shows what the network relies on: ID and PID (Iida 2022, 4.3).
+"""Faithfulness of saliency maps to the network: ID and PID (Iida 2022, 4.3).
 
 Symbols: x an image, b the baseline (the bias image, or zero), m the patch size, n the number of
-patches taken so far, i_n and d_n the frames that the network is shown, y the probability that it
-gives to the true class.
+patches taken so far, i_n and d_n the frames passed to the network, y its probability of the true
+class.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.nn.functional import max_pool2d
 from labn.metrics.classification import check_labels, check_probabilities
 
 Predict = Callable[[Tensor], Tensor]
-"""Maps images (n, channels, height, width) to class probabilities (n, classes)."""
+"""A function from images (n, channels, height, width) to class probabilities (n, classes)."""
 
 
 @dataclass(frozen=True)
 class PatchInsertionDeletion:
-    """Scores and curves of each image; ``fractions`` are the curves' shared horizontal axis.
+    """Scores and curves of each image; ``fractions`` is the horizontal axis of all curves.
 
     The curves are probabilities of the true class, the areas lie in [0, 1] and ``pid``, insertion
-    less deletion, in [-1, 1]: more is better. All are float64 on the CPU.
+    minus deletion, in [-1, 1]: higher is better. All are float64 on the CPU.
     """
 
     pid: Float64[Tensor, " n"]
@@ -56,12 +56,12 @@ def patch_insertion_deletion(
     its own numbers and RISE take the most important first.
 
     ``saliency`` is (n, h, w) or (n, 1, h, w) on any scale; ``baseline`` broadcasts to (c, h, w).
-    ``num_points`` samples the curves at that many evenly spaced n (fewer where the image has fewer
-    patches), without it at every n; the areas use the true n / N. ``predict`` runs in inference
+    The curves are sampled at ``num_points`` evenly spaced n (fewer where the image has fewer
+    patches), or at every n if None; the areas use the true n / N. ``predict`` runs in inference
     mode on ``batch_size`` frames at a time, on the device of ``images``.
 
     Raises:
-        ValueError: an argument, or what ``predict`` returns, breaks its rule.
+        ValueError: an argument, or the output of ``predict``, is invalid.
     """
     if num_points is not None and num_points < 2:
         raise ValueError(f"num_points: got {num_points}, must be at least 2, or None for every n")
@@ -93,7 +93,7 @@ def insertion_deletion(
 ) -> PatchInsertionDeletion:
     """Score maps pixel by pixel against a baseline of zero (ID; Petsiuk 2018).
 
-    Zero is the mean training colour where images are standardised. Else as
+    Zero is the mean training colour of standardised images. Otherwise as
     ``patch_insertion_deletion``.
     """
     return patch_insertion_deletion(
@@ -110,7 +110,7 @@ def insertion_deletion(
 
 @dataclass(frozen=True)
 class Frames:
-    """What is needed to paint any frame of any image, and to score it; ``labels`` on the CPU."""
+    """The data to paint and score any frame of any image; ``labels`` are on the CPU."""
 
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
@@ -120,11 +120,11 @@ class Frames:
 
     @property
     def num_patches(self) -> int:
-        """Count the patches of an image, N."""
+        """Number of patches of an image, N."""
         return self.ranks.shape[1:].numel()
 
     def paint(self, image_b: Tensor, count_b: Tensor, is_insertion_b: Tensor) -> Tensor:
-        """Paint i_n where ``is_insertion_b``, else d_n (Iida 2022, eq. 16)."""
+        """Return the frames i_n where ``is_insertion_b``, else d_n (Iida 2022, eq. 16)."""
         height, width = self.images.shape[2:]
         taken_bij = self.ranks[image_b] < count_b[:, None, None]
         taken_bhj = taken_bij.repeat_interleave(self.patch_size, dim=1)[:, :height]
@@ -139,7 +139,7 @@ class Frames:
         is_insertion_b: Bool[Tensor, " b"],
         count_b: Int64[Tensor, " b"],
     ) -> Float64[Tensor, " b"]:
-        """Return y on one batch of frames."""
+        """Return y for one batch of frames."""
         device = self.images.device
         with torch.inference_mode():
             batch = self.paint(image_b.to(device), count_b.to(device), is_insertion_b.to(device))
@@ -157,10 +157,10 @@ def prepare_frames(
     baseline: Float[Tensor, "*baseline"] | float | int,
     batch_size: int,
 ) -> Frames:
-    """Check what ``patch_insertion_deletion`` is given, and rank the patches of each map.
+    """Check the arguments of ``patch_insertion_deletion``, and rank the patches of each map.
 
     Raises:
-        ValueError: an argument breaks its rule.
+        ValueError: an argument is invalid.
     """
     _check_settings(images, patch_size, batch_size)
     _check_annotations(images, saliency, labels)
@@ -176,7 +176,7 @@ def prepare_frames(
 def _score_curves(
     predict: Predict, frames: Frames, counts: Int64[Tensor, " p"], batch_size: int
 ) -> Float64[Tensor, "n 2 p"]:
-    """Return y along both curves; batches run on across curves and images, so all are full."""
+    """Return y along both curves, in full batches across curves and images."""
     shape = (len(frames.labels), 2, len(counts))
     scores = torch.empty(shape, dtype=torch.float64)
     flat_scores = scores.view(-1)
@@ -188,7 +188,7 @@ def _score_curves(
 
 
 def _patch_ranks(saliency: Float[Tensor, "n 1 h w"], patch_size: int) -> Int32[Tensor, "n i j"]:
-    """Number the patches of each map, 0 for the most important."""
+    """Return the rank of each patch in its map, 0 for the most important."""
     importance = max_pool2d(saliency, patch_size, ceil_mode=True)[:, 0]
     ranks = torch.empty_like(importance, dtype=torch.int32)
     for importance_ij, ranks_ij in zip(importance, ranks, strict=True):
@@ -248,10 +248,10 @@ def _check_annotations(
 
 
 def check_finite(saliency: Float[Tensor, "n ..."]) -> None:
-    """Refuse a map with a NaN or an infinity.
+    """Check that no map has a NaN or an infinity.
 
     Raises:
-        ValueError: says whose map it is.
+        ValueError: a map has one; the message has the image.
     """
     finite = saliency.isfinite().flatten(start_dim=1).all(dim=1)
     if not finite.all():

@@ -1,6 +1,6 @@
-"""How well a saliency map finds the regions that experts marked.
+"""Agreement of saliency maps with regions marked by experts.
 
-Every score stands beside what a map that knows nothing would get, for a large region is easily hit.
+Every score has its chance level beside it, since a large region is easily hit.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from labn.metrics.faithfulness import check_finite
 
 @dataclass(frozen=True)
 class Localisation:
-    """Scores of each image in [0, 1], more is better; one that is undefined is NaN.
+    """Scores of each image in [0, 1], higher is better; an undefined score is NaN.
 
     ``pointing_hit`` is the share of the map's highest pixels that lie in the mask (1 or 0 where one
     pixel is highest); by chance ``pointing_chance``, the mask's area share. ``energy_inside`` is
     the share of the map's sum that lies in the mask; by chance ``area_share``, the same. ``auroc``
-    is the chance that a pixel inside is higher than one outside, equals counting half; by chance
-    0.5.
+    is the probability that a pixel inside is higher than one outside, ties counting half; by
+    chance 0.5.
 
     Only ``area_share`` is defined where the mask is empty or full; ``energy_inside`` is not where
     the map is zero.
@@ -40,8 +40,7 @@ class Localisation:
 def localisation(saliency: Float[Tensor, "*maps"], masks: Bool[Tensor, "*masks"]) -> Localisation:
     """Score maps (n, h, w) against masks of the same shape.
 
-    Maps must not be below zero: they are taken as they are, for what is added to a map dilutes its
-    energy.
+    Maps must not be below zero and are not rescaled, since an added constant changes the energy.
 
     Raises:
         ValueError: the shapes differ, or a map is out of range.

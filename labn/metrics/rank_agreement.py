@@ -1,4 +1,4 @@
-"""How alike two orders are: of methods, under several baselines; of the pixels of two maps."""
+"""Rank correlations: of methods under several baselines, and of the pixels of two maps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scipy.stats import kendalltau, spearmanr
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """How alike several baselines rank the same methods: 1 the same order, -1 the reverse.
+    """Agreement of baselines in ranking the same methods: 1 the same order, -1 the reverse.
 
     ``tau`` (Kendall's b) and ``rho`` (Spearman's) are symmetric, baselines by baselines; NaN where
-    a baseline calls all methods equal.
+    a baseline scores all methods equally.
     """
 
     tau: Float64[np.ndarray, "k k"]
@@ -25,12 +25,12 @@ class RankAgreement:
 
 
 def rank_agreement(scores: ArrayLike) -> RankAgreement:
-    """Compare the orders in which baselines rank methods.
+    """Return the agreement of baselines in ranking methods.
 
-    ``scores`` is (baselines, methods), in each row the higher the better, or ranks.
+    ``scores`` is (baselines, methods): in each row scores, higher is better, or ranks.
 
     Raises:
-        ValueError: there is no baseline, there are no two methods, or a score is not finite.
+        ValueError: no baseline, fewer than two methods, or a score that is not finite.
     """
     scores_km = np.asarray(scores, dtype=np.float64)
     if scores_km.ndim != 2 or scores_km.shape[0] < 1 or scores_km.shape[1] < 2:
@@ -47,13 +47,13 @@ def rank_agreement(scores: ArrayLike) -> RankAgreement:
 
 
 def rank_correlation(map_a: ArrayLike, map_b: ArrayLike) -> float:
-    """Correlate the ranks of two maps' pixels (Spearman), NaN if a map is constant.
+    """Return Spearman's correlation of two maps' pixels, NaN if a map is constant.
 
-    A map that says anything about the network should lose its likeness to itself when the
-    network's weights are drawn anew (Adebayo 2018).
+    A map that depends on the network should correlate little with the map of the same method
+    after the network's weights are randomised (Adebayo 2018).
 
     Raises:
-        ValueError: the shapes differ, there are no two pixels, or a value is not finite.
+        ValueError: the shapes differ, fewer than two pixels, or a value is not finite.
     """
     a, b = np.asarray(map_a, dtype=np.float64), np.asarray(map_b, dtype=np.float64)
     if a.shape != b.shape or a.size < 2:

@@ -1,8 +1,8 @@
-"""Whether a difference between methods is more than chance, over seeds and over images.
+"""Statistical tests of differences between methods, over seeds and over images.
 
-Over seeds (few, and each method has its own) Welch's test compares means; over images (many, and
-every method scores the same ones) the differences within an image are resampled. The images are
-the same in every run, so what holds over images need not hold for another training seed.
+Over seeds (few, and different for each method) Welch's test compares means; over images (many,
+and the same for all methods) the differences within an image are resampled. The images are the
+same in every run, so a result over images need not hold for another training seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BATCH_NUMBERS = 2**20
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and standard deviation (of the sample, n - 1) of n values; one value has no ``sd``."""
+    """Mean and sample standard deviation (n - 1) of n values; ``sd`` is None for one value."""
 
     mean: float
     sd: float | None
@@ -32,9 +32,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Welch's test of two methods; ``difference`` is the mean of ``a`` less that of ``b``.
+    """Welch's test of two methods; ``difference`` is the mean of ``a`` minus that of ``b``.
 
-    ``p`` is two-sided, and None where the test does not apply; then ``reason`` says why.
+    ``p`` is two-sided, and None where the test does not apply, for the ``reason``.
     """
 
     p: float | None
@@ -45,18 +45,18 @@ class Comparison:
 
     @property
     def n_a(self) -> int:
-        """Count the seeds of the first method."""
+        """Number of seeds of the first method."""
         return self.a.n
 
     @property
     def n_b(self) -> int:
-        """Count the seeds of the second method."""
+        """Number of seeds of the second method."""
         return self.b.n
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A permutation test over n pairs; ``difference`` is the mean of the first less the second.
+    """A permutation test over n pairs; ``difference`` is the mean of first minus second.
 
     ``p`` is two-sided. Where ``is_exact`` it is over all 2^n changes of sign, else over
     ``num_resamples`` random ones and the observed one, so it is never 0.
@@ -71,7 +71,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n images and the interval that holds it; one image has no ends."""
+    """A mean over n images and its confidence interval; the ends are None for one image."""
 
     mean: float
     low: float | None
@@ -81,13 +81,13 @@ class Interval:
 
 
 def summarise(values: ArrayLike) -> Summary:
-    """Summarise one method's scores over its seeds.
+    """Return the summary of one method's scores over its seeds.
 
     Raises:
         ValueError: there is no value, or one is not finite.
     """
     values_n = _as_values("values", values).tolist()
-    # These sum exactly, so equal values have no spread at all.
+    # These functions sum exactly, so that equal values have no spread.
     sd = statistics.stdev(values_n) if len(values_n) > 1 else None
     return Summary(statistics.mean(values_n), sd, len(values_n))
 
@@ -106,7 +106,7 @@ def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
 def _welch_p(a: Summary, b: Summary) -> tuple[float | None, str | None]:
     if a.sd is None or b.sd is None:
         return None, f"Welch's test needs two seeds of each method, but got {a.n} and {b.n}"
-    # Below this the spread is what rounding leaves of equal scores.
+    # A smaller spread is the rounding error of equal scores.
     noise = 10 * math.ulp(max(abs(a.mean), abs(b.mean)))
     if max(a.sd, b.sd) <= noise:
         return None, "neither method's scores vary over its seeds"
@@ -117,7 +117,7 @@ def _welch_p(a: Summary, b: Summary) -> tuple[float | None, str | None]:
 def paired_bootstrap(
     differences: ArrayLike, num_resamples: int = 10_000, confidence: float = 0.95, *, seed: int
 ) -> Interval:
-    """Find the interval of a mean difference over images (BCa bootstrap; Efron 1987).
+    """Return the interval of a mean difference over images (BCa bootstrap; Efron 1987).
 
     Raises:
         ValueError: there is no difference, one is not finite, or a setting is out of range.
@@ -147,13 +147,12 @@ def paired_bootstrap(
 def paired_permutation(
     a: ArrayLike, b: ArrayLike, num_resamples: int = 10_000, *, seed: int
 ) -> PairedTest:
-    """Test whether two methods that score the same images differ, by changing signs at random.
+    """Test whether two methods differ on the same images, by changing signs at random.
 
-    All changes of sign are tried for up to 14 images, whatever ``num_resamples`` says.
+    For up to 14 images all changes of sign are tried, and ``num_resamples`` is ignored.
 
     Raises:
-        ValueError: the methods do not score the same number of images, there is none, or a score
-            is not finite.
+        ValueError: the numbers of scores differ or are 0, or a score is not finite.
     """
     a_n, b_n = _as_values("a", a), _as_values("b", b)
     if len(a_n) != len(b_n):
@@ -185,9 +184,9 @@ def _permutation_p(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p-values for being several, step-down (Holm 1979); none exceeds 1.
+    """Return p-values adjusted for multiple tests, step-down (Holm 1979), at most 1.
 
-    None and NaN stand for tests that were not made: they stay, and do not count.
+    None and NaN stand for tests that were not made: they are kept and not counted.
 
     Raises:
         ValueError: a p-value is outside [0, 1].
@@ -204,7 +203,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _batch_size(n: int) -> int:
-    """Return how many resamples of n to hold at once."""
+    """Return the number of resamples of n values to hold in memory at once."""
     return max(1, _BATCH_NUMBERS // n)
 
 

@@ -23,7 +23,7 @@ class Table:
     """A classifier whose y depends only on how many pixels of an image of ones are shown.
 
     So the insertion curve is the table itself, and the deletion curve the table read backwards.
-    A constant map takes the first pixel first, so that it tells the two curves' frames apart.
+    A constant map takes the first pixel first, so that the frames of the two curves differ.
     """
 
     def __init__(self, y):

@@ -137,7 +137,7 @@ def test_a_perfect_classifier_scores_one_everywhere():
         ([math.nan, 1.0], r"in row 1"),
     ],
 )
-def test_a_row_that_is_no_distribution_is_refused(row, message):
+def test_a_row_that_is_not_a_distribution_is_refused(row, message):
     with pytest.raises(ValueError, match=message):
         score(np.array([[0.5, 0.5], row]), np.array([0, 1]))
 

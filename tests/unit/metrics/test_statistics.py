@@ -81,7 +81,7 @@ def four_seeds(mean, sd):
 @pytest.mark.parametrize(
     ("labn", "baseline", "low", "high"),
     [
-        # Table 2 against the better baseline, IDRiD: p < 0.1 is said of m >= 2.
+        # Table 2 against the better baseline, IDRiD: p < 0.1 is reported for m >= 2.
         ((0.458, 0.198), (0.179, 0.080), 0.05, 0.1),
         ((0.455, 0.181), (0.101, 0.033), 0, 0.1),
         # Magnetograms: p < 0.05 for m >= 2, p > 0.1 for ID.
@@ -128,7 +128,7 @@ def test_one_method_may_be_the_same_on_every_seed():
 
 
 def holm_replica(p_values):
-    """Each adjusted p is the largest of those that the ordered procedure asks for up to it."""
+    """Each adjusted p is the largest of those that the ordered procedure requires up to it."""
     made = [p for p in p_values if p is not None and p == p]
     adjusted = []
     for p in p_values:
@@ -156,7 +156,7 @@ def test_holm_gives_textbook_values(p_values, adjusted):
     assert holm(p_values) == pytest.approx(adjusted)
 
 
-def test_holm_passes_over_nan():
+def test_holm_skips_nan():
     first, second, third = holm([0.03, math.nan, 0.01])
     assert (first, third) == pytest.approx((0.03, 0.02))
     assert math.isnan(second)
@@ -173,7 +173,7 @@ def test_holm_agrees_with_a_replica_and_keeps_the_order(p_values):
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.inf])
-def test_holm_refuses_what_is_no_probability(p):
+def test_holm_refuses_values_outside_0_to_1(p):
     with pytest.raises(ValueError, match=f"p_values: got {p} at position 1, must be 0 to 1"):
         holm([0.5, p])
 
@@ -218,7 +218,7 @@ def test_a_sampled_permutation_p_is_never_zero_and_near_the_exact_one():
     assert paired_permutation(np.arange(1, 40), np.zeros(39), 99, seed=0).p == 2 / 100
 
 
-def test_the_seed_settles_a_sampled_permutation():
+def test_the_seed_determines_a_sampled_permutation():
     a, b = np.random.default_rng(2).standard_normal((2, 30))
     assert paired_permutation(a, b, 500, seed=3) == paired_permutation(a, b, 500, seed=3)
     assert len({paired_permutation(a, b, 500, seed=seed).p for seed in range(5)}) > 1
