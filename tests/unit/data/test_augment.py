@@ -54,7 +54,7 @@ def test_nothing_switched_on_changes_nothing():
     assert torch.equal(augment(images), images)
 
 
-def test_the_given_images_are_left_as_they_are():
+def test_the_images_passed_are_not_changed():
     images = make_images()
     before = images.clone()
     augment(images, **ALL_ON)

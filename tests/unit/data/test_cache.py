@@ -94,7 +94,7 @@ def test_a_mask_reduced_by_a_whole_factor_is_the_blocks_maximum():
 
 
 @pytest.mark.parametrize("size", [5, 8, 64])
-def test_a_lesion_of_one_pixel_survives_wherever_it_is(size):
+def test_a_lesion_of_one_pixel_survives_at_any_position(size):
     for place in range(37 * 23):
         mask = np.zeros(37 * 23, dtype=np.bool_)
         mask[place] = True
@@ -140,13 +140,13 @@ def test_masks_are_kept_where_they_are_known(tmp_path):
     assert cache.masks[2].any() and not cache.masks[5].any()
 
 
-def test_no_room_is_spent_on_masks_where_none_is_known(tmp_path):
+def test_no_disk_space_is_used_for_masks_if_none_is_known(tmp_path):
     cache = build(make_reader(tmp_path), tmp_path / "cache")
     assert cache.masks is None and not cache.has_mask.any()
     assert not (cache.path / "masks.npy").exists()
 
 
-def test_the_manifest_tells_each_image_by_its_file_and_its_pixels(tmp_path):
+def test_the_manifest_identifies_each_image_by_its_file_and_its_pixels(tmp_path):
     reader = make_reader(tmp_path)
     cache = build(reader, tmp_path / "cache")
     with (cache.path / "manifest.csv").open(newline="") as file:
@@ -310,7 +310,7 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):
     assert reader.decoded() == []
 
 
-def test_a_disk_that_fills_up_with_masks_is_the_users_to_mend(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_with_masks_is_a_user_error(tmp_path, monkeypatch):
     reserve = os.posix_fallocate
 
     def refuse_masks(descriptor, offset, length):

@@ -138,7 +138,7 @@ def test_statistics_are_measured_once_for_each_training_subset(tmp_path, monkeyp
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
-def test_statistics_that_cannot_be_kept_are_still_given(tmp_path, monkeypatch, caplog):
+def test_statistics_that_cannot_be_stored_are_still_returned(tmp_path, monkeypatch, caplog):
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
@@ -173,7 +173,7 @@ def test_images_saved_in_two_ways_are_copies(tmp_path):
     assert len(prepare(reader, tmp_path / "cache").splits["train"]) == 5
 
 
-def test_the_digest_is_the_same_wherever_the_data_are(tmp_path):
+def test_the_digest_does_not_depend_on_where_the_data_are(tmp_path):
     (tmp_path / "a").mkdir()
     here = make_reader(tmp_path / "a", LABELS)
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)

@@ -153,7 +153,7 @@ def test_an_image_as_the_camera_took_it_is_cropped_to_the_fundus(tmp_path):
     assert cropped[:, :, 1].min() == 20
 
 
-def test_an_image_of_another_size_is_taken_as_cropped(tmp_path):
+def test_an_image_of_another_size_counts_as_cropped(tmp_path):
     reader = IdridReader(_small_set(tmp_path))
     assert reader.read(reader.scan().records[0]).shape == (6, 8, 3)
 

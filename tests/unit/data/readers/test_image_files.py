@@ -84,7 +84,7 @@ def test_a_damaged_file_raises_nothing_else_either(tmp_path, suffix):
     assert num_refused > (0 if suffix == "bmp" else 5)
 
 
-def test_the_header_tells_grey_from_colour(tmp_path):
+def test_the_header_distinguishes_grey_from_colour(tmp_path):
     Image.fromarray(_noise(4, 4)).save(tmp_path / "grey.png")
     Image.fromarray(_noise(4, 4).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(_noise(4, 4, 3)).save(tmp_path / "colour.png")
