@@ -179,9 +179,9 @@ def training_batches(
 def faithfulness(
     settings: ValidationConfig, epoch: int, num_positives_before: int = 0
 ) -> Faithfulness:
-    """Return how an epoch's PID is measured on a rank after so many positives of earlier ranks.
+    """Return the PID settings of an epoch, counted from 1.
 
-    Epochs are counted from 1.
+    ``num_positives_before`` positives belong to lower ranks.
     """
     limit = settings.pid_max_images
     num_points = settings.pid_num_points

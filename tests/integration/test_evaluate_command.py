@@ -199,7 +199,7 @@ def test_two_processes_share_the_images_out_and_score_them_as_one_would(trained,
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_where_it_stopped(original, trained, labn):
+def test_a_killed_evaluation_resumes_where_it_stopped(original, trained, labn):
     arguments = ("evaluate", trained, *map(str, SMALL))
     points = [
         ("labn.runs.evaluation.image_scores:score_image", "before", 3),

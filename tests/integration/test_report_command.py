@@ -360,7 +360,7 @@ def test_a_reference_that_is_no_method_is_refused(labn, seeds):
     assert_mistake(done, "--reference RICE", "LABN, lambda attention, RISE", 'Did you mean "RISE"?')
 
 
-def test_a_part_that_is_not_scored_is_named(labn, seeds):
+def test_a_subset_that_is_not_scored_is_named(labn, seeds):
     done = labn("report", *seeds, "--split", "validation")
 
     assert_mistake(done, "validation subset is not scored", "--subset validation`")

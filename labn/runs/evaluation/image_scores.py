@@ -118,7 +118,7 @@ def choose_layer(
     """Choose the lambda layer whose maps have the best PID on validation positives.
 
     At the largest patch size, over at most 16 images (Iida 2022, 5.2, names no rule). Return the
-    ``layer`` and the reason for it; None if no method requires the choice.
+    ``layer`` and how it was chosen; None if no method requires a choice.
 
     Raises:
         UserError: there are several layers, but no validation positives to choose by.
@@ -176,7 +176,7 @@ class PerImageScores:
     """Scores of the positives at these positions of a subset.
 
     ``scores`` and ``localisation`` have the rows of ``ImageScores``; ``layer`` is the chosen lambda
-    layer, and the reason for it.
+    layer, and how it was chosen.
     """
 
     scorer: Scorer
