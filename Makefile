@@ -3,22 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Two at a time; what must not meet is in one group (tests/conftest.py).
+# Two at a time; tests that must not run together are in one group (tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help demo seeds test test-slow test-all check lint unit bench docs ui clean
 
-help:  ## Say what each target does
+help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11; give another, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	  { echo "error: $(PYTHON) is older than 3.11; specify another, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, search, say where to look
+demo: $(INSTALLED)  ## Install, train on the embedded data set, evaluate, search
 	$(BIN)/labn train configs/demo.yaml
 	$(BIN)/labn evaluate runs/demo
 	$(BIN)/labn search configs/search/demo.yaml
@@ -34,10 +34,10 @@ seeds: demo  ## Train and evaluate the demo from two more seeds, and compare all
 	done
 	$(BIN)/labn report runs/demo runs/demo-1 runs/demo-2
 
-test: $(INSTALLED)  ## Install, run the tests but for the slow proofs
+test: $(INSTALLED)  ## Install, run all but the slow tests
 	$(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED)  ## Run the slow proofs alone: kills, clusters, full disks, browsers
+test-slow: $(INSTALLED)  ## Run only the slow tests: kills, clusters, full disks, browsers
 	$(PYTEST) -m slow
 
 test-all: test test-slow  ## Run every test
@@ -54,7 +54,7 @@ lint: $(INSTALLED)
 unit: $(INSTALLED)
 	$(PYTEST) tests/unit tests/golden -m "not slow" -q
 
-bench: $(INSTALLED)  ## Measure speed and memory, side by side with what is to be beaten
+bench: $(INSTALLED)  ## Measure speed and memory, side by side with other implementations
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --out runs/bench
 
@@ -65,5 +65,5 @@ docs: $(INSTALLED)  ## Build the pages and the reference into docs/_build; warni
 ui: $(INSTALLED)  ## Open the tracker: MLflow's page, on 127.0.0.1
 	$(BIN)/labn ui
 
-clean:  ## Remove the virtual environment and what runs left behind
+clean:  ## Remove the virtual environment and the files of runs
 	rm -rf .venv runs mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Run a study of conditions on Ray; the same as `labn ablate`.
 
-Needs only an installed labn, so this one file may be copied to a cluster's head:
+Requires only an installed labn, so this file alone can be copied to a cluster's head:
 
     python tune/ablation.py --config configs/ablation/idrid.yaml data.root=/shared/idrid
     ray submit cluster/gpu.yaml tune/ablation.py -- --config /shared/idrid.yaml --address auto

@@ -1,6 +1,6 @@
 """Search for settings with Ray Tune and Optuna; the same as `labn search`.
 
-Needs only an installed labn, so this one file may be copied to a cluster's head:
+Requires only an installed labn, so this file alone can be copied to a cluster's head:
 
     python tune/search.py --config configs/search/idrid.yaml data.root=/shared/idrid
     ray submit cluster/gpu.yaml tune/search.py -- --config /shared/idrid.yaml --address auto

@@ -1,4 +1,4 @@
-"""Every key of a run, a search and an ablation study: frozen, validated, read from YAML."""
+"""The keys of a run, a search and an ablation study: frozen, validated, read from YAML."""
 
 from labn.config.reading import dump_config, load_config, load_search, load_study
 from labn.config.run import (

@@ -1,4 +1,4 @@
-"""Every key of an ablation study: its type, range and default."""
+"""The keys of an ablation study: types, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 
 
 class EvaluateConfig(Section):
-    """How every trained run is scored, as by `labn evaluate`."""
+    """The evaluation of every trained run, as by `labn evaluate`."""
 
     split: Literal["train", "validation", "test"] = "test"
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("LABN", "random")
     patch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """None: the paper's and validation's."""
+    """None: those of the paper, and validation's."""
     points: Annotated[Integer, Field(ge=2)] | None = None
-    """Of a curve; None: validation.pid_num_points."""
+    """Points of a curve; None: validation.pid_num_points."""
     num_masks: Count = 500
-    """Of RISE."""
+    """Masks of RISE."""
     max_images: Count | None = None
-    """The first positives by name; None: all."""
+    """Score only the first positives by name; None: all."""
 
     def choices(self) -> dict[str, Any]:
-        """Return what replaces the defaults of an evaluation's options."""
+        """Return the values that replace defaults of the evaluation options."""
         given = {
             "methods": self.methods,
             "patch_sizes": self.patch_sizes,
@@ -40,22 +40,22 @@ class EvaluateConfig(Section):
 
 
 class EachRunConfig(ProcessesConfig):
-    """What each run is given."""
+    """The resources of each run."""
 
     retries: Whole = 3
-    """How often a run whose process was killed is started again; it goes on where it was."""
+    """How often a run whose process was killed is restarted; it resumes where it was."""
 
 
 class StudyConfig(ManyRuns):
-    """All keys of a study's file. Its runs go to ``output_dir/CONDITION/seed-N``."""
+    """The settings of one study. Its runs go to ``output_dir/CONDITION/seed-N``."""
 
     name: str | None = None
-    """None: the last part of output_dir."""
+    """None: the name of output_dir."""
     conditions: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Settings that replace the base's, by dotted key; the first is what others are tested
-    against."""
+    """Settings that replace the base's, by dotted key; the others are tested against
+    the first."""
     seeds: Annotated[list[Whole], Field(min_length=1)]
-    """Each condition is trained once with each."""
+    """Each condition is trained once with each seed."""
     evaluate: EvaluateConfig = EvaluateConfig()
     each_run: EachRunConfig = EachRunConfig()
 
@@ -65,8 +65,8 @@ class StudyConfig(ManyRuns):
         for name in conditions:
             if not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"the name {name!r} must be letters, digits and _ . + - only (at most 60), for"
-                    " it names a folder"
+                    f"the name {name!r} must be letters, digits and _ . + - only (at most 60),"
+                    " since it names a folder"
                 )
         return conditions
 
@@ -79,5 +79,5 @@ class StudyConfig(ManyRuns):
 
     @property
     def title(self) -> str:
-        """What the study is called."""
+        """The name of the study."""
         return self.name or self.output_dir.name

@@ -1,4 +1,4 @@
-"""What is wrong with a file or an override, in one line: source, key, value, rule, and the fix."""
+"""Messages on a wrong file or override, on one line: source, key, value, rule, and the fix."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from labn.config.section import ConfigProblem, ManyRuns, Section, keys_of, membe
 from labn.errors import did_you_mean
 
 Sources = Mapping[str, str]
-"""What stands before a key in a message, by the key or a section above it; "" is for all others."""
+"""The prefix of a key in messages, by the key or a section above it; "" is for all others."""
 
 
 def _sections(schema: type[Section]) -> list[str]:
-    """List the keys that hold others, dotted; "" holds all."""
+    """Return the dotted keys that hold others; "" holds all."""
     keys = list(keys_of(schema))
     parents = (key.split(".")[:n] for key in keys for n in range(key.count(".") + 1))
     return list(dict.fromkeys(".".join(parent) for parent in parents))
 
 
 def describe_unknown(key: str, *schemas: type[Section]) -> str:
-    """Return why a key of these schemas (default: a run's) cannot be set, and which can."""
+    """Return why a key of these schemas (default: a run's) cannot be set, and which keys can."""
     schemas = schemas or (Config,)
     keys = [known for schema in schemas for known in keys_of(schema)]
     sections = [known for schema in schemas for known in _sections(schema)]
@@ -50,7 +50,7 @@ def describe_unknown(key: str, *schemas: type[Section]) -> str:
 
 
 def _likeness(key: str, other: str) -> float:
-    """Return how likely one key was written for the other; 0 for too little."""
+    """Return how likely one key was meant by the other; 0 if it is unlikely."""
     leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
     whole = difflib.SequenceMatcher(None, key, other).ratio()
     last = difflib.SequenceMatcher(None, leaf, other_leaf).ratio()
@@ -62,7 +62,7 @@ def _likeness(key: str, other: str) -> float:
 
 
 def _listed(section: str, keys: list[str]) -> str:
-    """List the names of the keys and sections directly in a section."""
+    """Return the names of the keys and sections directly in a section."""
     prefix = f"{section}." if section else ""
     inside = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
     return ", ".join(dict.fromkeys(key.split(".")[0] for key in inside))
@@ -71,8 +71,8 @@ def _listed(section: str, keys: list[str]) -> str:
 def describe(
     error: ValidationError, tree: Mapping[str, Any], sources: Sources, schema: type[Section]
 ) -> str:
-    """Return one line on the first thing that is wrong, and how many more there are."""
-    # A misspelt key often makes another one missing: it is the one to name.
+    """Return one line on the first problem, and the number of further ones."""
+    # A misspelt key often makes another one missing; report the misspelt one.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     places = [_locate(problem, schema) for problem in problems]
     first, place = problems[0], places[0]
@@ -87,7 +87,7 @@ def describe(
 
 
 def source_of(key: str, sources: Sources) -> str:
-    """Return what stands before a key in a message."""
+    """Return the prefix of a key in messages."""
     while key and key not in sources:
         key = key.rpartition(".")[0]
     return sources[key]
@@ -98,7 +98,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a problem is: the keys down to it, the section of the last, what that may hold."""
+    """The location of a problem: the keys down to it, the section of the last, what it may hold."""
 
     parts: tuple[str, ...]
     section: type[Section]
@@ -109,7 +109,7 @@ class _Place:
         return ".".join(self.parts)
 
     def value_in(self, tree: Any) -> Any:
-        """Return what the user wrote here."""
+        """Return the user's value at this location."""
         for part in self.parts:
             if not isinstance(tree, Mapping) or part not in tree:
                 return _ABSENT
@@ -118,7 +118,7 @@ class _Place:
 
 
 def _locate(problem: ErrorDetails, schema: type[Section]) -> _Place:
-    """Find the key that the user wrote: without a union's member, or a number within a list."""
+    """Return the location as the user wrote it, without members of unions and indices of lists."""
     parts: list[str] = []
     section: type[Section] = schema
     annotation: Any = None
@@ -143,7 +143,7 @@ def _locate(problem: ErrorDetails, schema: type[Section]) -> _Place:
 
 
 def shown(value: object) -> str:
-    """Write a value on one line, as YAML has it."""
+    """Return a value on one line, as in YAML."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return " ".join(str(list(value) if isinstance(value, tuple) else value).split())
@@ -162,7 +162,7 @@ _WANTED = {
     "string_type": "text (digits go in quotes)",
     "tuple_type": "a list",
 }
-"""What must be, by Pydantic's name of the error, where its own words are for programmers."""
+"""Expected values by Pydantic's name of the error, where its own text is for programmers."""
 
 
 def _rule(problem: ErrorDetails, place: _Place, schema: type[Section]) -> str:
@@ -194,18 +194,18 @@ def _rule(problem: ErrorDetails, place: _Place, schema: type[Section]) -> str:
 
 
 def _types(place: _Place) -> list[str]:
-    """List the types of the members of a union, by which a file names one."""
+    """Return the types by which a file chooses a member of a union."""
     return [name for one in place.inner for name in get_args(one.model_fields["type"].annotation)]
 
 
 def _one_of(options: list[str], value: object = None) -> str:
-    """Return which values there are, and which is nearest to the one given."""
+    """Return the rule that lists the allowed values, with the nearest to the one given."""
     near = "" if value is None else f".{did_you_mean(str(value), options)}"
     return f"must be one of {', '.join(options)}{near}"
 
 
 def _wanted(problem: ErrorDetails, example: str) -> str:
-    """Return what a value must be, in the words of those who write files."""
+    """Return the expected value, in terms of the file."""
     kind, value = problem["type"], problem["input"]
     if kind == "too_short":
         return "not be empty"
@@ -223,9 +223,9 @@ def _wanted(problem: ErrorDetails, example: str) -> str:
 
 
 def _example(place: _Place) -> str:
-    """Show how to give a key its default value."""
+    """Return an example that sets a key to its default."""
     field = place.section.model_fields[place.parts[-1]]
-    # A default that is made anew may name what is nobody's affair, such as a tracker's password.
+    # A default from a factory may hold a secret, such as a tracker's password.
     if field.is_required() or field.default_factory or field.default in (None, (), {}):
         return ""
     if isinstance(field.default, Section):

@@ -1,4 +1,4 @@
-"""From YAML and ``key=value`` to a validated run, search or study, and back."""
+"""Conversion of YAML and ``key=value`` to a validated run, search or study, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMMAND_LINE = "command line: "
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a run's YAML file, apply ``key=value`` overrides, and validate the whole.
+    """Return the run of a YAML file with ``key=value`` overrides, validated as a whole.
 
     Raises:
         UserError: names file, key, value, rule and fix, on one line.
@@ -45,7 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Read a search's YAML file; ``key=value`` replaces its keys, or fixes settings of its runs.
+    """Return the search of a YAML file; ``key=value`` replaces its keys or fixes its runs'.
 
     Paths in the result are absolute, so that they mean the same in every process.
 
@@ -56,7 +56,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read an ablation study's YAML file, as ``load_search`` reads a search's."""
+    """Return the ablation study of a YAML file, as ``load_search`` does for a search."""
     return _load_many(StudyConfig, path, overrides, example="seeds=[0,1]")
 
 
@@ -88,7 +88,7 @@ def _load_many(
         changes["base"] = str(place if place.is_absolute() else (path.parent / place).resolve())
     runs = runs.model_copy(update=changes)
     if fixed:
-        # Now, while it is known that these values stand in no file.
+        # Now, while the source of these values is known to be the command line.
         resolve_base(runs, path, given=fixed)
     return runs
 
@@ -96,12 +96,12 @@ def _load_many(
 def resolve_base(
     runs: ManyRuns, path: Path, *, given: Collection[str] = (), needs_data: bool = True
 ) -> Config:
-    """Read the run's configuration that the file at ``path`` builds on, with what it fixes.
+    """Return the run's configuration that the file at ``path`` builds on, with its fixed settings.
 
     ``given`` are the keys of ``fixed`` that the command line has set.
 
     Raises:
-        UserError: a key is unknown, a value breaks its rule, or a path is not there.
+        UserError: a key is unknown, a value breaks its rule, or a path does not exist.
     """
     if isinstance(runs.base, str):
         tree, sources = read_yaml(Path(runs.base)), {"": f"{runs.base}: "}
@@ -121,7 +121,7 @@ def resolve_base(
 
 
 def _keep_tracker(tree: dict[str, Any]) -> None:
-    """Resume in the tracker that a folder's entry is in, where the settings name none."""
+    """Set the tracker to that of the folder's entry, unless the settings name one."""
     place = Path(str(tree.get("output_dir"))).expanduser() / TRACKER_FILE
     tracking = tree.get("tracking", {})
     if isinstance(tracking, dict) and "uri" not in tracking and place.is_file():
@@ -129,7 +129,7 @@ def _keep_tracker(tree: dict[str, Any]) -> None:
 
 
 def validate(schema: type[AnySection], tree: Mapping[str, Any], sources: Sources) -> AnySection:
-    """Make a section of a schema from plain values.
+    """Return a section of a schema from plain values.
 
     Raises:
         UserError: names source, key, value, rule and fix, on one line.
@@ -141,16 +141,16 @@ def validate(schema: type[AnySection], tree: Mapping[str, Any], sources: Sources
 
 
 def dump_config(config: Config) -> str:
-    """Write a configuration as YAML that ``load_config`` reads back to the same."""
+    """Return a configuration as YAML that ``load_config`` reads back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 class _KeyProblem(yaml.MarkedYAMLError):
-    """A mapping's key is given twice, or is no text."""
+    """A key of a mapping that is given twice, or is not text."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which PyYAML would silently take the last of."""
+    """A YAML loader that refuses a key given twice, of which PyYAML would take the last."""
 
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -171,10 +171,10 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds keys and values.
+    """Return the tree of a YAML file that holds keys and values.
 
     Raises:
-        UserError: it cannot be read, is not YAML, or gives a key twice.
+        UserError: it cannot be read, is not YAML, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -189,17 +189,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{path}: {where}not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        # ValueError: what looks like a date, and is none.
+        # ValueError: an impossible date.
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: must hold keys and values, such as `output_dir: runs/demo` on a line"
-        )
+        raise UserError(f"{path}: must hold keys and values, such as `output_dir: runs/demo`")
     return tree
 
 
 def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
-    """Read ``key=value`` as files are read; return the values by dotted key."""
+    """Return the values of ``key=value`` by dotted key, read as files are."""
     given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -227,7 +225,7 @@ def _unknown(key: str, value: object, *schemas: type[Section]) -> UserError:
 
 
 def set_key(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set a value by its dotted key, and make the sections above it."""
+    """Set a value by its dotted key, and create the sections above it."""
     *parents, leaf = key.split(".")
     branch: Any = tree
     for parent in parents:
@@ -235,15 +233,15 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
             branch[parent] = {}
         branch = branch[parent]
         if not isinstance(branch, dict):
-            return  # validation will say that this must be a section
+            return  # validation will report that this must be a section
     branch[leaf] = value
 
 
 def check_paths(config: Config, sources: Sources) -> None:
-    """Refuse paths that are named but not there, before any work is done.
+    """Refuse paths that do not exist, before any work is done.
 
     Raises:
-        UserError: names the one that is missing.
+        UserError: a path is missing.
     """
     for key, value, kind in (
         ("data.root", config.data.root, "folder"),

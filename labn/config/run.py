@@ -1,4 +1,4 @@
-"""Every key of a run: its type, range and default."""
+"""The keys of a run: types, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from labn.storage.remote import address_error, is_remote, without_secrets
 
 
 class AugmentConfig(Section):
-    """Random changes of each training image, drawn anew every epoch."""
+    """Random changes of each training image, drawn again in every epoch."""
 
     horizontal_flip: bool = True
     vertical_flip: bool = False
@@ -50,22 +50,22 @@ class SyntheticConfig(Section):
 
 
 class DataConfig(Section):
-    """Which images, how they are split, what training sees of them."""
+    """The images, their subsets, and their processing for training."""
 
     name: Literal["idrid", "magnetograms", "folder", "synthetic"]
     root: Location | None = None
     """The folder of the data; s3:// or gs:// is mirrored into `cache_dir`."""
     negative_class: str | None = None
-    """Which folder of `folder` is class 0; none: one with a name such as `negative` or `normal`."""
+    """For `folder`: the folder of class 0; None: one with a name such as `negative` or `normal`."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
     cache_dir: Path = Path("~/.cache/labn")
     validation_fraction: InnerFraction = 0.2
-    """Share of the training images set apart, where the data set names none for validation."""
+    """Share of the training images used for validation, if the data set has no such subset."""
     test_fraction: InnerFraction = 0.2
-    """The same for testing, where the data set names no parts at all."""
+    """The same for testing, if the data set has no subsets at all."""
     split_seed: Whole = 0
     cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
-    """What to do with a training image whose identical copy is in the test part."""
+    """What to do with a training image whose identical copy is in the test subset."""
     conflicting_labels: Literal["drop", "keep", "error"] = "drop"
     """What to do with identical training images that carry different labels."""
     bias_copies: Whole = 1
@@ -79,12 +79,12 @@ class ModelConfig(Section):
 
     backbone: str = "lambda_resnet50"
     split: Whole = 7
-    """B of the paper: how many bottlenecks come before the attention branch."""
+    """B of the paper: the number of bottlenecks before the attention branch."""
     theta_alpha: Fraction = 0.75
     branch_width: Count | None = None
-    """Inner width of the attention branch's bottlenecks; none: the channels it is given."""
+    """Inner width of the attention branch's bottlenecks; None: the channels of its input."""
     pretrained: Path | None = None
-    """A checkpoint whose tensors are taken over where name and shape agree."""
+    """A checkpoint whose tensors are used where name and shape agree."""
 
 
 class LossConfig(Section):
@@ -97,22 +97,22 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """Optimisation, and what is kept of it."""
+    """Optimisation and checkpoints."""
 
     epochs: Count = 100
     batch_size: Annotated[Integer, Field(ge=2)] = 32
-    """Images in one step, however many workers share them."""
+    """Images in one step, over all workers."""
     seed: Whole = 0
     learning_rate_head: Positive = 1e-3
-    """Of the attention branch and the linear layer."""
+    """Learning rate of the attention branch and the linear layer."""
     learning_rate_backbone: Positive = 1e-4
     weight_decay: NonNegative = 0.09
     warmup_epochs: NonNegative = 5.0
     early_stopping_patience: Count | None = 6
-    """Epochs in a row without a better validation loss; none trains to the end."""
+    """Epochs in a row without a better validation loss; None: train to the end."""
     balanced_sampling: bool = False
     accumulation_steps: Count = 1
-    """Parts in which one batch is computed, to save memory."""
+    """Parts in which a batch is computed, to save memory."""
     gradient_clip: Positive | None = None
     """Largest norm of the gradient."""
     ema_decay: InnerFraction | None = None
@@ -121,52 +121,52 @@ class TrainConfig(Section):
     compile: bool = False
     device: str = "auto"
     checkpoint_steps: Count | None = None
-    """Steps between checkpoints within an epoch; one is always written at an epoch's end."""
+    """Steps between checkpoints within an epoch; one is always written at its end."""
     keep_checkpoints: Count = 2
-    """The newest that are kept, in the run's folder and in storage."""
+    """Number of newest checkpoints to keep, in the run's folder and in storage."""
     storage: Location | None = None
-    """A folder for this run's checkpoints besides: a path, s3:// or gs://; a machine whose
-    `output_dir` is empty goes on from there."""
+    """A second folder for checkpoints: a path, s3:// or gs://; a machine whose `output_dir` is
+    empty resumes from there."""
     log_steps: Count = 10
-    """Steps between looks at the loss (each look waits for the device)."""
+    """Steps between readings of the loss (each waits for the device)."""
 
 
 class ValidationConfig(Section):
-    """What each epoch measures besides the loss."""
+    """The measurements of each epoch besides the loss."""
 
     batch_size: Count = 64
     pid_patch_size: Count = 16
     pid_num_points: Annotated[Integer, Field(ge=2)] = 17
     pid_growth_epochs: tuple[Count, ...] = ()
-    """Epochs from which on an epoch's curve has twice the intervals; the last leave all points."""
+    """Epochs at which the number of intervals of a curve doubles; after the last, all points."""
     pid_max_images: Count | None = None
-    """Positives that are scored, the first by name; none: all of them."""
+    """Score only the first positives by name; None: all."""
 
 
 TRACKER_FILE = "tracker.json"
-"""Where an output folder keeps the tracker's address and its entry there."""
+"""The file in an output folder with the tracker's address and the entry there."""
 
 
 def default_tracking_uri() -> str:
-    """Return the address of the tracker where none is set: the environment's, or a file's."""
+    """Return the default address of the tracker: the environment's, or a file's."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 class TrackingConfig(Section):
-    """Where runs are logged; ``uri: none`` logs nowhere."""
+    """The tracker of runs; ``uri: none`` for no tracking."""
 
     uri: str = Field(default_factory=default_tracking_uri)
-    """Default: what the environment's `MLFLOW_TRACKING_URI` names, else `sqlite:///mlflow.db`."""
+    """Default: the environment's `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`."""
     experiment: str | None = None
     """None: ``labn/<data set>``."""
     run_name: str | None = None
     parent_run_id: str | None = None
-    """The tracker's run that this one is listed under, as a trial is under its search."""
+    """The tracker's run that lists this one, as a search lists its trials."""
     log_model: bool = True
 
 
 class Config(Section):
-    """All settings of one run. The run's files go to ``output_dir``."""
+    """The settings of one run. Its files go to ``output_dir``."""
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -216,5 +216,5 @@ class Config(Section):
 
 
 def known_keys() -> list[str]:
-    """List every key of a run, dotted."""
+    """Return every key of a run, dotted."""
     return list(keys_of(Config))

@@ -1,4 +1,4 @@
-"""Every key of a search: its type, range and default."""
+"""The keys of a search: types, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _as_choice(value: Any) -> Any:
 
 
 class FloatRange(Section):
-    """A number between two others, which are included."""
+    """A number between two bounds, inclusive."""
 
     type: Literal["float"]
     low: Number
@@ -33,17 +33,17 @@ class FloatRange(Section):
 
 
 class IntRange(Section):
-    """A whole number between two others, which are included."""
+    """A whole number between two bounds, inclusive."""
 
     type: Literal["int"]
     low: Integer
     high: Integer | None = None
-    """None: as many as the backbone has bottlenecks; for `model.split` only."""
+    """None: the backbone's number of bottlenecks; for `model.split` only."""
     log: bool = False
 
 
 class Choices(Section):
-    """One of several values; a list is one value too."""
+    """One of several values, each of which may be a list."""
 
     type: Literal["categorical"]
     choices: Annotated[list[Annotated[Any, AfterValidator(_as_choice)]], Field(min_length=1)]
@@ -53,33 +53,33 @@ Domain = Annotated[FloatRange | IntRange | Choices, Field(discriminator="type")]
 
 
 class ConstraintConfig(Section):
-    """What a trial must reach to count, so that PID is not bought with a bad classifier."""
+    """The score that a trial must reach to count, so that no bad classifier wins by its PID."""
 
     metric: Literal["val_auroc", "val_accuracy"]
     at_least: Fraction
 
 
 class ObjectiveConfig(Section):
-    """What is maximised: over the validation part, by the epoch of the lowest loss."""
+    """The scores to maximise: of the validation subset, at the epoch of the lowest loss."""
 
     maximise: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=2)] = ("val_pid",)
-    """Two of them: a front of trials, of which none is better in both."""
+    """Two of them: a Pareto front of trials."""
     constraint: ConstraintConfig | None = None
     patch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Of the PID whose mean a finished trial's `val_pid` is; None: `validation.pid_patch_size`."""
+    """A finished trial's `val_pid` is the mean over these; None: `validation.pid_patch_size`."""
 
 
 class SamplerConfig(Section):
-    """How points are drawn."""
+    """The sampler of parameters."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
     seed: Whole = 0
     startup_trials: Count = 8
-    """Points drawn at random before a model of them is believed; for tpe, gp and cmaes."""
+    """Trials with random parameters before the model is used; for tpe, gp and cmaes."""
 
 
 class PruningConfig(Section):
-    """ASHA: at epochs grace, grace x reduction, ... the best 1/reduction of the trials go on.
+    """ASHA: at epochs grace, grace x reduction, ... the best 1/reduction of the trials continue.
 
     Each of these rungs doubles the intervals of the PID curves, up to `validation.pid_num_points`.
     """
@@ -89,16 +89,16 @@ class PruningConfig(Section):
 
 
 class TrialConfig(ProcessesConfig):
-    """What each trial is given."""
+    """The resources and runs of each trial."""
 
     placement: Placement = "PACK"
-    """Of a trial's workers: on as few nodes as they fit on, or on as many as there are."""
+    """Placement of a trial's workers, on as few nodes as possible or on as many."""
     max_concurrent: Count | None = None
-    """Trials at a time; None: as many as there is room for."""
+    """Trials at a time; None: as many as there is capacity for."""
     seeds: Count = 1
-    """Runs of each trial, which differ in `train.seed`; the mean of their scores counts."""
+    """Runs of each trial, which differ in `train.seed`; their scores are averaged."""
     log_model: bool = False
-    """Whether each trial's network goes to the tracker in servable form (7 s each)."""
+    """Whether each trial's network is logged to the tracker in servable form (7 s each)."""
 
     @property
     def processes(self) -> Workers:
@@ -107,19 +107,19 @@ class TrialConfig(ProcessesConfig):
 
 
 class SearchConfig(ManyRuns):
-    """All settings of one search. Its files go to ``output_dir``."""
+    """The settings of one search. Its files go to ``output_dir``."""
 
     space: Annotated[dict[str, Domain], Field(min_length=1)]
-    """What is searched, by dotted key."""
+    """The domains to search, by dotted key."""
     first: list[dict[str, Any]] | None = None
-    """Points tried first; what they leave out is the base's. None: the base's own."""
+    """Parameters tried first; those left out are the base's. None: the base's own."""
     trials: Count = 24
     objective: ObjectiveConfig = ObjectiveConfig()
     sampler: SamplerConfig = SamplerConfig()
     pruning: PruningConfig | None = PruningConfig()
     trial: TrialConfig = TrialConfig()
     storage: str | None = None
-    """Of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL.
+    """Storage of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL.
 
     None: `study.db`, or on a cluster's node `study.journal`.
     """

@@ -1,4 +1,4 @@
-"""The parts of every schema: the base class, numbers, places, and the keys as dotted text."""
+"""The elements of every schema: the base class, numbers, locations, and dotted keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from labn.storage.remote import is_remote
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-"""A number that PyYAML reads as text, for it lacks the point or the exponent's sign."""
+"""A number that PyYAML reads as text, since it lacks the point or the exponent's sign."""
 
 
 def _as_integer(value: object) -> object:
@@ -33,7 +33,7 @@ def _as_number(value: object) -> object:
 
 
 def _as_location(value: object) -> object:
-    """Leave addresses alone, of which a path would take one of the slashes."""
+    """Return addresses as they are, since a path would drop one of their slashes."""
     if not isinstance(value, (str, Path)):
         raise PydanticCustomError("path_type", "Input is not a path")
     return value if is_remote(value) else Path(value)
@@ -58,7 +58,7 @@ Location = Annotated[Path | str, BeforeValidator(_as_location)]
 
 
 class ConfigProblem(ValueError):
-    """A rule that binds several keys is broken; ``key`` is the one to fix."""
+    """A broken rule that binds several keys; ``key`` is the one to fix."""
 
     def __init__(self, key: str, value: object, rule: str) -> None:
         super().__init__(f"{key} = {value}: {rule}")
@@ -74,10 +74,10 @@ class Section(BaseModel):
 
 
 class ManyRuns(Section):
-    """What a search and a study share: the run's configuration that they build on."""
+    """The settings that a search and a study share: the run's configuration to build on."""
 
     base: Annotated[str | dict[str, Any], BeforeValidator(_as_base)]
-    """A run's configuration, whose file is named as seen from this one, or which is given here."""
+    """A run's configuration: its file's path relative to this file, or its sections."""
     fixed: dict[str, Any] = {}
     """Settings that replace the base's in every run, by dotted key."""
     output_dir: Path
@@ -104,7 +104,7 @@ def keys_of(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one, keyed by dotted paths."""
+    """Return nested mappings as one, keyed by dotted paths."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The processes of one run: how many train together, and what each is given."""
+"""The processes of one run: their number and resources."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 from labn.config.section import Count, NonNegative, Positive, Section
 
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
-"""Whether workers are put on few nodes or on many; STRICT: on one, or each on its own."""
+"""Placement of workers on few nodes or on many; STRICT: on one, or each on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many processes train, and what each is given; ``gpus`` may be a fraction.
+    """The number of processes and the resources of each; ``gpus`` may be a fraction.
 
-    With ``least``, there are as many as find room, from that on up to ``num``, and they change
-    during the run.
+    With ``least``, there are as many as there is capacity for, from that up to ``num``, and the
+    number may change during the run.
     """
 
     num: int
@@ -26,11 +26,11 @@ class Workers:
     gpus: float = 0.0
     placement: Placement = "PACK"
     resources: Mapping[str, float] = field(default_factory=dict)
-    """What else each takes of what its node offers, by Ray's names."""
+    """Other resources of each, by Ray's names."""
 
 
 class ProcessesConfig(Section):
-    """What each run of many is given."""
+    """The resources of each run of many."""
 
     cpus: Positive = 1.0
     """CPUs of each process."""
@@ -46,10 +46,10 @@ class ProcessesConfig(Section):
 
 
 def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
-    """Return what is wrong with sharing batches among workers; None if nothing is.
+    """Return why batches cannot be shared among workers; None if they can.
 
-    A number that is fixed must divide the batch, for all to have the same to do. One that changes
-    need not: shares that differ by an image give the same gradients.
+    A fixed number must divide the batch, so that all do equal work. A changing one need not:
+    shares that differ by one image result in the same gradients.
     """
     if workers.least is None:
         return check_divides(batch_size, workers.num)
@@ -62,7 +62,7 @@ def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
 
 
 def check_divides(batch_size: int, num_workers: int) -> str | None:
-    """Return why a batch cannot be cut into so many equal shares; None if it can."""
+    """Return why a batch cannot be cut into this many equal shares; None if it can."""
     if batch_size % num_workers == 0:
         return None
     below = [n for n in range(1, num_workers) if batch_size % n == 0][-1:]

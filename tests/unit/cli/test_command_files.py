@@ -1,4 +1,4 @@
-"""The commands, and the files that they stand in."""
+"""The commands and their files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from labn.cli.app import app
 
 
 def commands():
-    """Yield each command's first word, and the module of what it calls."""
+    """Yield each command's first word, and the module of its function."""
     for command in app.registered_commands:
         yield command.name or command.callback.__name__, inspect.getmodule(command.callback)
     for group in app.registered_groups:
@@ -30,7 +30,7 @@ def commands():
             yield group.name, inspect.getmodule(command.callback)
 
 
-def test_each_command_stands_in_the_file_of_its_name():
+def test_each_command_is_in_the_file_of_its_name():
     elsewhere = {
         name: module.__name__
         for name, module in commands()

@@ -82,7 +82,7 @@ def test_an_override_does_not_hide_a_wrong_section(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["absent", "file"])
-def test_a_folder_that_is_not_there_is_named_with_where_it_was_looked_for(
+def test_a_folder_that_does_not_exist_is_named_with_where_it_was_searched(
     tmp_path, monkeypatch, kind
 ):
     monkeypatch.chdir(tmp_path)
@@ -125,7 +125,7 @@ def test_a_checkpoint_to_start_from_must_be_there(tmp_path):
         ("text\n", "must hold keys and values, such as "),
     ],
 )
-def test_a_file_that_is_no_configuration_is_named_with_the_place(tmp_path, text, expected):
+def test_a_file_that_is_no_configuration_is_named_with_the_location(tmp_path, text, expected):
     path = write(tmp_path, text)
     assert message_for(path).startswith(f"{path}: {expected}")
 
@@ -244,7 +244,7 @@ def test_fixed_settings_are_joined_with_those_of_the_command_line(tmp_path, load
         ("train.epohcs=1", 'train.epohcs = 1: unknown key. Did you mean "train.epochs"?'),
     ],
 )
-def test_a_wrong_setting_of_a_run_is_said_to_be_the_command_lines(
+def test_a_wrong_setting_of_a_run_is_attributed_to_the_command_line(
     tmp_path, load, override, expected
 ):
     message = message_for(write_file(tmp_path, load), override, load=load)
@@ -263,7 +263,7 @@ def test_a_wrong_setting_of_a_run_is_said_to_be_the_command_lines(
         (load_study, "evaluate.split=tset", "evaluate.split = tset: must be one of train, valida"),
     ],
 )
-def test_what_is_wrong_within_an_override_is_said_to_be_the_command_lines(
+def test_an_error_within_an_override_is_attributed_to_the_command_line(
     tmp_path, load, override, expected
 ):
     message = message_for(write_file(tmp_path, load), override, load=load)
@@ -272,7 +272,7 @@ def test_what_is_wrong_within_an_override_is_said_to_be_the_command_lines(
 
 
 @pytest.mark.parametrize("load", [load_search, load_study])
-def test_what_is_wrong_in_a_base_or_in_fixed_is_named_where_it_stands(tmp_path, load):
+def test_an_error_in_a_base_or_in_fixed_is_named_with_its_location(tmp_path, load):
     tree = MANY[load] | {"base": RUN | {"train": {"epochs": 0}}}
     path = write(tmp_path, yaml.safe_dump(tree))
     message = message_for(path, "train.seed=3", load=load)

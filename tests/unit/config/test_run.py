@@ -34,7 +34,7 @@ def test_a_file_with_a_data_set_and_a_place_is_enough(tmp_path):
     assert config.data.bias_copies == 1
 
 
-def test_the_keys_that_others_rely_on_are_there():
+def test_the_keys_that_others_rely_on_exist():
     relied_on = {
         "data.name",
         "data.root",
@@ -75,7 +75,7 @@ def test_a_configuration_cannot_be_changed(tmp_path):
         config.output_dir = Path("elsewhere")
 
 
-# Each case: the key, its value, the rule and the way to mend it, as the message has them.
+# Each case: the key, its value, the rule and the fix, as in the message.
 WRONG_VALUES = [
     ("train.epochs", "1.5", "must be a valid integer; for example train.epochs=100"),
     ("train.epochs", "many", "must be a valid integer; for example train.epochs=100"),
@@ -130,7 +130,7 @@ def nested(key, value):
 
 @pytest.mark.parametrize(("key", "value", "rule"), WRONG_VALUES)
 @pytest.mark.parametrize("source", ["file", "command line"])
-def test_a_wrong_value_is_named_with_its_source_key_rule_and_mend(
+def test_a_wrong_value_is_named_with_its_source_key_rule_and_fix(
     tmp_path, source, key, value, rule
 ):
     if source == "file":
@@ -231,7 +231,7 @@ def test_a_missing_key_is_named(tmp_path, text, expected):
     assert message_for(path).startswith(f"{path}: {expected}")
 
 
-def test_the_number_of_further_problems_is_told(tmp_path):
+def test_the_number_of_further_problems_is_reported(tmp_path):
     path = write(tmp_path, SMALLEST + "train:\n  epochs: 0\n  seed: -1\nloss:\n  theta_b: 3\n")
     assert message_for(path).endswith(" (and 2 more)")
 

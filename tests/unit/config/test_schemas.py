@@ -1,4 +1,4 @@
-"""What holds for every key of a run, a search and a study, found by walking their schemas."""
+"""Rules for every key of a run, a search and a study, found by walking their schemas."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_negative_number_is_refused_where_it_means_nothing(
 ):
     file = write(tmp_path, name, path, [-1] if is_list else -1, domain)
     if ".".join(path) in MAY_BE_NEGATIVE:
-        FILES[name][1](file)  # whether the run takes it is another question
+        FILES[name][1](file)  # whether the run takes it is another matter
         return
 
     message = refusal(file, name)
@@ -164,7 +164,7 @@ def test_a_negative_number_is_refused_where_it_means_nothing(
     ids=["mapping", "lists", "date"],
 )
 @pytest.mark.parametrize(("name", "path", "kind", "items"), FIELDS, ids=ids)
-def test_whatever_is_wrong_is_said_in_the_words_of_the_file(
+def test_every_wrong_value_is_reported_in_terms_of_the_file(
     tmp_path, name, path, kind, items, value
 ):
     key = ".".join(path)
@@ -209,7 +209,7 @@ def test_whatever_is_wrong_is_said_in_the_words_of_the_file(
         ),
     ],
 )
-def test_a_wrong_space_says_what_is_allowed(tmp_path, space, expected):
+def test_a_wrong_space_is_reported_with_what_is_allowed(tmp_path, space, expected):
     file = write(tmp_path, "search", ("space",), space)
 
     assert refusal(file, "search").startswith(f"{file}: {expected}")
@@ -223,7 +223,7 @@ def test_a_base_is_a_path_or_sections(tmp_path, name):
     assert refusal(file, name) == f"{file}: {expected}"
 
 
-def test_a_default_that_is_made_anew_is_not_shown(tmp_path, monkeypatch):
+def test_a_default_from_a_factory_is_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host")
     file = write(tmp_path, "run", ("tracking", "uri"), 3)
 
