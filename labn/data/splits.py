@@ -53,11 +53,11 @@ def assign_subsets(
     """
     subsets: list[Subset | None] = [record.subset or "train" for record in records]
     leaked = _find_leaked(subsets, sha256)
-    notes = _settle(
+    notes = _apply_policy(
         "cross_partition_duplicates", cross_partition_duplicates, leaked, records, subsets
     )
     contradicted = _find_contradicted(subsets, sha256, records)
-    notes += _settle("conflicting_labels", conflicting_labels, contradicted, records, subsets)
+    notes += _apply_policy("conflicting_labels", conflicting_labels, contradicted, records, subsets)
     # A data set that names a training but no test subset is not divided again for one.
     if all(record.subset is None for record in records):
         notes.append(_draw(subsets, "test", test_fraction, seed, records, sha256))
@@ -99,7 +99,7 @@ def _find_contradicted(
     }
 
 
-def _settle(
+def _apply_policy(
     key: str,
     policy: str,
     found: dict[int, list[int]],
