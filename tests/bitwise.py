@@ -1,11 +1,13 @@
-"""Comparison of what two runs give, bit by bit."""
+"""Comparison of the outputs of two runs, bit by bit."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 
-def assert_same(actual, expected, where="state"):
+def assert_same(actual: Any, expected: Any, where: str = "state") -> None:
     """Compare trees of tensors and plain values bit by bit."""
     assert type(actual) is type(expected), where
     if isinstance(expected, dict):

@@ -1,4 +1,4 @@
-"""What every test needs: checked types, quiet libraries, the public data where it is."""
+"""Set-up of all tests: checked types, quiet libraries, the public data if it is available."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GROUPS = {
     "nodes": ("test_cluster.py", "test_ray_nodes.py", "test_search_preflight.py"),
 }
 _MARK = "LABN_TESTS"
-"""By this variable the processes that tests start are known, orphans included."""
+"""Marks the processes that tests start, orphans included."""
 os.environ[_MARK] = str(os.getpid())
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MPLBACKEND"] = "agg"
@@ -46,14 +46,14 @@ install_import_hook("labn", "typechecker.check")
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """Give the folder of public data that LABN_TEST_DATA names."""
+    """Return the folder of public data that LABN_TEST_DATA names."""
     place = os.environ.get("LABN_TEST_DATA")
     if not place:
         pytest.skip("LABN_TEST_DATA does not name the folder of the public data")
     return Path(place).resolve()
 
 
-class GroupScheduling(LoadScopeScheduling):
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
     """Give each process whole groups: the files that must not meet, or one file, or one test.
 
     Not by the mark ``xdist_group``, which xdist 3.8 does not see under pytest 9.2.
@@ -81,13 +81,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None]:
-    """End what a fixture that failed has started."""
+    """End the processes of a fixture that failed."""
     yield from _ending_processes()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None]:
-    """End what a test that failed has started."""
+    """End the processes of a test that failed."""
     yield from _ending_processes()
 
 

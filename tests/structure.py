@@ -1,7 +1,7 @@
 """The structure of the package in figures, side by side with that of earlier revisions.
 
-`python -m tests.structure` measures the working tree, `--at REV` (as often as wanted) a revision
-before it, `--json` prints all of it, with the names behind each number.
+`python -m tests.structure` measures the working tree, `--at REV` (may be repeated) a revision
+before it. `--json` prints all of it, with the names behind each number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "labn"
 WATCHED = ("ray", "optuna", "mlflow")
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 300
-COMMANDS = "cli"  # whose files are named as their commands, whatever else has that name
+COMMANDS = "cli"  # its files are named as their commands, so they may share a name
 
 Sources = Mapping[PurePosixPath, str]
 """Texts of the package's files, by their paths within it."""
@@ -34,7 +34,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What there is in a package; a room is an entry at its top level."""
+    """Figures of a package; a room is an entry at its top level."""
 
     entries: list[str]
     num_modules: int
@@ -43,7 +43,7 @@ class Structure:
     duplicates: dict[str, list[str]]
     """Modules that share a name, by that name."""
     importers: dict[str, dict[str, int]]
-    """How many modules of each room import a library, by the library."""
+    """Number of modules in each room that import a library, by library."""
     num_functions: int
     median_length: float
     p95_length: int
@@ -115,7 +115,7 @@ def length_of(node: Function) -> int:
 
 
 def takes_config(node: Function) -> bool:
-    """Tell whether a parameter is a whole configuration, or None."""
+    """Return whether a parameter is a whole configuration, or None."""
     given = node.args
     arguments = (*given.posonlyargs, *given.args, *given.kwonlyargs)
     texts = [ast.unparse(argument.annotation) for argument in arguments if argument.annotation]
@@ -123,7 +123,7 @@ def takes_config(node: Function) -> bool:
 
 
 def imports(path: PurePosixPath, trees: Trees) -> set[str]:
-    """Return the dotted names that a module imports, wherever it does."""
+    """Return the dotted names that a module imports, inside functions too."""
     names = set()
     for node in ast.walk(trees[path]):
         if isinstance(node, ast.Import):
@@ -142,14 +142,14 @@ def importers_of(library: str, trees: Trees) -> dict[str, int]:
 
 
 def single_importers(trees: Trees) -> list[str]:
-    """Return the modules that one other module alone imports."""
+    """Return the modules that exactly one other module imports."""
     importers = Counter(name for path in trees for name in imports(path, trees))
     modules = {".".join((PACKAGE, *path.with_suffix("").parts)): path for path in trees}
     return sorted(str(path) for name, path in modules.items() if importers[name] == 1)
 
 
 def as_rows(found: Structure) -> dict[str, float]:
-    """Return the figures that are printed, by what they are called."""
+    """Return the printed figures by name."""
     return {
         "entries at the top level": len(found.entries),
         "modules": found.num_modules,

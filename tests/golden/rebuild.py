@@ -1,4 +1,4 @@
-"""Rebuild the weights and inputs behind the golden numbers; the rules stand in README.md."""
+"""The weights and inputs behind the golden numbers, rebuilt by the rules in README.md."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def released_shapes(name: str) -> dict[str, list[int]]:
-    """List the tensors of the released checkpoint of one of the two networks."""
+    """Return the shapes of the tensors in the released checkpoint of one of the two networks."""
     shapes: dict[str, dict[str, list[int]]] = json.loads(
         (FOLDER / "state_dict_shapes.json").read_text()
     )
@@ -42,7 +43,9 @@ def released_state(name: str) -> dict[str, Tensor]:
 
 def released_network(name: str) -> LABN:
     """Build the network of one golden file, with its weights and theta_alpha."""
-    plan = {"backbone": "lambda_cnn", "in_channels": 1, "split": 0} if name == MAGNETOGRAM else {}
+    plan: dict[str, Any] = {}
+    if name == MAGNETOGRAM:
+        plan = {"backbone": "lambda_cnn", "in_channels": 1, "split": 0}
     network = build_model(theta_alpha=float(golden(name)["theta_alpha"]), **plan)
     load_release_state(network, released_state(name))
     return network

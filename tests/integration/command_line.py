@@ -1,4 +1,4 @@
-"""The command line as its users meet it: real processes, small runs."""
+"""The command line as users run it: real processes, small runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,18 +27,18 @@ TIMEOUT_S = 240
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 ENVIRONMENT.pop("FORCE_COLOR", None)
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "data": {"name": "synthetic", "image_size": 32, "synthetic": {"num_images": 40}},
     "model": {"backbone": "lambda_cnn", "split": 0, "theta_alpha": 0.25},
     "train": {"epochs": 2, "batch_size": 8, "warmup_epochs": 1},
     "validation": {"pid_patch_size": 8, "pid_num_points": 3},
     "tracking": {"uri": "none"},
 }
-"""Four steps an epoch, two epochs."""
+"""Four steps per epoch, two epochs."""
 
 
-def write_config(folder, name="config.yaml", **changes):
-    """Write the small configuration; its cache and its run lie in the same folder."""
+def write_config(folder: Path, name: str = "config.yaml", **changes: Any) -> Path:
+    """Write the small configuration, whose cache and run are in the same folder."""
     tree = copy.deepcopy(SMALL)
     tree["data"]["cache_dir"] = str(folder / "cache")
     tree["output_dir"] = str(folder / "run")
@@ -50,7 +53,9 @@ def write_config(folder, name="config.yaml", **changes):
     return path
 
 
-def run(*arguments, cwd=None, **environment):
+def run(
+    *arguments: object, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
@@ -63,7 +68,7 @@ def run(*arguments, cwd=None, **environment):
 
 
 def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, which spares it the import of torch."""
+    """Run a command in this process, which saves the import of torch."""
     words = ["labn", *map(str, arguments)]
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -80,7 +85,7 @@ def _text_of(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
-def start(*arguments):
+def start(*arguments: object) -> subprocess.Popen[str]:
     """Start a command; its standard error is a pipe."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -91,15 +96,15 @@ def start(*arguments):
     )
 
 
-def succeed(*arguments, cwd=None):
+def succeed(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that must exit with 0."""
     done = run(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def wait_for(condition, process=None):
-    """Wait until something is so, as long as the process that should bring it about lives."""
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until a condition holds, while the process that should fulfil it is running."""
     end_s = time.monotonic() + TIMEOUT_S
     while not condition():
         assert process is None or process.poll() is None, "the process ended too early"
@@ -107,8 +112,8 @@ def wait_for(condition, process=None):
         time.sleep(0.002)
 
 
-def assert_mistake(done, *parts):
-    """Check that a command exited with 2 and one line, which holds all the parts."""
+def assert_mistake(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Check that a command exited with 2 and one line, which contains all the parts."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -117,8 +122,8 @@ def assert_mistake(done, *parts):
         assert part in line, line
 
 
-def assert_same_run(one, other):
-    """Compare all that two runs' folders hold, but for times and paths, bit by bit."""
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compare the folders of two runs, except for times and paths, bit by bit."""
     for name in ("history.csv", "data.csv", "evaluation/validation/images.csv"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     name = "evaluation/validation/metrics.json"
@@ -126,8 +131,8 @@ def assert_same_run(one, other):
     names = sorted(path.name for path in (other / "checkpoints").iterdir())
     assert sorted(path.name for path in (one / "checkpoints").iterdir()) == names
     for name in names:
-        contents = [torch.load(run / "checkpoints" / name) for run in (one, other)]
-        for content in contents:
+        mine, theirs = (torch.load(run / "checkpoints" / name) for run in (one, other))
+        for content in (mine, theirs):
             content["config"].pop("output_dir")
             content["config"]["data"].pop("cache_dir")
-        assert_same(*contents, name)
+        assert_same(mine, theirs, name)

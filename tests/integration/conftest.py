@@ -31,18 +31,18 @@ def blank_figures() -> Iterator[None]:
 
 @pytest.fixture
 def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the figures of a test that looks at them."""
+    """Draw the figures of a test that checks them."""
     monkeypatch.setattr(Figure, "savefig", _draw_and_save)
 
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[str]:
-    """Have one Ray for all tests of this process: commands that it runs use it; give its address.
+    """Start one Ray for all commands that this process runs; return its address.
 
     A driver of Ray Train needs a process of its own: its classes, checked here, cannot be pickled.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # else others need to be given a token
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else other processes require a token
         patch.delenv("RAY_ADDRESS", raising=False)
         with connected(lambda _: None, lambda: None):
             yield ray.get_runtime_context().gcs_address
@@ -50,5 +50,5 @@ def shared_ray() -> Iterator[str]:
 
 @pytest.fixture
 def labn() -> Callable[..., CompletedProcess[str]]:
-    """Run a command in this process, which spares it the import of torch."""
+    """Run a command in this process, which saves the import of torch."""
     return run_here

@@ -1,8 +1,8 @@
-"""Run a command again and again, each time killed at another place, and at last to its end.
+"""A command run again and again, each time killed at another point, and finally to its end.
 
 `python kill_points.py '[["module:attribute", "before", 2], ...]' train config.yaml` imports the
-package once; each attempt is a child process that kills itself (SIGKILL) before or after the so
-many-th call of a function, or, where that writes a file, in the middle of it ("within").
+package once. Each attempt is a child process that kills itself (SIGKILL) before or after the n-th
+call of a function or, if the function writes a file, in the middle of it ("within").
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from itertools import count
+from typing import Any, BinaryIO, NoReturn
 
-# What is imported here need not be by every child.
+# Imported once here, not by every child.
 import labn.runs.train  # noqa: F401
 from labn.cli import main
 
 
-def die():
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("a killed process does not continue")
 
 
-def arm(target, moment, number):
-    """Make a function deadly."""
+def arm(target: str, moment: str, number: int) -> None:
+    """Replace a function by one that kills the process at its n-th call."""
     module, path = target.split(":")
     owner = import_module(module)
     *parents, name = path.split(".")
@@ -33,7 +36,7 @@ def arm(target, moment, number):
         owner = getattr(owner, parent)
     real, calls = getattr(owner, name), count(1)
 
-    def deadly(*arguments, **settings):
+    def deadly(*arguments: Any, **settings: Any) -> Any:
         is_last = next(calls) == number
         if is_last and moment == "before":
             die()
@@ -47,8 +50,8 @@ def arm(target, moment, number):
     setattr(owner, name, deadly)
 
 
-def write_half(save, content, file):
-    """Write the first half of what ``torch.save`` would, and die."""
+def write_half(save: Callable[..., None], content: object, file: BinaryIO) -> NoReturn:
+    """Write the first half of what ``torch.save`` would write, and die."""
     whole = io.BytesIO()
     save(content, whole)
     file.write(whole.getvalue()[: whole.tell() // 2])
@@ -56,8 +59,8 @@ def write_half(save, content, file):
     die()
 
 
-def attempt(point):
-    """Run the command in a child process; return how that ended, as ``subprocess`` would."""
+def attempt(point: tuple[str, str, int] | None) -> int:
+    """Run the command in a child process; return its exit code, as ``subprocess`` does."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,7 +1,7 @@
 """Machines made of namespaces: each its own network, processes, mounts and ssh server.
 
 Needs root on Linux, and the commands unshare, nsenter, ip, sshd and ssh-keygen. Packets go between
-the addresses given here and nowhere else: the bridge lies in a namespace too.
+the addresses below and nowhere else: the bridge is in a namespace too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import textwrap
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,13 @@ import psutil
 SUBNET = "10.213.77"
 CLIENT = f"{SUBNET}.1"
 CONNECTIONS = f"/tmp/ray_ssh_{hashlib.sha256(b'root').hexdigest()[:10]}"
-"""Where Ray's launcher keeps open connections: by address, which are alike in every network."""
+"""Where Ray's launcher keeps open connections, by address: the same in every network."""
 WAIT_S = 20
 COMMANDS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
 
 
-def why_not():
-    """Say why machines cannot be made here, if they cannot."""
+def why_not() -> str | None:
+    """Return why machines cannot be made here, or None if they can."""
     if not sys.platform.startswith("linux"):
         return "needs Linux, for its namespaces"
     if os.geteuid() != 0:
@@ -44,53 +45,53 @@ def why_not():
     return f"cannot make namespaces: {tried.stderr.strip()}" if tried.returncode else None
 
 
-def find(name):
-    """Find a command, where only root looks for it too."""
+def find(name: str) -> str | None:
+    """Return the path of a command, also where only root has it."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 @dataclass
 class Machine:
-    """One machine: the first process of its namespaces, and where its own files lie."""
+    """One machine: the first process of its namespaces, and the folder of its own files."""
 
     name: str
     address: str
     folder: Path
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     init: int
 
     @property
-    def home(self):
-        """Its root's home."""
+    def home(self) -> Path:
+        """Home of its root."""
         return self.folder / "home"
 
-    def inside(self, *command, folder="/"):
-        """Make a command that runs in its namespaces."""
+    def inside(self, *command: str, folder: str | Path = "/") -> list[str]:
+        """Return a command that runs in its namespaces."""
         spaces = ["--net", "--mount", "--pid", "--uts"]
         return ["nsenter", "--target", str(self.init), *spaces, f"--wd={folder}", *command]
 
-    def processes(self):
-        """List its processes, but for its ssh server."""
+    def processes(self) -> list[psutil.Process]:
+        """Return its processes, except for its ssh server."""
         found = []
         for process in psutil.process_iter():
             try:
                 if process.pid != self.init and _space(process.pid) == _space(self.init):
                     found.append(process)
-            except OSError:  # it has gone, or is none of ours
+            except OSError:  # it has ended, or belongs to another user
                 continue
         return [one for one in found if not _is_ssh(one)]
 
-    def kill(self):
-        """End it as a power cut does: all of its processes at once."""
+    def kill(self) -> None:
+        """End all of its processes at once, like a power cut."""
         os.kill(self.init, signal.SIGKILL)
         self.process.wait(WAIT_S)
 
 
-def _space(pid):
+def _space(pid: int) -> Path:
     return Path(f"/proc/{pid}/ns/pid").readlink()
 
 
-def _is_ssh(process):
+def _is_ssh(process: psutil.Process) -> bool:
     try:
         return process.name().startswith("sshd")
     except psutil.NoSuchProcess:
@@ -99,23 +100,25 @@ def _is_ssh(process):
 
 @dataclass
 class Network:
-    """A client, from which clusters are commanded, and machines that it reaches by ssh."""
+    """A client, which controls clusters, and machines that it reaches by ssh."""
 
     folder: Path
     """Where the client's commands run."""
     shared: Path
     key: Path
     client: Machine
-    machines: dict
+    machines: dict[str, Machine]
     stack: ExitStack
 
-    def boot(self, name, address):
-        """Switch a machine on; one that was on before finds its files as it left them."""
+    def boot(self, name: str, address: str) -> Machine:
+        """Switch a machine on; if it was on before, it has its earlier files."""
         made = _machine(name, address, self.folder, self.shared, self.key, self.client)
         self.machines[name] = self.stack.enter_context(made)
         return self.machines[name]
 
-    def run(self, *command, timeout_s=300, **environment):
+    def run(
+        self, *command: object, timeout_s: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command on the client to its end."""
         given = {"HOME": str(self.client.home), **environment}
         return subprocess.run(
@@ -123,8 +126,10 @@ class Network:
             capture_output=True, text=True, timeout=timeout_s, env=self.environment(given),
         )  # fmt: skip
 
-    def start(self, *command, log, **environment):
-        """Start a command on the client; what it says goes to a file."""
+    def start(
+        self, *command: object, log: str | Path, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on the client; its output goes to a file."""
         given = {"HOME": str(self.client.home), **environment}
         with Path(log).open("w") as into:
             return subprocess.Popen(
@@ -132,15 +137,15 @@ class Network:
                 stdin=subprocess.DEVNULL, stdout=into, stderr=into, env=self.environment(given),
             )  # fmt: skip
 
-    def environment(self, given):
-        """Make the client's environment: little of ours."""
+    def environment(self, given: dict[str, str]) -> dict[str, str]:
+        """Return the client's environment: only a few variables of this process."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return {"PATH": path, "TERM": "dumb", "LANG": "C.UTF-8", "COLUMNS": "200", **given}
 
 
 @contextmanager
-def network(folder, shared, names):
-    """Have a client and machines while entered; ``shared`` is /mnt on all of them."""
+def network(folder: Path, shared: Path, names: Sequence[str]) -> Iterator[Network]:
+    """Run a client and machines while entered; ``shared`` is /mnt on all of them."""
     key = folder / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     with ExitStack() as stack:
@@ -152,7 +157,9 @@ def network(folder, shared, names):
 
 
 @contextmanager
-def _machine(name, address, folder, shared, key, client):
+def _machine(
+    name: str, address: str, folder: Path, shared: Path, key: Path, client: Machine | None
+) -> Iterator[Machine]:
     place = folder / name
     if not place.exists():
         _furnish(place, key)
@@ -174,13 +181,13 @@ def _machine(name, address, folder, shared, key, client):
             _wait(lambda: _is_up(address, client), place)
         yield Machine(name, address, place, process, init)
     finally:
-        # The first process takes all others of its namespace with it, and they the namespaces.
+        # With the first process end all others of its namespaces.
         process.kill()
         process.wait(WAIT_S)
 
 
-def _furnish(place, key):
-    """Lay out a machine's own files: a home with its key and Python, and what sshd wants."""
+def _furnish(place: Path, key: Path) -> None:
+    """Create a machine's own files: a home with its key, and the files that sshd requires."""
     home = place / "home"
     for name in ("home/.ssh", "ray", "connections"):
         (place / name).mkdir(parents=True)
@@ -197,8 +204,8 @@ def _furnish(place, key):
     )
 
 
-def give_python(machine):
-    """Spare a machine the download of what this Python has: its own venv, which sees all of it."""
+def give_python(machine: Machine) -> None:
+    """Create a venv on a machine that sees the packages of this Python, to save their download."""
     venv = machine.home / "labn/venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
@@ -210,8 +217,8 @@ def give_python(machine):
     script.chmod(0o755)
 
 
-def _boot(name, address, place, shared, *, is_client):
-    """Write what a machine's first process does; it becomes the ssh server."""
+def _boot(name: str, address: str, place: Path, shared: Path, *, is_client: bool) -> str:
+    """Return the script of a machine's first process, which becomes the ssh server."""
     link = "bridge" if is_client else "eth0"
     create = "ip link add bridge type bridge" if is_client else ""
     route = "" if is_client else f"ip route add default via {CLIENT}"
@@ -223,7 +230,7 @@ def _boot(name, address, place, shared, *, is_client):
     (place / "sshd_config").write_text(
         f"ListenAddress {address}\nHostKey {place}/host_key\nPermitRootLogin prohibit-password\n"
         "PasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\nMaxStartups 50\n"
-        # Ray would end processes of theirs for want of memory that others on this host have taken.
+        # Ray would end their processes if others on this host use up the memory.
         "SetEnv RAY_memory_monitor_refresh_ms=0\n"
     )
     return textwrap.dedent(
@@ -248,7 +255,7 @@ def _boot(name, address, place, shared, *, is_client):
     )
 
 
-def _first_child(process):
+def _first_child(process: subprocess.Popen[bytes]) -> int:
     end_s = time.monotonic() + WAIT_S
     while time.monotonic() < end_s:
         children = psutil.Process(process.pid).children()
@@ -258,11 +265,11 @@ def _first_child(process):
     raise AssertionError("unshare started nothing")
 
 
-def _plug_in(name, init, client):
-    """Lay a cable between the client's bridge and a machine.
+def _plug_in(name: str, init: int, client: Machine) -> None:
+    """Connect a machine to the client's bridge.
 
-    That of the machine's last life may be there still: the kernel takes away the network of killed
-    processes in its own time.
+    An earlier connection of the machine may still exist: the kernel removes the network of killed
+    processes with a delay.
     """
     enter = ["nsenter", "--target", str(client.init), "--net"]
     subprocess.run([*enter, "ip", "link", "delete", name], capture_output=True)
@@ -274,13 +281,13 @@ def _plug_in(name, init, client):
         subprocess.run([*enter, *command.split()], check=True, capture_output=True)
 
 
-def _is_up(address, client):
+def _is_up(address: str, client: Machine) -> bool:
     probe = f"import socket; socket.create_connection(('{address}', 22), 1)"
     command = client.inside(sys.executable, "-c", probe)
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _wait(condition, place):
+def _wait(condition: Callable[[], bool], place: Path) -> None:
     end_s = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < end_s, (place / "boot.log").read_text()

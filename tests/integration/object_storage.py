@@ -1,4 +1,4 @@
-"""An S3 server of the tests' own, on loopback: moto's, which speaks the real protocol."""
+"""A local S3 server for tests: moto's, which speaks the real protocol."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labn.storage.remote import Folder
 
 SECRET = "a-secret-that-must-not-be-seen"
 BUCKET = "labn-tests"
@@ -19,16 +24,16 @@ PATIENCE_S = 60
 class S3Server:
     """A server whose bucket is empty at each start."""
 
-    def __init__(self, log):
+    def __init__(self, log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self._port: int = free.getsockname()[1]
         self._log = log
-        self._process = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
-    def environment(self):
-        """What a client needs to know."""
+    def environment(self) -> dict[str, str]:
+        """Environment variables of a client."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
             "AWS_ACCESS_KEY_ID": "tester",
@@ -37,7 +42,7 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def start(self):
+    def start(self) -> None:
         command = (sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -52,19 +57,19 @@ class S3Server:
             time.sleep(0.1)
         raise AssertionError("the S3 server does not answer")
 
-    def stop(self):
+    def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
-    def num_gets(self, part):
-        """Count the objects that were read whose name holds a text."""
+    def num_gets(self, part: str) -> int:
+        """Return how many objects were read whose name contains a text."""
         lines = self._log.read_text(errors="replace").splitlines()
         return sum("GET /" in line and part in line and "list-type" not in line for line in lines)
 
 
-def put(folder, prefix):
-    """Upload a folder of the disk."""
+def put(folder: Path, prefix: str) -> tuple[str, Folder]:
+    """Upload a local folder; return its address and the remote folder."""
     from labn.storage.remote import Folder
 
     remote = Folder(f"s3://{BUCKET}/{prefix}")
@@ -75,5 +80,5 @@ def put(folder, prefix):
     return f"s3://{BUCKET}/{prefix}", remote
 
 
-def environment_of(server):
+def environment_of(server: S3Server) -> dict[str, str]:
     return os.environ | server.environment

@@ -1,4 +1,4 @@
-"""Small searches, and what they leave in their folder, their study and the tracker."""
+"""Small searches, and their outputs in their folder, their study and the tracker."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import psutil
 import yaml
 from command_line import ENVIRONMENT, SMALL
 
+if TYPE_CHECKING:
+    from labn.sweeps.search.status import SearchStatus
+
 PATIENCE_S = 180
 NUM_EPOCHS = 4
 
 
-def write_search(folder, **changes):
-    """Write a search of small trials; its file, store, cache and folders lie in one place."""
+def write_search(folder: Path, **changes: Any) -> Path:
+    """Write a search of small trials, whose file, store, cache and outputs are in one folder."""
     base = SMALL | {
         "data": SMALL["data"] | {"cache_dir": str(folder / "cache")},
         "train": SMALL["train"] | {"epochs": NUM_EPOCHS, "early_stopping_patience": None},
         "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
     }
-    tree = {
+    tree: dict[str, Any] = {
         "base": base,
         "space": {
             "model.theta_alpha": {"type": "float", "low": 0.1, "high": 0.9},
@@ -49,14 +53,16 @@ def write_search(folder, **changes):
 
 
 class Silent:
-    def message(self, text):
+    def message(self, text: str) -> None:
         pass
 
-    def show(self, board):
+    def show(self, status: SearchStatus) -> None:
         pass
 
 
-def start_search(path, *overrides, script=None, cwd=None):
+def start_search(
+    path: Path, *overrides: str, script: Path | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "labn", "search", str(path)]
     if script is not None:
         command = [sys.executable, str(script), "--config", str(path)]
@@ -66,19 +72,20 @@ def start_search(path, *overrides, script=None, cwd=None):
     )  # fmt: skip
 
 
-def end(process, code=0):
-    printed, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == code, said
-    return printed, said
+def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """Wait for a process; return its standard output and standard error."""
+    printed, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, errors
+    return printed, errors
 
 
-def trials_of(folder):
+def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     url = f"sqlite:///{folder}/search/study.db"
     return optuna.load_study(study_name="search", storage=url).trials
 
 
-def epochs_done(folder, number):
-    """Read how many epochs a trial has on disk."""
+def epochs_done(folder: Path, number: int) -> int:
+    """Return how many epochs a trial has on disk."""
     place = folder / "search" / "trials" / str(number) / "history.csv"
     if not place.is_file():
         return 0
@@ -86,8 +93,8 @@ def epochs_done(folder, number):
         return len(list(csv.DictReader(file)))
 
 
-def trial_processes(process):
-    """List the processes that train a trial, by the lock on its folder."""
+def trial_processes(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """Return the processes that train a trial, by its number: they lock its folder."""
     found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -100,8 +107,8 @@ def trial_processes(process):
     return found
 
 
-def runs_in(folder):
-    """Read the tracker's runs: by name, the status, tags and epochs logged."""
+def runs_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the tracker's runs by name: status, id and tags."""
     with sqlite3.connect(folder / "mlflow.db") as store:
         runs = store.execute("select run_uuid, name, status from runs").fetchall()
         tags = store.execute("select run_uuid, key, value from tags").fetchall()

@@ -1,4 +1,4 @@
-"""Small studies, what they leave in their folder and in the tracker, and what must hold of it."""
+"""Small studies, their outputs in their folder and in the tracker, and checks of these."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 CONDITIONS = {
     "full": {},
     "no-kl": {"loss.lambda_kl": 0},
-    # Known to be wrong once the data is read: there are two classes.
+    # Found to be wrong only when the data is read: there are two classes.
     "broken": {"loss.class_weights": [1, 1, 1]},
 }
 SEEDS = [0, 1]
@@ -30,7 +30,7 @@ PATIENCE_S = 240
 
 
 def write_study(folder: Path, epochs: int = 6, **changes: Any) -> Path:
-    """Write a study of small runs; its file, store, cache and folders lie in one place."""
+    """Write a study of small runs, whose file, store, cache and outputs are in one folder."""
     base = SMALL | {
         "data": SMALL["data"] | {"cache_dir": str(folder / "cache")},
         "train": SMALL["train"] | {"epochs": epochs, "checkpoint_steps": 1},
@@ -43,7 +43,7 @@ def write_study(folder: Path, epochs: int = 6, **changes: Any) -> Path:
 
 
 def outcomes(folder: Path) -> dict[str, bytes]:
-    """What each run that ended says of it, by name, as bytes."""
+    """Return the outcome of each run that ended, by name, as bytes."""
     found = folder.glob("study/*/seed-*/outcome.json")
     return {str(path.parent.relative_to(folder / "study")): path.read_bytes() for path in found}
 
@@ -54,7 +54,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 
 
 def entries(folder: Path) -> dict[str, SimpleNamespace]:
-    """The tracker's runs by name: id, status and tags."""
+    """Return the tracker's runs by name: id, status and tags."""
     with sqlite3.connect(folder / "mlflow.db") as store:
         runs = store.execute("select run_uuid, name, status from runs").fetchall()
         assert len({name for _, name, _ in runs}) == len(runs), runs
@@ -69,12 +69,12 @@ def entries(folder: Path) -> dict[str, SimpleNamespace]:
 
 
 def run_id_of(folder: Path, name: str) -> str:
-    """What the tracker calls a run."""
-    return json.loads((folder / "study" / name / "tracker.json").read_text())["run_id"]
+    """Return the tracker's id of a run."""
+    return str(json.loads((folder / "study" / name / "tracker.json").read_text())["run_id"])
 
 
 def logged(folder: Path, key: str) -> list[tuple[Any, ...]]:
-    """Every metric that a run was given, with its time: another run of it would add some."""
+    """Return every logged metric of a run with its time: training it again would add some."""
     with sqlite3.connect(folder / "mlflow.db") as store:
         return sorted(
             store.execute(
@@ -86,7 +86,7 @@ def logged(folder: Path, key: str) -> list[tuple[Any, ...]]:
 
 
 def worker_of(process: subprocess.Popen[str], names: list[str]) -> psutil.Process | None:
-    """A process of Ray that works on one of the runs."""
+    """Return a Ray process that trains one of the runs, if there is one."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             words = " ".join(child.cmdline())
@@ -98,7 +98,7 @@ def worker_of(process: subprocess.Popen[str], names: list[str]) -> psutil.Proces
 
 
 def kill_study(process: subprocess.Popen[str]) -> None:
-    """Kill the driver as by the kernel, and wait until its Ray has noticed."""
+    """Kill the driver by SIGKILL, and wait until the processes of its Ray have ended."""
     others = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -106,7 +106,7 @@ def kill_study(process: subprocess.Popen[str]) -> None:
 
 
 def check_failures(study: SimpleNamespace) -> None:
-    """Check that the broken condition is named, and that the others went on."""
+    """Check that the broken condition is named, and that the others continued."""
     assert study.returncode == 1
     last = study.errors.splitlines()[-1]
     assert last.startswith("error: 2 of 6 runs failed: ")
@@ -127,14 +127,16 @@ def check_failures(study: SimpleNamespace) -> None:
 
 
 def check_tracker(study: SimpleNamespace) -> None:
-    """Check that the tracker has a parent, and one child a run."""
+    """Check that the tracker has a parent, and one child per run."""
     found = entries(study.folder)
 
     parent = found.pop("study")
     assert parent.status == "FAILED"  # as the command was
     assert sorted(found) == sorted(f"study-{name}-{seed}" for name in CONDITIONS for seed in SEEDS)
     for name, entry in found.items():
-        _, condition, seed = re.fullmatch(r"(study)-(.+)-(\d)", name).groups()
+        match = re.fullmatch(r"study-(.+)-(\d)", name)
+        assert match is not None, name
+        condition, seed = match.groups()
         expected = {"study": "study", "condition": condition, "seed": seed}
         assert expected.items() <= entry.tags.items()
         assert entry.tags["mlflow.parentRunId"] == parent.id
@@ -148,13 +150,13 @@ def check_tracker(study: SimpleNamespace) -> None:
 
 def check_registered(study: SimpleNamespace) -> None:
     """Check that the best network by validation is registered, once, with its card."""
-    scores = {}
+    scores: dict[str, float] = {}
     for name in GOOD:
         summary = json.loads((study.folder / "study" / name / "summary.json").read_text())
         scores[name] = summary["metrics"]["val_pid"]
     means = {c: sum(scores[f"{c}/seed-{s}"] for s in SEEDS) for c in ("full", "no-kl")}
-    condition = max(means, key=means.get)
-    best = max((f"{condition}/seed-{s}" for s in SEEDS), key=scores.get)
+    condition = max(means, key=means.__getitem__)
+    best = max((f"{condition}/seed-{s}" for s in SEEDS), key=scores.__getitem__)
 
     client = MlflowClient(f"sqlite:///{study.folder / 'mlflow.db'}")
     (version,) = client.search_model_versions("name = 'labn-synthetic'")

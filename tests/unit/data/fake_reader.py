@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,7 +40,8 @@ class FakeReader:
         with (self.root / "decoded.log").open("a") as log:
             log.write(f"{record.name}\n")
         if record.index is not None:
-            return np.load(record.path)[record.index]
+            pixels: np.ndarray = np.load(record.path)[record.index]
+            return pixels
         if str(record.path) == "synthetic":
             return noise(sum(record.name.encode()), channels=self.num_channels)
         pixels = np.asarray(Image.open(record.path))
@@ -79,7 +83,9 @@ def build_in_process(reader: FakeReader, image_size: int, cache_dir: Path) -> No
     build_cache(reader, reader.records, image_size=image_size, cache_dir=cache_dir)
 
 
-def build_at_a_signal(reader: FakeReader, cache_dir: Path, barrier, contents) -> None:
+def build_at_a_signal(
+    reader: FakeReader, cache_dir: Path, barrier: Barrier, contents: Queue[Any]
+) -> None:
     barrier.wait()
     cache = build_cache(reader, reader.records, image_size=16, cache_dir=cache_dir)
     contents.put((str(cache.path), cache.images.tobytes(), cache.sha256, cache.has_mask.tolist()))

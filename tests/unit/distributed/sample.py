@@ -1,10 +1,12 @@
-"""The shipped files of clusters with sample values, in a project that has what they copy."""
+"""The shipped cluster files with sample values, in a project with the files that they copy."""
 
 from __future__ import annotations
 
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 FILES = ("gpu.yaml", "gcp.yaml", "onprem.yaml", "kuberay.yaml")
@@ -21,8 +23,8 @@ VALUES = {
 }
 
 
-def lay_out(folder, monkeypatch):
-    """Copy what is shipped, fill it in, and make what a user makes: key, token, wheel."""
+def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the shipped files, fill them in, and create the user's files: key, token, wheel."""
     shutil.copytree(ROOT / "cluster", folder / "cluster")
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "dist").mkdir()
@@ -43,8 +45,8 @@ def lay_out(folder, monkeypatch):
     return folder / "cluster"
 
 
-def change(place, *changes):
-    """Replace texts of a file, each of which must be there."""
+def change(place: Path, *changes: tuple[str, str]) -> Path:
+    """Replace texts of a file, each of which must occur."""
     text = place.read_text()
     for old, new in changes:
         assert old in text, old
