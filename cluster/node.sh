@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a machine ready to be a node of a cluster: shared storage, Python, labn, and what each login
-# shell must set. `ray up` copies it to every node and runs it there; to run it again does no harm.
+# Prepares a machine as a node of a cluster: shared storage, Python, labn, and the environment of
+# login shells. `ray up` copies it to every node and runs it there; running it again is safe.
 #
 #   LABN_SHARED  folder that all nodes share, such as /mnt/labn
-#   LABN_NFS     what is mounted there, HOST:/PATH; empty: it is mounted already
-#   LABN_WHEEL, LABN_PYTHON, LABN_RAY, LABN_TORCH  what is installed, the same on every node
+#   LABN_NFS     what to mount there, HOST:/PATH; empty if it is mounted already
+#   LABN_WHEEL, LABN_PYTHON, LABN_RAY, LABN_TORCH  what to install, the same on every node
 set -euo pipefail
 
 : "${LABN_SHARED:?}" "${LABN_WHEEL:?}" "${LABN_PYTHON:?}" "${LABN_RAY:?}" "${LABN_TORCH:?}"
@@ -34,12 +34,12 @@ install_labn() {
   local wheel=$home/dist/$LABN_WHEEL
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     "$wheel" "ray[default,train,tune]==$LABN_RAY" "torch==$LABN_TORCH"
-  # A wheel that was built again has the same version.
+  # A rebuilt wheel has the same version.
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --no-deps --force-reinstall "$wheel"
 }
 
-# Ray's launcher runs every command in a login shell, and looks for `python` and `ray` on its path.
+# Ray's launcher runs every command in a login shell, and needs `python` and `ray` on its path.
 write_environment() {
   local interface address
   interface=$(ip -o -4 route show to default | awk '{print $5; exit}')
@@ -60,7 +60,7 @@ END
 
 [ -z "${LABN_NFS:-}" ] || mount_shared
 [ -w "$LABN_SHARED" ] || {
-  echo "error: LABN_SHARED=$LABN_SHARED: no folder that $USER can write to on $(hostname);" \
+  echo "error: LABN_SHARED=$LABN_SHARED: not a folder that $USER can write to on $(hostname);" \
     "mount the shared storage there" >&2
   exit 1
 }

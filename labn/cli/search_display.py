@@ -42,7 +42,7 @@ class SearchDisplay(SearchReporter):
         """Print a line."""
         self._console.print(text, markup=False)
 
-    def show(self, board: SearchStatus) -> None:
+    def show(self, status: SearchStatus) -> None:
         """Refresh the table; without a terminal, print it as a line from time to time."""
         now_s = time.monotonic()
         is_terminal = self._console.is_terminal
@@ -51,41 +51,41 @@ class SearchDisplay(SearchReporter):
             return
         self._last_s = now_s
         if is_terminal:
-            self._live.update(_table(board), refresh=True)
+            self._live.update(_table(status), refresh=True)
         else:
-            self.message(board_as_text(board))
+            self.message(status_as_text(status))
 
 
-def board_as_text(board: SearchStatus) -> str:
+def status_as_text(status: SearchStatus) -> str:
     """Return the state of a search on one line."""
-    parts = [f"{count} {state}" for state, count in board.ended.items() if count]
-    parts.append(f"{len(board.running)} running")
-    if board.best is not None:
-        number, metrics = board.best
+    parts = [f"{count} {state}" for state, count in status.ended.items() if count]
+    parts.append(f"{len(status.running)} running")
+    if status.best is not None:
+        number, metrics = status.best
         scores = ", ".join(f"{name} {metrics[name]:.3f}" for name in _names(metrics))
         parts.append(f"best trial {number}: {scores}")
-    if board.left_s is not None:
-        parts.append(f"about {duration(board.left_s)} left")
-    return f"{board.num_ended} of {board.num_trials} trials: {'; '.join(parts)}"
+    if status.left_s is not None:
+        parts.append(f"about {duration(status.left_s)} left")
+    return f"{status.num_ended} of {status.num_trials} trials: {'; '.join(parts)}"
 
 
 def _names(metrics: dict[str, float]) -> list[str]:
     return [name for name in ("val_pid", "val_auroc", "val_accuracy") if name in metrics]
 
 
-def _table(board: SearchStatus) -> Table:
-    table = Table(title=board_as_text(board), title_justify="left", expand=False)
+def _table(status: SearchStatus) -> Table:
+    table = Table(title=status_as_text(status), title_justify="left", expand=False)
     for name in ("trial", "epoch", "PID", "AUROC", "settings"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for trial in board.running.values():
-        point = " ".join(
+    for trial in status.running.values():
+        parameters = " ".join(
             f"{key.rpartition('.')[2]}={value:.3g}" if isinstance(value, float)
             else f"{key.rpartition('.')[2]}={value}"
-            for key, value in trial.point.items()
+            for key, value in trial.parameters.items()
         )  # fmt: skip
         scores = [
             f"{trial.metrics[name]:.3f}" if name in trial.metrics else ""
             for name in ("val_pid", "val_auroc")
         ]
-        table.add_row(str(trial.number), f"{trial.epoch}/{trial.num_epochs}", *scores, point)
+        table.add_row(str(trial.number), f"{trial.epoch}/{trial.num_epochs}", *scores, parameters)
     return table

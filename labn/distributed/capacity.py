@@ -1,4 +1,4 @@
-"""Whether the cluster has room for a run, and for how many at once."""
+"""The capacity of the cluster: whether a run fits, and how many fit at once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from labn.config.workers import Workers
 from labn.errors import UserError
 
 _DRIVER = {"CPU": 0, "memory": 1_000_000}
-"""Of a run whose workers compute: no CPU, which one of them would lack; Ray refuses nothing."""
+"""Reserved for a driver: no CPU, which its workers need, but not nothing, which Ray refuses."""
 
 
 def resources(workers: Workers) -> dict[str, float]:
-    """Name what is reserved for a run's own process; the workers of a larger one reserve theirs."""
+    """Return what a run's own process reserves; several workers reserve theirs separately."""
     if workers.num > 1:
         return dict(_DRIVER)
     return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
 
 
 def num_slots(workers: Workers) -> int:
-    """Count the processes of such runs for which the nodes that are up now have room."""
+    """Return how many processes of such runs fit on the nodes that are up."""
     total = 0
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         has = node["Resources"] if node["Alive"] else {}
@@ -33,15 +33,15 @@ def num_slots(workers: Workers) -> int:
 
 
 def _gpu_slots(num_gpus: float, share: float) -> int:
-    # A fraction lies on one GPU; whole ones are counted out.
+    # A fraction of a GPU must lie on one GPU.
     return int(num_gpus) * int(1 / share + 1e-9) if share < 1 else int(num_gpus / share)
 
 
 def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
-    """Say how many runs may go on at once; None: as many as Ray finds room for.
+    """Return how many runs may train at once, or None for as many as Ray can place.
 
-    Runs of several workers must be counted: were there more of them than fit, each could hold what
-    another waits for.
+    Runs of several workers must be counted: if more started than fit, each could hold the resources
+    that another waits for.
     """
     if workers.num == 1:
         return at_most
@@ -50,20 +50,20 @@ def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
 
 
 def check_capacity(workers: Workers, section: str) -> None:
-    """Refuse a run that this machine can never hold; ``section`` is where its settings stand.
+    """Refuse a run that this machine can never hold; ``section`` is that of its settings.
 
     Raises:
-        UserError: it needs more than there is.
+        UserError: the run needs more than the machine has.
     """
     if num_slots(workers) < workers.num:
         raise UserError(
             f"{section}: {demand(workers)}, but this machine has {supply(workers)};"
-            f" give smaller {section}.cpus, {section}.gpus or {section}.workers"
+            f" reduce {section}.cpus, {section}.gpus or {section}.workers"
         )
 
 
 def demand(workers: Workers) -> str:
-    """Say what a run needs."""
+    """Return what a run needs, as text."""
     gpus = {"GPUs": workers.gpus} if workers.gpus else {}
     wanted = {"CPUs": workers.cpus, **gpus, **workers.resources}
     each = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
@@ -71,7 +71,7 @@ def demand(workers: Workers) -> str:
 
 
 def supply(workers: Workers) -> str:
-    """Say what the cluster has of what a run may need."""
+    """Return what the cluster has of the resources that a run may need, as text."""
     has: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     names = {"CPU": "CPUs", "GPU": "GPUs"} | {name: name for name in workers.resources}
     return " and ".join(f"{has.get(key, 0):g} {name}" for key, name in names.items())

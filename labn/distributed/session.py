@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster that is there already, or one of this process's own."""
+"""The connection to Ray: an existing cluster, or a local one of this process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LOCAL = "local"
 
 
 @contextmanager
-def connected(say: Callable[[str], None], check_local: Callable[[], None]) -> Iterator[None]:
-    """Have Ray while entered: the one this process is connected to, else that of ``RAY_ADDRESS``.
+def connected(message: Callable[[str], None], check_local: Callable[[], None]) -> Iterator[None]:
+    """Connect to Ray for the block, unless connected: to ``RAY_ADDRESS``, else to a local Ray.
 
-    Where there is neither, Ray is started on this machine, ``check_local`` says whether it will do,
-    and it ends with the block. A cluster may grow, so nothing is said against its size.
+    A local Ray is started here, checked by ``check_local``, and ends with the block. The size of a
+    cluster is not checked, since a cluster may grow.
     """
     os.environ.update(_ENVIRONMENT)
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS", _LOCAL)
-    say(f"starting Ray: {address}")
+    message(f"starting Ray: {address}")
     with warnings.catch_warnings(), _own_handlers():
         warnings.simplefilter("ignore")
         ray.init(address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -47,7 +47,7 @@ def connected(say: Callable[[str], None], check_local: Callable[[], None]) -> It
 
 @contextmanager
 def _own_handlers() -> Iterator[None]:
-    """Put this process's handlers back, which Ray replaces by one that ends it at once."""
+    """Restore this process's signal handlers after the block: Ray's would end it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

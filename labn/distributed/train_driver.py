@@ -1,8 +1,8 @@
-"""Training on several workers through Ray Train: the same run, wherever its processes are.
+"""The driver of training on several workers through Ray Train.
 
-The driver (the process of the command) starts the workers, passes on what the first of them says,
-and tells them to stop. Checkpoints are the run's own, in its folder, which all workers must see:
-whoever starts again, Ray a worker or a person the command, goes on from the newest of them.
+The driver (the process of the command) starts the workers, forwards the messages of the first of
+them, and signals them to stop. Checkpoints are in the run's folder, which all workers must see: a
+restart, of workers by Ray or of the command by a person, resumes from the newest of them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 _MAX_FAILURES = 3
 _POLL_S = 0.2
 _RESIZE_S = 60.0
-"""How often a number of workers that may change is looked at."""
-_ROOM_S = 30.0
-"""How often it is looked whether workers wait for room, which is then said."""
+"""How often the number of elastic workers is reconsidered."""
+_CAPACITY_CHECK_S = 30.0
+"""How often it is checked, and reported, whether workers wait for capacity."""
 
 
 def train_distributed(
@@ -46,16 +46,14 @@ def train_distributed(
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Train a configuration on several workers, from its newest checkpoint where it has one.
+    """Train or resume a configuration on several workers, and return the run's summary.
 
-    Uses the Ray that this process is connected to, else that of ``RAY_ADDRESS``, else one of its
-    own on this machine.
+    Uses the Ray that this process is connected to, else that of ``RAY_ADDRESS``, else a local one.
 
     Raises:
-        UserError: the settings or the data do not hold together, or there is no room for the
-            workers.
-        RunFailed: training went wrong, or workers failed more than three times.
-        Interrupted: ``should_stop`` said so; everything is saved.
+        UserError: the settings or the data are invalid, or there is no capacity for the workers.
+        RunFailed: training failed, or workers failed more than three times.
+        Interrupted: ``should_stop`` returned True; everything is saved.
     """
     fault = fault_of_sharing(config.train.batch_size, workers)
     if fault:
@@ -64,17 +62,17 @@ def train_distributed(
     folder = RunFolder(config.output_dir)
     folder.check_same(config)
     if folder.summary_file.is_file():
-        return train_run(config, reporter)  # says so
+        return train_run(config, reporter)  # reports that the run is finished
     with folder.claimed(wait_s=TAKE_OVER_S):
-        pass  # the workers of a driver that was killed have ended, and the disk can be written
-    is_nested = ray.is_initialized()  # then whoever connected has looked at the nodes
-    with connected(reporter.message, lambda: _check_room(workers)):
+        pass  # the workers of a killed driver have ended, and the disk is writable
+    is_nested = ray.is_initialized()  # then the nodes were checked by the caller that connected
+    with connected(reporter.message, lambda: _check_local_capacity(workers)):
         if not is_nested:
             check_nodes(Requirements.of(config, workers), reporter.message)
         return _Driver(config, workers, reporter, should_stop).run()
 
 
-def _check_room(workers: Workers) -> None:
+def _check_local_capacity(workers: Workers) -> None:
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     least = workers.least or workers.num
     for name, wanted, option in (
@@ -85,12 +83,12 @@ def _check_room(workers: Workers) -> None:
         if least * wanted > has.get(name, 0):
             raise UserError(
                 f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
-                f" has {has.get(name, 0):g}; give fewer workers, or a smaller {option}"
+                f" has {has.get(name, 0):g}; use fewer workers, or a smaller {option}"
             )
 
 
 class _Driver:
-    """Starts the workers, and waits for the verdict."""
+    """A driver that starts the workers and waits for their outcome."""
 
     def __init__(
         self,
@@ -130,20 +128,20 @@ class _Driver:
         )
 
     def run(self) -> Summary:
-        """Train; see ``train_distributed``."""
+        """Train, and return the run's summary; see ``train_distributed``."""
         fitting = threading.Thread(target=self._fit, daemon=True)
         fitting.start()
-        patience_s = time.monotonic() + _ROOM_S
+        next_check_s = time.monotonic() + _CAPACITY_CHECK_S
         while fitting.is_alive():
             fitting.join(_POLL_S)
-            self._pass_on()
+            self._forward()
             if not self._num_starts and self._should_stop():
-                # Nobody is there to be told, and nothing to be saved.
+                # No worker runs that could be stopped, and there is nothing to save.
                 self._is_given_up = True
                 raise Interrupted
-            if time.monotonic() > patience_s:
-                self._look_for_room()
-                patience_s = time.monotonic() + _ROOM_S
+            if time.monotonic() > next_check_s:
+                self._check_capacity()
+                next_check_s = time.monotonic() + _CAPACITY_CHECK_S
         verdict: tuple[str, Any] | None = ray.get(self._mailbox.verdict.remote())
         kind, content = verdict or ("lost", None)
         if kind == "finished" and content is not None:
@@ -154,16 +152,16 @@ class _Driver:
             raise UserError(content)
         raise RunFailed(content or f"the workers failed: {_reason(self._failure)}")
 
-    def _look_for_room(self) -> None:
-        """Say once what workers wait for that have not started, or whose node was lost."""
+    def _check_capacity(self) -> None:
+        """Report once what workers wait for that have not started, or whose node was lost."""
         workers = replace(self._workers, num=self._workers.least or self._workers.num)
-        has_room = num_slots(workers) >= workers.num
+        fits = num_slots(workers) >= workers.num
         lack = ""
-        if not has_room or not self._num_starts:
+        if not fits or not self._num_starts:
             lack = f"the run {demand(workers)}; the cluster has {supply(workers)}"
-            lack += ", some of it in use" if has_room else ""
+            lack += ", some of it in use" if fits else ""
         if lack and lack != self._lack:
-            self._reporter.message(f"waiting for room: {lack}")
+            self._reporter.message(f"waiting for capacity: {lack}")
         self._lack = lack
 
     def _fit(self) -> None:
@@ -172,17 +170,19 @@ class _Driver:
         except ray.train.TrainingFailedError as error:
             self._failure = error
         except Exception:
-            # Ray ends while this thread still waits for it.
+            # Ray was shut down while this thread waited for it.
             if not self._is_given_up:
                 raise
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         messages, sizes = ray.get(self._mailbox.take.remote(self._should_stop()))
         for number in range(max(self._num_starts, 1), len(sizes)):
             size, before = sizes[number], sizes[number - 1]
             what = "workers were lost; started them again"
             if size != before:
-                what = f"workers {'joined' if size > before else 'were lost'}; going on with {size}"
+                what = (
+                    f"workers {'joined' if size > before else 'were lost'}; continuing with {size}"
+                )
             self._reporter.message(f"{what} (restart {number})")
         self._num_starts = len(sizes)
         for kind, content in messages:
@@ -193,14 +193,14 @@ class _Driver:
 
 
 def _reason(failure: BaseException | None) -> str:
-    """Give the workers' own message, in a line, rather than the way it took."""
+    """Return the workers' own message on one line, without the traceback."""
     errors = getattr(failure, "worker_failures", None) or {0: failure}
     text = str(next(iter(errors.values())))
     if "out of memory" in text.lower():
-        # Here Ray's last line is a page of advice on its own settings.
+        # Here Ray's last line is advice on Ray's own settings.
         return (
-            "Ray ended one, for its node was nearly out of memory; give a smaller"
-            " train.batch_size, a larger train.accumulation_steps or fewer workers a node"
+            "Ray ended one because its node was nearly out of memory; use a smaller"
+            " train.batch_size, a larger train.accumulation_steps or fewer workers per node"
         )
     lines = text.strip().splitlines()
     return lines[-1] if lines else type(failure).__name__

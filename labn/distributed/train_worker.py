@@ -1,4 +1,4 @@
-"""What each worker of a run that Ray Train distributes does, and how it and the driver talk."""
+"""A worker of a run distributed by Ray Train, and its communication with the driver."""
 
 from __future__ import annotations
 
@@ -32,64 +32,64 @@ class Mailbox:
         self._must_stop = False
 
     def start(self, size: int) -> tuple[str, Any] | None:
-        """Hear that a group of so many workers starts; tell how the run ended, if it did."""
+        """Register the start of ``size`` workers; return how the run ended, if it did."""
         self._sizes.append(size)
         return self._verdict
 
     def verdict(self) -> tuple[str, Any] | None:
-        """Tell how the run ended, if it did."""
+        """Return how the run ended, if it did."""
         return self._verdict
 
     def conclude(self, kind: str, content: Any) -> None:
-        """Keep how the run ended; what came first counts."""
+        """Store how the run ended; the first call counts."""
         self._verdict = self._verdict or (kind, content)
 
     def post(self, kind: str, *content: Any) -> None:
-        """Keep something for the driver's reporter."""
+        """Store a message for the driver's reporter."""
         self._messages.append((kind, content))
 
     def take(self, must_stop: bool) -> tuple[list[tuple[str, tuple[Any, ...]]], list[int]]:
-        """Hand over what was posted, with how many workers there were at each start."""
+        """Return the messages posted since the last call, and the number of workers per start."""
         self._must_stop = must_stop
         messages, self._messages = self._messages, []
         return messages, self._sizes
 
     def must_stop(self) -> bool:
-        """Tell whether the driver was asked to stop."""
+        """Return whether the driver was asked to stop."""
         return self._must_stop
 
 
 def place_mailbox() -> Any:
-    """Start a mailbox on this node: the run outlives the loss of others."""
+    """Start a mailbox on this node, so that the run survives the loss of other nodes."""
     here = ray.get_runtime_context().get_node_id()
     strategy: Any = NodeAffinitySchedulingStrategy(here, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Mailbox).remote()
 
 
 class _PostingReporter(Reporter):
-    """A worker's reporter: it posts what the driver's is to show."""
+    """A worker's reporter, which posts to the driver's."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox, self._last_s = mailbox, 0.0
 
     def message(self, text: str) -> None:
-        """Pass on one line for a person."""
+        """Post one line of text."""
         self._mailbox.post.remote("message", text)
 
     def advance(self, task: str, done: int, total: int) -> None:
-        """Pass on progress, a few times a second at most."""
+        """Post progress, at most a few times per second."""
         now_s = time.monotonic()
         if now_s - self._last_s >= _ADVANCE_S or done == total:
             self._last_s = now_s
             self._mailbox.post.remote("advance", task, done, total)
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Pass on a finished epoch; here, so that none is lost with a killed process."""
+        """Post a finished epoch, and wait, so that none is lost with a killed process."""
         ray.get(self._mailbox.post.remote("epoch", dict(metrics), num_epochs, time_s))
 
 
 class _PostingHandler(logging.Handler):
-    """Has a worker's warnings, as of a checkpoint that is passed over, come from the driver."""
+    """A log handler that posts a worker's warnings to the driver."""
 
     def __init__(self, mailbox: Any) -> None:
         super().__init__(logging.WARNING)
@@ -100,17 +100,17 @@ class _PostingHandler(logging.Handler):
         self._mailbox.post.remote("warn", record.getMessage())
 
 
-class _Warned:
-    """Asks for a checkpoint once, when a node of this run is about to be taken back.
+class _PreemptionNotice:
+    """A request for one checkpoint when a node of the run is about to be preempted.
 
-    Ray Train restarts the group when the node is gone, or its time is up.
+    Ray Train restarts the group when the node is gone, or its deadline has passed.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._is_known = say, False
+    def __init__(self, message: Callable[[str], None]) -> None:
+        self._message, self._is_known = message, False
 
     def __call__(self) -> bool:
-        """Tell whether a warning has just come; every rank must ask alike, and hears the same."""
+        """Return whether a notice has just arrived; all ranks must call alike and agree."""
         if self._is_known or (info := ray.train.get_preemption_info()) is None:
             return False
         self._is_known = True
@@ -118,18 +118,18 @@ class _Warned:
         if info.deadline_ms is not None:
             left = f" in {max(0.0, info.deadline_ms / 1000 - time.time()):.0f} s"
         ranks = ", ".join(map(str, info.preempted_ranks))
-        self._say(
-            f"the node of worker {ranks} is about to be taken back{left}: saving a checkpoint"
+        self._message(
+            f"the node of worker {ranks} is about to be preempted{left}: saving a checkpoint"
         )
         return True
 
 
 def work(given: dict[str, Any]) -> None:
-    """Be one of the workers."""
+    """Train as one of the workers."""
     mailbox = given["mailbox"]
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size())
-    # A verdict ends the workers that Ray starts anew because another one's error broke the group.
+    # A verdict ends workers that Ray restarted because the error of another broke the group.
     if group.is_first:
         known = ray.get(mailbox.start.remote(group.size))
     else:
@@ -147,11 +147,11 @@ def work(given: dict[str, Any]) -> None:
                 lambda: bool(ray.get(mailbox.must_stop.remote())),
                 group,
                 take_over_s=TAKE_OVER_S,
-                should_save=_Warned(reporter.message),
+                should_save=_PreemptionNotice(reporter.message),
             )
             verdict: tuple[str, Any] = ("finished", asdict(summary))
         else:
-            assist_run(config, group, should_save=_Warned(lambda _: None))
+            assist_run(config, group, should_save=_PreemptionNotice(lambda _: None))
             return
     except Interrupted:
         verdict = ("interrupted", None)

@@ -1,4 +1,4 @@
-"""Ray Train's group of workers, made to give back what it holds where its start fails."""
+"""Ray Train's group of workers, with its resources released where its start fails."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ray.train.torch import TorchConfig
 
 
 class ReleasingTorchConfig(TorchConfig):
-    """Torch's process group for Ray Train, without Ray 2.60's leak.
+    """Torch's process group for Ray Train, without a leak of Ray 2.60.
 
-    Where a node is lost while the group forms, Ray Train counts the group as started and forgets
-    it: its other workers and their placement group live on, and with them, on a small cluster, all
-    the room that the next attempt waits for.
+    If a node is lost while the group forms, Ray Train forgets the group without ending it. Its
+    other workers and their placement group stay alive, and on a small cluster they hold all of the
+    capacity that the next attempt waits for.
     """
 
     @property
     def backend_cls(self) -> type[Any]:
-        """Name what sets up the group."""
+        """The class that sets up the group."""
         return _releasing(super().backend_cls)
 
 

@@ -1,4 +1,4 @@
-"""A sweep's own entry in the tracker, and its runs, which are listed under that."""
+"""The tracker entries of a sweep: its own, and those of its runs, listed under it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def open_sweep_entry(
 def run_config(
     config: Config, *names: str, seed: int, entry_name: str, parent_run_id: str | None
 ) -> Config:
-    """Return the configuration of one run, given that of the sweep with this run's settings.
+    """Return the configuration of one run of a sweep.
 
-    Its folder, and its place in storage, are called ``names`` below the sweep's. All its paths mean
-    the same wherever it trains.
+    ``config`` is the sweep's, with this run's settings. ``names`` is the path of the run's folder
+    below the sweep's folder, and below its storage. Paths are absolute, so that any node can use
+    them.
     """
     data, model, train, tracking = config.data, config.model, config.train, config.tracking
-    data_places = {"root": absolute(data.root), "cache_dir": absolute(data.cache_dir)}
+    data_paths = {"root": absolute(data.root), "cache_dir": absolute(data.cache_dir)}
     storage = subfolder(absolute(train.storage), *names)
     entry = {
         "uri": resolve_uri(tracking.uri),
@@ -50,7 +51,7 @@ def run_config(
     }
     return config.model_copy(
         update={
-            "data": data.model_copy(update=data_places),
+            "data": data.model_copy(update=data_paths),
             "model": model.model_copy(update={"pretrained": absolute(model.pretrained)}),
             "train": train.model_copy(update={"seed": seed, "storage": storage}),
             "tracking": tracking.model_copy(update=entry),

@@ -1,4 +1,4 @@
-"""One run of a sweep: its training and scoring by one process or several, and how it ended."""
+"""Training and scoring of one run of a sweep, and its outcome."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _OUTCOME = "outcome.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended, or a trial that is one run or several.
+    """The outcome of a run, or of a trial of one or several runs.
 
-    ``metrics`` are those that the sweep asks for, or the last epoch's before a trial was pruned;
-    ``spread`` is their standard deviation over a trial's runs, ``terms`` the settings they were
-    scored with. ``reason`` says why there is no result; ``kind`` is the same for like failures.
+    ``metrics`` are those that the sweep requires, or those of the last epoch before a trial was
+    pruned; ``spread`` is their standard deviation over a trial's runs; ``terms`` are the evaluation
+    settings. ``reason`` explains a missing result; failures with one cause share their ``kind``.
     """
 
     state: Literal["finished", "pruned", "failed", "interrupted"]
@@ -41,7 +41,7 @@ class Outcome:
     reason: str = ""
     kind: str = ""
     time_s: float | None = None
-    """The time that it took since its last start."""
+    """Seconds since the last start."""
     terms: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -52,9 +52,9 @@ class Outcome:
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
-        """Return the outcome that was written into a run's folder; None if there is none."""
-        place = folder / _OUTCOME
-        return cls(**json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
+        """Return the outcome stored in a run's folder, or None if there is none."""
+        file = folder / _OUTCOME
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def write(self, folder: Path) -> None:
         """Write the outcome into a run's folder."""
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the message of an error on one line, without passwords."""
+    """Return an error's message on one line, without passwords."""
     text = redact(" ".join(str(error).split())) or type(error).__name__
     return text if isinstance(error, (RunFailed, UserError)) else f"{type(error).__name__}: {text}"
 
@@ -76,7 +76,7 @@ def validation_metrics(run: Path) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Trains and scores runs, each by ``processes``.
+    """A worker that trains and scores runs, each in ``processes``.
 
     Without ``evaluate``, the metrics of a run are those of its training.
     """
@@ -86,7 +86,7 @@ class Worker:
 
     @property
     def terms(self) -> dict[str, Any]:
-        """The settings that runs are scored with, as an outcome keeps them."""
+        """The evaluation settings, as stored in an outcome."""
         return self.evaluate.model_dump(mode="json") if self.evaluate else {}
 
     def complete(
@@ -96,14 +96,14 @@ class Worker:
         should_stop: Callable[[], bool],
         tags: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Train and score a run, from where an earlier process left it; return how it ended.
+        """Train and score a run, resuming earlier work, and return its outcome.
 
-        ``tags`` are set in the tracker before there is anything else to show. A failure is an
-        outcome too: the other runs of the sweep continue.
+        ``tags`` are set in the tracker before training starts. A failure is an outcome too: the
+        other runs of the sweep continue.
         """
         start_s, folder = time.monotonic(), config.output_dir
         try:
-            # The processes of a sweep that was killed may still be ending.
+            # The processes of a killed sweep may still be exiting.
             with locked(folder, "works on this run", wait_s=TAKE_OVER_S, name=".worker.lock"):
                 if should_stop():
                     raise Interrupted
@@ -124,7 +124,7 @@ class Worker:
         if self.processes.num == 1:
             summary = train_run(config, reporter, should_stop, take_over_s=TAKE_OVER_S)
         else:
-            from labn.distributed.train_driver import train_distributed  # which loads Ray Train
+            from labn.distributed.train_driver import train_distributed  # loads Ray Train
 
             summary = train_distributed(config, self.processes, reporter, should_stop)
         if self.evaluate is None:

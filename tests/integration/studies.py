@@ -164,7 +164,7 @@ def check_registered(study: SimpleNamespace) -> None:
     assert version.run_id == run_id_of(study.folder, best)
     assert float(version.tags["val_pid"]) == pytest.approx(scores[best], abs=1e-4)
     assert version.description == (study.folder / "study/report/model_card.md").read_text()
-    assert "not made, nor tested, for any decision about a patient" in version.description
+    assert "neither made nor tested for decisions about patients" in version.description
     loaded = mlflow.pyfunc.load_model(client.get_model_version_download_uri(
         "labn-synthetic", version.version))  # fmt: skip
     outputs = loaded.predict(np.zeros((3, 3, 32, 32), dtype=np.float32))

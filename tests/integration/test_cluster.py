@@ -314,7 +314,8 @@ def test_the_search_goes_on_to_its_end_after_a_node_is_lost(play):
 def test_the_same_command_goes_on_after_the_head_was_off(play):
     assert play.codes["third"] == 0, play.said["third"]
     assert (
-        f"{NUM_TRIALS} of {NUM_TRIALS + 1} trials are done already, 1 go on" in (play.said["third"])
+        f"{NUM_TRIALS} of {NUM_TRIALS + 1} trials are done already, 1 to resume"
+        in (play.said["third"])
     )
     assert play.summaries["third"]["counts"] == {"finished": NUM_TRIALS + 1}
     rows = play.summaries["third"]["trials"]

@@ -27,9 +27,10 @@ PLACEMENTS = (
     "print(json.dumps([group for group in table if group['state'] == 'CREATED']))"
 )
 RAY = Path(sys.executable).with_name("ray")
-# As `labn train`, but room is looked for more often.
+# As `labn train`, but capacity is checked more often.
 COMMAND = (
-    "import labn.distributed.train_driver as driver; driver._RESIZE_S = driver._ROOM_S = 3.0;"
+    "import labn.distributed.train_driver as driver;"
+    "driver._RESIZE_S = driver._CAPACITY_CHECK_S = 3.0;"
     "from labn.cli import main; main()"
 )
 
@@ -95,7 +96,7 @@ def test_workers_lie_where_they_are_asked_to(tmp_path, cluster, started):
     environment = ENVIRONMENT | {"RAY_ADDRESS": cluster.address}
 
     waiting = started([*command, "fast=2"], stderr=subprocess.PIPE, text=True, env=environment)
-    said = next(line for line in waiting.stderr if line.startswith("waiting for room"))
+    said = next(line for line in waiting.stderr if line.startswith("waiting for capacity"))
     assert "needs 2 x 1 CPUs and 2 fast; the cluster has 2 CPUs and 0 GPUs and 2 fast" in said
     waiting.send_signal(signal.SIGTERM)
     waiting.communicate(timeout=PATIENCE_S)
@@ -159,8 +160,8 @@ def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
 
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=PATIENCE_S)
-    assert re.search(r"the node of worker [01] is about to be taken back in \d+ s", errors), errors
-    assert "workers were lost; going on with 1" in errors
+    assert re.search(r"the node of worker [01] is about to be preempted in \d+ s", errors), errors
+    assert "workers were lost; continuing with 1" in errors
     assert len(out_of_turn()) <= 2, "the warning's, and the stop's"
 
 
@@ -180,7 +181,7 @@ def test_a_run_whose_node_is_lost_says_what_it_waits_for_and_goes_on_when_that_c
 
     cluster.remove_node(node, allow_graceful=False)
 
-    lack = "waiting for room: the run needs 2 x 1 CPUs; the cluster has 1 CPUs and 0 GPUs\n"
+    lack = "waiting for capacity: the run needs 2 x 1 CPUs; the cluster has 1 CPUs and 0 GPUs\n"
     assert any(line == lack for line in process.stderr), "it ended without a word"
     saved = checkpoint.newest_path(folder)
 
@@ -224,8 +225,8 @@ def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, st
     assert process.returncode == 1, errors
     assert "error: stopped as asked; everything is saved" in errors
     assert "Traceback" not in errors
-    assert "workers were lost; going on with 1" in errors
-    assert "workers joined; going on with 2" in errors
+    assert "workers were lost; continuing with 1" in errors
+    assert "workers joined; continuing with 2" in errors
     # No epoch is missing, and all took the steps of batches of seven: 25 images, the bias image.
     history = pd.read_csv(tmp_path / "run/history.csv")
     assert history["epoch"].tolist() == list(range(1, len(history) + 1))

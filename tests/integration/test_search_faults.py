@@ -65,7 +65,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
             assert new == old
             assert f"trial {old.number} " not in said
     for number in amid:
-        assert f"trial {number} goes on" in said
+        assert f"trial {number} resumed" in said
         assert done_before[number] <= epochs_done(tmp_path, number) == NUM_EPOCHS
         assert sorted(after[number].intermediate_values) == list(range(1, NUM_EPOCHS + 1))
     runs = runs_in(tmp_path)
@@ -82,7 +82,7 @@ def test_a_search_that_is_asked_to_stop_saves_and_says_so(tmp_path):
 
     _, said = end(process, code=1)
     assert "stopping: trials resume from their last checkpoints" in said
-    assert "error: stopped as asked; the same command goes on from here" in said
+    assert "error: stopped as asked; run the same command again to resume" in said
     assert trials_of(tmp_path)[0].state == TrialState.RUNNING
     assert runs_in(tmp_path)["search-0"]["trial_state"] == "interrupted"
 
@@ -96,7 +96,7 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(tmp_path):
     killed.kill()
 
     _, said = end(process)
-    assert "trial 0 lost its process; it goes on in another" in said
+    assert "trial 0 lost its process; resuming in another" in said
     trials = trials_of(tmp_path)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert epochs_done(tmp_path, 0) == NUM_EPOCHS
@@ -124,7 +124,7 @@ def test_a_search_whose_cluster_is_killed_goes_on_in_another(tmp_path, monkeypat
     assert not psutil.wait_procs(trainers, timeout=PATIENCE_S)[1]
     assert trials_of(tmp_path)[0].state == TrialState.RUNNING
     _, said = end(start_search(path, "train.epochs=20"))
-    assert "trial 0 goes on" in said
+    assert "trial 0 resumed" in said
     assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
     assert epochs_done(tmp_path, 0) == 20
 

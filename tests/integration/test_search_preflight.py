@@ -36,7 +36,7 @@ def test_a_sound_cluster_is_passed_and_left_clean(cluster, tmp_path):
 
     check_nodes(requirements(tmp_path, data_root=tmp_path), said.append)
 
-    assert said == ["looking at 2 nodes"]
+    assert said == ["checking 2 nodes"]
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Whether a cluster's file will do, before anything is started or paid for."""
+"""Checks of a cluster's file, before anything is started or paid for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACEHOLDER = re.compile(rf"{PLACEHOLDER}\w*")
 
 
 def check_cluster(path: Path) -> list[Check]:
-    """Look at all that can be looked at here; the cluster itself is not asked.
+    """Return all checks that this machine can make without contacting the cluster.
 
     Raises:
         UserError: the file cannot be read.
@@ -30,6 +30,6 @@ def _check_placeholders(file: ClusterFile) -> Check:
         f"{key} ({match[0]})" for key, text in file.texts() for match in _PLACEHOLDER.finditer(text)
     ]
     if found:
-        mend = f"set them at the top of {file.path}"
-        return Check("values", "fail", f"not set: {', '.join(found)}", mend)
+        fix = f"set them at the top of {file.path}"
+        return Check("values", "fail", f"not set: {', '.join(found)}", fix)
     return Check("values", "ok", "all are set")

@@ -1,4 +1,4 @@
-"""Checks of a file of KubeRay: cluster/kuberay.yaml."""
+"""Checks of a KubeRay file, such as cluster/kuberay.yaml."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_IDLE_S = 3600
 
 
 def check_kubernetes(file: ClusterFile) -> list[Check]:
-    """Check schema, versions, storage, token, ports, idle pods and tools."""
+    """Return the checks of schema, versions, storage, token, ports, idle pods and tools."""
     schema = _check_schema(file)
     if schema.status == "fail":
         return [schema]  # the others rely on its shape
@@ -38,24 +38,24 @@ def check_kubernetes(file: ClusterFile) -> list[Check]:
 
 
 def _check_schema(file: ClusterFile) -> Check:
-    mend = "mend that field; KubeRay's API reference (ray.io/v1) has them all"
+    fix = "fix that field; KubeRay's API reference (ray.io/v1) has them all"
     for document in file.documents:
         kind = str(document.get("kind"))
         if kind not in SCHEMAS:
-            detail = f"kind = {kind}: none that is looked at ({', '.join(SCHEMAS)})"
-            return Check("schema", "fail", detail, "keep other objects in a file of their own")
+            detail = f"kind = {kind}: not one of those checked ({', '.join(SCHEMAS)})"
+            return Check("schema", "fail", detail, "keep other objects in a separate file")
         error = jsonschema.exceptions.best_match(
             jsonschema.Draft202012Validator(SCHEMAS[kind]).iter_errors(document)
         )
         if error is not None:
-            return Check("schema", "fail", f"{kind}: {described(error)}", mend)
+            return Check("schema", "fail", f"{kind}: {described(error)}", fix)
     if not file.of_kind("RayCluster"):
         return Check("schema", "fail", "there is no RayCluster", "see cluster/kuberay.yaml")
-    return Check("schema", "ok", "as KubeRay wants it, as far as our own schema goes")
+    return Check("schema", "ok", "valid for KubeRay, as far as labn's own schema goes")
 
 
 def _templates(file: ClusterFile) -> list[dict[str, Any]]:
-    """List the templates of the pods that are Ray's nodes."""
+    """Return the templates of the pods that are Ray's nodes."""
     found = []
     for cluster in file.of_kind("RayCluster"):
         spec = cluster["spec"]
@@ -65,7 +65,7 @@ def _templates(file: ClusterFile) -> list[dict[str, Any]]:
 
 
 def _nodes(file: ClusterFile) -> list[dict[str, Any]]:
-    """List the containers in which Ray runs: the first of each pod."""
+    """Return the containers in which Ray runs: the first of each pod."""
     return [template["containers"][0] for template in _templates(file)]
 
 
@@ -116,8 +116,8 @@ def _check_storage(file: ClusterFile) -> Check:
         if "labn cluster tracker" in " ".join(container.get("args", []))
     ]
     if not trackers:
-        mend = "add a container that runs `labn cluster tracker --shared /mnt/labn` to the head"
-        return Check("storage", "fail", "no pod runs the tracker", mend)
+        fix = "add a container that runs `labn cluster tracker --shared /mnt/labn` to the head"
+        return Check("storage", "fail", "no pod runs the tracker", fix)
     return Check("storage", "ok", f"claimed: {', '.join(map(str, claims)) or 'elsewhere'}")
 
 
@@ -131,7 +131,7 @@ def _check_token(file: ClusterFile) -> Check:
             places["autoscalerOptions"] = spec.get("autoscalerOptions", {}).get("env", [])
         for place, variables in places.items():
             if missing := set(_TOKEN) - {variable["name"] for variable in variables}:
-                detail = f"{place}: has no {', '.join(sorted(missing))}, so anybody may run code"
+                detail = f"{place}: has no {', '.join(sorted(missing))}, so anyone may run code"
                 return Check("token", "fail", detail, "take both from the Secret labn-token")
     return Check("token", "ok", "one for all pods")
 
@@ -142,8 +142,8 @@ def _check_ports(file: ClusterFile) -> Check:
         kind = head.get("serviceType", "ClusterIP")
         if kind != "ClusterIP" or head.get("enableIngress"):
             opened = "an ingress" if kind == "ClusterIP" else f"serviceType {kind}"
-            mend = "use ClusterIP without ingress, and labn cluster tunnel"
-            return Check("ports", "fail", f"{opened} opens the head to others", mend)
+            fix = "use ClusterIP without ingress, and labn cluster tunnel"
+            return Check("ports", "fail", f"{opened} opens the head to others", fix)
     return Check("ports", "ok", "ClusterIP only; pages are reached by labn cluster tunnel")
 
 
@@ -152,8 +152,8 @@ def _check_idle(file: ClusterFile) -> Check:
         spec = cluster["spec"]
         idle_s = spec.get("autoscalerOptions", {}).get("idleTimeoutSeconds")
         if not spec.get("enableInTreeAutoscaling") or not idle_s or idle_s > _MAX_IDLE_S:
-            mend = "enableInTreeAutoscaling: true, and idleTimeoutSeconds up to 3600, such as 300"
-            return Check("idle pods", "fail", "pods that do nothing stay, and are paid for", mend)
+            fix = "enableInTreeAutoscaling: true, and idleTimeoutSeconds up to 3600, such as 300"
+            return Check("idle pods", "fail", "pods that do nothing stay, and are paid for", fix)
         kept = [
             group["groupName"]
             for group in spec.get("workerGroupSpecs", [])
@@ -167,6 +167,6 @@ def _check_idle(file: ClusterFile) -> Check:
 
 def _check_tools() -> Check:
     if shutil.which("kubectl") is None:
-        mend = "install kubectl, and point it at your Kubernetes"
-        return Check("tools", "warn", "kubectl is not here", mend)
+        fix = "install kubectl, and point it at your Kubernetes"
+        return Check("tools", "warn", "kubectl is not here", fix)
     return Check("tools", "ok", "kubectl is here")

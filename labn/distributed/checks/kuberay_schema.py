@@ -1,8 +1,8 @@
-"""The shape of the Kubernetes objects that we use, as JSON schemas without unknown keys.
+"""JSON schemas of the Kubernetes objects in use, without unknown keys.
 
-Written by hand from the API reference of KubeRay (ray.io/v1) and of Kubernetes: the fields that
-cluster/kuberay.yaml uses and their neighbours, not all there are. Kubernetes itself drops a
-misspelt field without a word.
+Written by hand from the API references of KubeRay (ray.io/v1) and Kubernetes: the fields in
+cluster/kuberay.yaml and their neighbours, not all fields. Kubernetes itself silently drops a
+misspelt field.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of a file of Ray's launcher: cluster/gpu.yaml, gcp.yaml, onprem.yaml."""
+"""Checks of a file of Ray's launcher, such as cluster/gpu.yaml, gcp.yaml and onprem.yaml."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORLD = ("0.0.0.0/0", "::/0")
 
 
 def check_launcher(file: ClusterFile) -> list[Check]:
-    """Check schema, files, versions, storage, token, ports, idle nodes and tools."""
+    """Return the checks of schema, files, versions, storage, token, ports, idle nodes and tools."""
     tree = file.tree
     return [
         _check_schema(tree),
@@ -48,32 +48,32 @@ def _check_schema(tree: dict[str, Any]) -> Check:
     with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         fault = why_not_launchable(tree)
     if fault:
-        mend = "mend that key; https://docs.ray.io has the list: cluster YAML configuration options"
-        return Check("schema", "fail", fault, mend)
-    return Check("schema", "ok", "as Ray's launcher wants it")
+        fix = "fix that key; https://docs.ray.io has the list: cluster YAML configuration options"
+        return Check("schema", "fail", fault, fix)
+    return Check("schema", "ok", "valid for Ray's launcher")
 
 
 def _check_files(file: ClusterFile) -> Check:
     mounts = file.tree.get("file_mounts") or {}
     if not isinstance(mounts, dict):
-        detail = f"file_mounts = {mounts!r}: must map places on nodes to places here"
-        return Check("files", "fail", detail, "write a line each, as ~/labn/dist: dist")
+        detail = f"file_mounts = {mounts!r}: must map paths on nodes to paths here"
+        return Check("files", "fail", detail, "write one per line, such as ~/labn/dist: dist")
     for there, here in mounts.items():
         place = Path(str(here)).expanduser()
         if there == TOKEN or place.exists():
             continue
-        mend = "run this where the project lies, or mend the path"
+        fix = "run this in the project's folder, or fix the path"
         if place.name == "dist":
-            mend = "build what nodes install: pip wheel . --no-deps -w dist"
-        return Check("files", "fail", f"file_mounts.{there} = {here}: does not exist here", mend)
+            fix = "build what nodes install: pip wheel . --no-deps -w dist"
+        return Check("files", "fail", f"file_mounts.{there} = {here}: does not exist here", fix)
     wheel = file.exports().get("LABN_WHEEL", "")
     folders = [Path(str(here)).expanduser() for here in mounts.values()]
     if wheel and not any((folder / wheel).is_file() for folder in folders):
         detail = f"LABN_WHEEL = {wheel}: is in no folder of file_mounts"
         return Check(
-            "files", "fail", detail, "build it: pip wheel . --no-deps -w dist, or mend the name"
+            "files", "fail", detail, "build it: pip wheel . --no-deps -w dist, or fix the name"
         )
-    return Check("files", "ok", f"{len(mounts)} are there to be copied")
+    return Check("files", "ok", f"{len(mounts)} paths exist and will be copied")
 
 
 def _check_key(tree: dict[str, Any]) -> Check:
@@ -81,9 +81,9 @@ def _check_key(tree: dict[str, Any]) -> Check:
     given = auth.get("ssh_private_key") if isinstance(auth, dict) else None
     if not given:
         if _provider(tree).get("type") == "local":
-            mend = "name the private key that opens all machines, such as ~/.ssh/id_ed25519"
-            return Check("ssh key", "fail", "auth.ssh_private_key is not given", mend)
-        return Check("ssh key", "ok", "Ray makes one, in ~/.ssh")
+            fix = "name the private key that opens all machines, such as ~/.ssh/id_ed25519"
+            return Check("ssh key", "fail", "auth.ssh_private_key is not set", fix)
+        return Check("ssh key", "ok", "Ray makes one in ~/.ssh")
     place = Path(str(given)).expanduser()
     if not place.is_file():
         detail = f"auth.ssh_private_key = {given}: does not exist here"
@@ -118,14 +118,14 @@ def _check_storage(file: ClusterFile) -> Check:
         return Check("storage", "fail", detail, "give HOST:/PATH of a file system that nodes share")
     starts = " ".join(file.commands()["head_start_ray_commands"])
     if "labn cluster tracker" not in starts:
-        mend = "add `labn cluster tracker --shared $LABN_SHARED ...` to head_start_ray_commands"
-        return Check("storage", "fail", "the head starts no tracker", mend)
+        fix = "add `labn cluster tracker --shared $LABN_SHARED ...` to head_start_ray_commands"
+        return Check("storage", "fail", "the head starts no tracker", fix)
     tracker = starts[starts.index("labn cluster tracker") :]
     if not re.search(
         r"--shared[ =](\$\{?LABN_SHARED\}?|" + re.escape(shared) + r")(/|\s|$)", tracker
     ):
         detail = "the tracker keeps its files where only the head sees them"
-        return Check("storage", "fail", detail, "give it --shared $LABN_SHARED")
+        return Check("storage", "fail", detail, "pass it --shared $LABN_SHARED")
     source = "mounted by you on each machine" if kind == "local" else exports["LABN_NFS"]
     return Check("storage", "ok", f"{shared} ({source}); the tracker keeps its files there")
 
@@ -133,10 +133,8 @@ def _check_storage(file: ClusterFile) -> Check:
 def _check_token(tree: dict[str, Any]) -> Check:
     mounts = tree.get("file_mounts") or {}
     if TOKEN not in mounts:
-        mend = f"add {TOKEN}: {TOKEN} to file_mounts"
-        return Check(
-            "token", "fail", "nodes are not given one token, so anybody may run code", mend
-        )
+        fix = f"add {TOKEN}: {TOKEN} to file_mounts"
+        return Check("token", "fail", "nodes do not receive a token, so anyone may run code", fix)
     place = Path(str(mounts[TOKEN])).expanduser()
     if not place.is_file():
         detail = f"{mounts[TOKEN]}: does not exist yet"
@@ -154,7 +152,7 @@ def _check_ports(file: ClusterFile) -> Check:
     for key, commands in file.commands().items():
         for command in commands:
             if match := re.search(r"--(dashboard-host|host)[ =](0\.0\.0\.0|::)", command):
-                faults.append(f"{key}: {match[0]} listens for everybody")
+                faults.append(f"{key}: {match[0]} listens on all addresses")
     group = _provider(file.tree).get("security_group") or {}
     for rule in group.get("IpPermissions") or []:
         ranges = [one.get("CidrIp") for one in rule.get("IpRanges") or []]
@@ -163,8 +161,8 @@ def _check_ports(file: ClusterFile) -> Check:
             ports = f"{rule.get('FromPort', 'all')}-{rule.get('ToPort', 'all')}"
             faults.append(f"provider.security_group opens ports {ports} to the world")
     if faults:
-        mend = "leave it out, and reach the pages through ssh: labn cluster tunnel"
-        return Check("ports", "fail", "; ".join(faults), mend)
+        fix = "leave it out, and reach the pages through ssh: labn cluster tunnel"
+        return Check("ports", "fail", "; ".join(faults), fix)
     return Check("ports", "ok", "none is opened; pages are reached by labn cluster tunnel")
 
 

@@ -1,4 +1,4 @@
-"""Whether this machine is ready to train, and how to mend what is not."""
+"""Checks of whether this machine is ready to train, with fixes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MARKS: dict[Status, str] = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; ``mend`` says in a line what to do, unless all is well."""
+    """The result of one check; ``fix`` is one line of advice, unless the status is ok."""
 
     name: str
     status: Status
@@ -45,10 +45,7 @@ class Check:
 def run_checks(
     *, data_root: Path | str | None, tracking_uri: str, cache_dir: Path, output_dir: Path
 ) -> list[Check]:
-    """Look at all that a run needs; nothing is created, and Ray is not started.
-
-    ``data_root`` is left out where none is given.
-    """
+    """Return the checks of all that a run needs; nothing is created, and Ray is not started."""
     checks = [
         _check_python(),
         _check_torch(),
@@ -66,7 +63,7 @@ def run_checks(
 
 
 def as_text(checks: Sequence[Check]) -> str:
-    """Write a line a check, aligned, and under it how to mend what is not well."""
+    """Return one aligned line per check, followed by its fix where there is one."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:
@@ -77,7 +74,7 @@ def as_text(checks: Sequence[Check]) -> str:
 
 
 def as_json(checks: Sequence[Check]) -> dict[str, Any]:
-    """Return the checks as plain types, and the gravest status of them all."""
+    """Return the checks as plain types, and the worst status among them."""
     statuses = {check.status for check in checks}
     worst = next((status for status in ("fail", "warn") if status in statuses), "ok")
     return {"status": worst, "checks": [asdict(check) for check in checks]}
@@ -95,12 +92,12 @@ def _check_torch() -> Check:
     try:
         import torch
     except (ImportError, OSError) as error:
-        mend = "install PyTorch again, the build for this machine (https://pytorch.org)"
-        return Check("torch", "fail", f"cannot be imported: {_one_line(error)}", mend)
+        fix = "install PyTorch again, the build for this machine (https://pytorch.org)"
+        return Check("torch", "fail", f"cannot be imported: {_one_line(error)}", fix)
     # Absent before torch 2.10.
     get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
     has_bf16 = any(value for name, value in get_capabilities().items() if "bf16" in name)
-    bf16 = "bf16 in the CPU's hardware" if has_bf16 else "no bf16 known of in the CPU's hardware"
+    bf16 = "bf16 in the CPU's hardware" if has_bf16 else "no bf16 detected in the CPU's hardware"
     return Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads, {bf16}")
 
 
@@ -109,7 +106,7 @@ def _check_accelerator() -> Check:
     try:
         import torch
     except (ImportError, OSError):
-        return Check(name, "fail", "not looked for: torch cannot be imported", "mend torch first")
+        return Check(name, "fail", "not checked: torch cannot be imported", "fix torch first")
     devices = []
     if torch.cuda.is_available():
         bf16 = ", bf16" if torch.cuda.is_bf16_supported() else ""
@@ -120,19 +117,19 @@ def _check_accelerator() -> Check:
         return Check(name, "ok", ", ".join(devices))
     detail = "no accelerator: training runs on the CPU"
     if shutil.which("nvidia-smi"):
-        mend = "nvidia-smi is here but torch sees no GPU: check the driver and torch's CUDA build"
-        return Check(name, "warn", detail, mend)
+        fix = "nvidia-smi is here but torch sees no GPU: check the driver and torch's CUDA build"
+        return Check(name, "warn", detail, fix)
     return Check(name, "ok", detail)
 
 
 def _check_torchvision() -> Check:
     try:
-        # By name, since torchvision has no types that a checker could follow.
+        # By name, since torchvision has no type annotations.
         version = importlib.import_module("torchvision").__version__
     except (ImportError, OSError, RuntimeError) as error:
         # A build for another torch raises RuntimeError: an operator does not exist.
-        mend = "install torch and torchvision together, so that their versions fit"
-        return Check("torchvision", "fail", f"cannot be imported: {_one_line(error)}", mend)
+        fix = "install torch and torchvision together, so that their versions fit"
+        return Check("torchvision", "fail", f"cannot be imported: {_one_line(error)}", fix)
     return Check("torchvision", "ok", f"{version}, loads with this torch")
 
 
@@ -140,15 +137,13 @@ def _check_compiler() -> Check:
     try:
         from labn.model.kernels import compiled
     except (ImportError, OSError):
-        return Check(
-            "compiler", "warn", "not looked for: torch cannot be imported", "mend torch first"
-        )
+        return Check("compiler", "warn", "not checked: torch cannot be imported", "fix torch first")
     if os.environ.get("LABN_COMPILE", "1") == "0":
-        return Check("compiler", "ok", "not used: LABN_COMPILE=0; torch computes all")
+        return Check("compiler", "ok", "not used: LABN_COMPILE=0; torch computes everything")
     found = compiled.compiler()
     if found is None:
-        mend = "install g++ for a faster network on a CPU; the results are the same, to rounding"
-        return Check("compiler", "warn", "none; torch computes all", mend)
+        fix = "install g++ for a faster network on a CPU; the results are the same, to rounding"
+        return Check("compiler", "warn", "none; torch computes everything", fix)
     return Check("compiler", "ok", f"{found}, for lambda layers and batch norm on a CPU")
 
 
@@ -156,13 +151,13 @@ def _check_memory() -> Check:
     try:
         import psutil
     except ImportError as error:
-        mend = "install psutil"
-        return Check("memory", "warn", f"not looked at: {_one_line(error)}", mend)
+        fix = "install psutil"
+        return Check("memory", "warn", f"not checked: {_one_line(error)}", fix)
     available_gb = psutil.virtual_memory().available / _GB
     detail = f"{available_gb:.1f} GB available"
     if available_gb < MIN_MEMORY_GB:
-        mend = "close other programs, or lower train.batch_size and validation.batch_size"
-        return Check("memory", "warn", f"{detail}, less than {MIN_MEMORY_GB:.0f}", mend)
+        fix = "close other programs, or lower train.batch_size and validation.batch_size"
+        return Check("memory", "warn", f"{detail}, less than {MIN_MEMORY_GB:.0f}", fix)
     return Check("memory", "ok", detail)
 
 
@@ -171,16 +166,16 @@ def _check_disk(key: str, folder: Path) -> Check:
     free_gb = shutil.disk_usage(_nearest(folder)).free / _GB
     detail = f"{free_gb:.1f} GB free"
     if free_gb < MIN_DISK_GB:
-        mend = f"make room, or name a folder on another disk with {key}=PATH"
-        return Check(name, "warn", f"{detail}, less than {MIN_DISK_GB:.0f}", mend)
+        fix = f"free some space, or set a folder on another disk with {key}=PATH"
+        return Check(name, "warn", f"{detail}, less than {MIN_DISK_GB:.0f}", fix)
     return Check(name, "ok", detail)
 
 
 def _check_writable(key: str, folder: Path) -> Check:
     place = _nearest(folder)
     if reason := _why_not_writable(place):
-        mend = f"name a folder that you can write to with {key}=PATH"
-        return Check(key, "fail", f"{folder}: cannot write to {place} ({reason})", mend)
+        fix = f"set a folder that you can write to with {key}=PATH"
+        return Check(key, "fail", f"{folder}: cannot write to {place} ({reason})", fix)
     note = "" if place == folder.expanduser().absolute() else ", which a run creates"
     return Check(key, "ok", f"can write to {folder}{note}")
 
@@ -194,7 +189,7 @@ def _check_ray() -> Check:
 
 
 def check_tracker(uri: str) -> Check:
-    """Look whether a tracker is there and answers; nothing is created."""
+    """Return whether a tracker exists and answers; nothing is created."""
     if uri == "none":
         return Check("tracking.uri", "ok", "none: runs are logged nowhere")
     scheme = uri.partition(":")[0] if ":" in uri else ""
@@ -203,17 +198,17 @@ def check_tracker(uri: str) -> Check:
     if scheme == "sqlite":
         return _check_sqlite(uri)
     if scheme in ("", "file"):
-        mend = "MLflow no longer logs to folders; give tracking.uri=sqlite:///mlflow.db"
-        return Check("tracking.uri", "fail", f"{uri} names a folder or file", mend)
-    mend = f"make sure that every worker reaches it; labn looks at sqlite and http(s), not {scheme}"
-    return Check("tracking.uri", "warn", f"a {scheme} store, not looked at", mend)
+        fix = "MLflow no longer logs to folders; give tracking.uri=sqlite:///mlflow.db"
+        return Check("tracking.uri", "fail", f"{uri} names a folder or file", fix)
+    fix = f"make sure that every worker reaches it; labn checks sqlite and http(s), not {scheme}"
+    return Check("tracking.uri", "warn", f"a {scheme} store, not checked", fix)
 
 
 def _check_sqlite(uri: str) -> Check:
     path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
     try:
         if path.exists():
-            # For reading: a look must not create anything. An empty file is a fresh database.
+            # Read-only, so that nothing is created. An empty file is a new database.
             store = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
             with contextlib.closing(store):
                 store.execute("PRAGMA schema_version")
@@ -221,15 +216,15 @@ def _check_sqlite(uri: str) -> Check:
     except sqlite3.Error as error:
         reason = _one_line(error)
     if reason:
-        mend = "name a database file that you can write with tracking.uri=sqlite:///PATH"
-        return Check("tracking.uri", "fail", f"{path}: {reason}", mend)
+        fix = "set a database file that you can write with tracking.uri=sqlite:///PATH"
+        return Check("tracking.uri", "fail", f"{path}: {reason}", fix)
     return Check("tracking.uri", "ok", f"can write {path}")
 
 
 def _check_server(uri: str) -> Check:
     try:
         parts = urlsplit(uri)
-        # Without user and password, which belong in no report.
+        # Without user and password, which must not be reported.
         server = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
         health = server._replace(path=f"{server.path.rstrip('/')}/health")
         with urllib.request.urlopen(health.geturl(), timeout=TRACKER_TIMEOUT_S):
@@ -237,11 +232,11 @@ def _check_server(uri: str) -> Check:
     except urllib.error.HTTPError as error:
         error.close()
         detail = f"{health.geturl()} answers {error.code} {error.reason}"
-        mend = "check the address; a 403 is mended by MLFLOW_SERVER_ALLOWED_HOSTS on the server"
+        fix = "check the address; for a 403, set MLFLOW_SERVER_ALLOWED_HOSTS on the server"
     except (OSError, ValueError, HTTPException) as error:
         detail = f"the server does not answer: {_one_line(getattr(error, 'reason', error))}"
-        mend = "start `mlflow server` there, check the address, or log nowhere: tracking.uri=none"
-    return Check("tracking.uri", "fail", detail, mend)
+        fix = "start `mlflow server` there, check the address, or set tracking.uri=none"
+    return Check("tracking.uri", "fail", detail, fix)
 
 
 def _check_data_root(root: Path | str) -> Check:
@@ -249,9 +244,9 @@ def _check_data_root(root: Path | str) -> Check:
         return _check_remote_data(root)
     folder = root.expanduser().absolute()
     if not folder.is_dir():
-        mend = "give the folder of the data set with data.root=PATH"
-        return Check("data.root", "fail", f"{root}: there is no folder {folder}", mend)
-    return Check("data.root", "ok", f"{folder}; `labn data check` looks into it")
+        fix = "set the folder of the data set with data.root=PATH"
+        return Check("data.root", "fail", f"{root}: there is no folder {folder}", fix)
+    return Check("data.root", "ok", f"{folder}; `labn data check` checks its content")
 
 
 def _check_remote_data(root: str) -> Check:
@@ -260,22 +255,22 @@ def _check_remote_data(root: str) -> Check:
     try:
         num_files = len(Folder(root).files())
     except StorageError as error:
-        mend = "check the address; give credentials by the environment"
-        return Check("data.root", "fail", f"{root}: cannot be read ({error})", mend)
+        fix = "check the address; pass credentials in the environment"
+        return Check("data.root", "fail", f"{root}: cannot be read ({error})", fix)
     if not num_files:
-        mend = "give the folder of the data set with data.root=s3://BUCKET/FOLDER"
-        return Check("data.root", "fail", f"{root}: holds no files", mend)
+        fix = "set the folder of the data set with data.root=s3://BUCKET/FOLDER"
+        return Check("data.root", "fail", f"{root}: holds no files", fix)
     return Check("data.root", "ok", f"{root}: {num_files} files, mirrored when they are used")
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest place above it that exists."""
+    """Return the folder, or the nearest folder above it that exists."""
     folder = folder.expanduser().absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    # Tried out: permission bits say nothing of read-only mounts, quotas and access lists.
+    # Permission bits do not show read-only mounts, quotas and access lists.
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None

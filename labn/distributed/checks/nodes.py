@@ -1,4 +1,4 @@
-"""Before a cluster works: does every node see the data, the output and the tracker, as it must?"""
+"""Checks that every node of a cluster reaches the data, the output folder and the tracker."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _PACKAGES = ("ray", "torch", "labn")
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What the nodes of a cluster must have for a run, a search or a study."""
+    """The requirements of a run, a search or a study on the nodes of a cluster."""
 
     output_dir: Path
     data_root: Path | str | None
-    """Object storage, whose address is a string, is fetched from by each node for itself."""
+    """A string is the address of object storage, which each node reads by itself."""
     tracking_uri: str
     workers: Workers
 
     @classmethod
     def of(cls, config: Config, workers: Workers) -> Requirements:
-        """Return what a run of this configuration, or many that share its places, requires."""
+        """Return the requirements of runs with this configuration's paths."""
         return cls(
             output_dir=config.output_dir.expanduser().absolute(),
             data_root=config.data.root,
@@ -47,7 +47,7 @@ class Requirements:
 
 @dataclass
 class Report:
-    """What one node found; ``gpu`` is what is wrong with its GPUs, ``tracker`` with the tracker."""
+    """The report of one node; ``gpu`` and ``tracker`` are faults of its GPUs and its tracker."""
 
     address: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -59,26 +59,25 @@ class Report:
     failure: str | None = None
 
 
-def check_nodes(required: Requirements, say: Callable[[str], None]) -> None:
-    """Look at every node of the cluster that this process is connected to.
+def check_nodes(required: Requirements, message: Callable[[str], None]) -> None:
+    """Check every node of the cluster that this process is connected to.
 
-    With one node there is nothing that could differ, and nothing is done, but that the output must
-    lie in the folder that `LABN_SHARED` names, as it does on a cluster's head. Nodes that join
-    later are not looked at.
+    The output must lie in the folder that ``LABN_SHARED`` names, where that is set, as on a
+    cluster's head. A single node is not checked further. Nodes that join later are not checked.
 
     Raises:
-        UserError: a node lacks something; if several do, each was said before.
+        UserError: a node lacks something; of several faults the others are reported before.
     """
     shared, output_dir = os.environ.get("LABN_SHARED"), required.output_dir
     if shared and not output_dir.is_relative_to(shared):
         raise UserError(
             f"output_dir = {output_dir}: other nodes do not see it;"
-            f" give a folder in {shared}, such as output_dir={shared}/runs/{output_dir.name}"
+            f" use a folder in {shared}, such as output_dir={shared}/runs/{output_dir.name}"
         )
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) < 2:
         return
-    say(f"looking at {len(nodes)} nodes")
+    message(f"checking {len(nodes)} nodes")
     token = secrets.token_hex(8)
     place = output_dir / f".preflight-{token}"
     try:
@@ -86,27 +85,29 @@ def check_nodes(required: Requirements, say: Callable[[str], None]) -> None:
         place.write_text(token)
     except OSError as error:
         raise UserError(
-            f"output_dir = {output_dir}: cannot be written ({error.strerror}); give another folder"
+            f"output_dir = {output_dir}: cannot be written ({error.strerror}); use another folder"
         ) from None
     try:
-        reports = _ask(nodes, required, place)
+        reports = _inspect_nodes(nodes, required, place)
     finally:
         place.unlink(missing_ok=True)
     faults = find_faults(reports, required, token, own_versions())
     for fault in faults[1:]:
-        say(fault)
+        message(fault)
     if faults:
         more = f" (and {len(faults) - 1} more, above)" if len(faults) > 1 else ""
         raise UserError(faults[0] + more)
 
 
 def own_versions() -> dict[str, str]:
-    """Give the versions that must be alike on all nodes."""
+    """Return the versions that must be the same on all nodes."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def _ask(nodes: Sequence[dict[str, Any]], required: Requirements, place: Path) -> list[Report]:
-    look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
+def _inspect_nodes(
+    nodes: Sequence[dict[str, Any]], required: Requirements, place: Path
+) -> list[Report]:
+    inspect: Any = ray.remote(num_cpus=0, max_retries=0)(_inspect_node)
     pending = {}
     for node in nodes:
         trains = node["Resources"].get("CPU", 0) >= required.workers.cpus
@@ -114,24 +115,24 @@ def _ask(nodes: Sequence[dict[str, Any]], required: Requirements, place: Path) -
         if required.workers.gpus > 0:
             trains = trains and has_gpus
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        pending[node["NodeManagerAddress"], node["NodeID"]] = look.options(
+        pending[node["NodeManagerAddress"], node["NodeID"]] = inspect.options(
             scheduling_strategy=strategy
         ).remote(node["NodeManagerAddress"], required, place, trains, has_gpus)
     reports = []
     for (address, _), reference in pending.items():
         try:
             reports.append(ray.get(reference, timeout=_PATIENCE_S))
-        # A node that cannot even say what it lacks: labn is not there, or the node has gone.
+        # The node cannot report: labn is not installed there, or the node is gone.
         except Exception as error:  # noqa: BLE001
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reports.append(Report(address, failure=lines[-1]))
     return reports
 
 
-def _look(
+def _inspect_node(
     address: str, required: Requirements, place: Path, trains: bool, has_gpus: bool
 ) -> Report:
-    """Be the task that looks at one node."""
+    """Return the report of the node on which this task runs."""
     report = Report(address, versions=own_versions())
     try:
         report.token = place.read_text()
@@ -165,14 +166,14 @@ def _why_no_gpu() -> str | None:
 def find_faults(
     reports: Sequence[Report], required: Requirements, token: str, versions: dict[str, str]
 ) -> list[str]:
-    """Say what is wrong with which node, and how to mend it, a line each."""
+    """Return one line per fault: the node, what is wrong, and the fix."""
     faults = []
     for report in reports:
         node = f"node {report.address}"
         if report.failure is not None:
             faults.append(
                 f"{node}: cannot run our code ({report.failure}); is labn installed there? see"
-                " `ray list nodes`, and bring the cluster up again"
+                " `ray list nodes`, and start the cluster again"
             )
             continue
         for name, here in versions.items():
@@ -195,7 +196,7 @@ def find_faults(
         if report.tracker is not None:
             faults.append(
                 f"tracking.uri = {redact(required.tracking_uri)}: {node}: {report.tracker};"
-                " start the tracker on the head, by an address that nodes reach"
+                " start the tracker on the head, with an address that nodes reach"
             )
         if report.gpu is not None:
             faults.append(

@@ -1,4 +1,4 @@
-"""Ray's own checks of a launcher's file, and what they say in one line."""
+"""Ray's own checks of a launcher's file, with errors on one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labn.errors import did_you_mean
 
 
 def why_not_launchable(tree: dict[str, Any]) -> str | None:
-    """Say what Ray's launcher would refuse in a file, if anything."""
+    """Return what Ray's launcher would refuse in a file, if anything."""
     provider = tree.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
     if kind not in _NODE_PROVIDERS:
@@ -32,7 +32,7 @@ def why_not_launchable(tree: dict[str, Any]) -> str | None:
         return described(error)
     except click.ClickException as error:
         return error.message
-    # What Ray raises of a tree of another shape than it expects.
+    # Raised by Ray for a tree of an unexpected shape.
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:
@@ -41,7 +41,7 @@ def why_not_launchable(tree: dict[str, Any]) -> str | None:
 
 
 def described(error: jsonschema.ValidationError) -> str:
-    """Say in a line where in a tree a schema is not kept, and how."""
+    """Return on one line where a tree violates a schema, and how."""
     place = ".".join(str(part) for part in error.absolute_path) or "the file"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []

@@ -1,4 +1,4 @@
-"""Versions that a cluster's file installs, beside those that are installed here."""
+"""A comparison of the versions in a cluster's file with those installed here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from labn.distributed.checks.machine import Check
 
 
 def check_versions(pinned: dict[str, str | None], where: dict[str, str]) -> Check:
-    """Compare what nodes get with what runs here; ``where`` says where each stands in the file.
+    """Compare the nodes' versions with those here; ``where`` is the place of each in the file.
 
-    A driver of one version cannot speak to nodes of another: Ray refuses it, and Python's and
-    torch's pickles differ. Names are python (of which two numbers count), ray, torch, labn.
+    A driver and its nodes must have the same versions: Ray refuses others, and Python's and torch's
+    pickles differ. Names are python (major and minor version only), ray, torch and labn.
     """
     faults = []
     for name, place in where.items():
@@ -24,13 +24,13 @@ def check_versions(pinned: dict[str, str | None], where: dict[str, str]) -> Chec
         elif _shortened(name, there) != here:
             faults.append(f"{place} has {name} {there}, but {here} is installed here")
     if faults:
-        mend = "give the versions that are installed here, or install those here"
-        return Check("versions", "fail", "; ".join(faults), mend)
+        fix = "set the versions that are installed here, or install those here"
+        return Check("versions", "fail", "; ".join(faults), fix)
     agreed = ", ".join(f"{name} {pinned[name]}" for name in where)
     return Check("versions", "ok", f"{agreed}, as here")
 
 
 def _shortened(name: str, version: str) -> str:
-    # torch's build, as in 2.14.1+cu130, may differ between a node with a GPU and one without.
+    # torch's build tag, as in 2.14.1+cu130, may differ between nodes with and without a GPU.
     version = version.partition("+")[0]
     return ".".join(version.split(".")[:2]) if name == "python" else version

@@ -1,4 +1,4 @@
-"""Files that describe clusters: of Ray's launcher, and of KubeRay."""
+"""Files that describe clusters, for Ray's launcher and for KubeRay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from labn.errors import UserError
 
 PLACEHOLDER = "CHANGE_ME"
-"""What a value begins with that its user must set."""
+"""The prefix of values that the user must set."""
 
 COMMANDS = (
     "initialization_commands",
@@ -29,14 +29,14 @@ _ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster's file, read but not checked; one of KubeRay has several documents."""
+    """A cluster's file, read but not checked; a KubeRay file has several documents."""
 
     path: Path
     documents: list[dict[str, Any]]
 
     @property
     def is_kubernetes(self) -> bool:
-        """Whether kubectl applies it, rather than Ray's launcher."""
+        """Whether the file is for kubectl rather than for Ray's launcher."""
         return any("apiVersion" in document for document in self.documents)
 
     @property
@@ -45,11 +45,11 @@ class ClusterFile:
         return self.documents[0]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """List Kubernetes's objects of a kind."""
+        """Return the Kubernetes objects of a kind."""
         return [document for document in self.documents if document.get("kind") == kind]
 
     def commands(self) -> dict[str, list[str]]:
-        """List the shell commands that nodes run, by key."""
+        """Return the shell commands that nodes run, by key."""
         found = {}
         for key in COMMANDS:
             given = self.tree.get(key) or []
@@ -57,7 +57,7 @@ class ClusterFile:
         return found
 
     def exports(self) -> dict[str, str]:
-        """Read what the setup commands export: `LABN_SHARED` and the like."""
+        """Return the variables that the setup commands export, such as ``LABN_SHARED``."""
         values = {}
         for command in self.commands()["setup_commands"]:
             for word in _words(command.split(";")[0]):
@@ -66,16 +66,16 @@ class ClusterFile:
         return values
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Give every text of the file with the dotted key under which it stands."""
+        """Yield every text of the file with its dotted key."""
         for document in self.documents:
             yield from _texts(document, str(document.get("kind", "")))
 
 
 def read_cluster(path: Path) -> ClusterFile:
-    """Read a cluster's file.
+    """Return a cluster's file.
 
     Raises:
-        UserError: there is none, or it is not YAML, or no mapping.
+        UserError: the file does not exist, or is not YAML, or not a mapping.
     """
     try:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))

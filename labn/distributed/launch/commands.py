@@ -1,4 +1,4 @@
-"""The commands of Ray's launcher, or of kubectl, that do what is asked of a cluster."""
+"""The commands of Ray's launcher or kubectl that operate a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEAD = "svc/labn-head-svc"
 
 
 def up(file: ClusterFile) -> list[list[str]]:
-    """Start the cluster, or bring it up to date with its file."""
+    """Return the commands that start the cluster, or update it to its file."""
     if file.is_kubernetes:
         wanted = "labn in (storage, cluster)"
         return [["kubectl", "apply", "-f", str(file.path), "-l", wanted]]
@@ -24,18 +24,17 @@ def up(file: ClusterFile) -> list[list[str]]:
 
 
 def submit(file: ClusterFile, script: Path | None, arguments: Sequence[str]) -> list[list[str]]:
-    """Run a script on the head, with its arguments as they are given here.
+    """Return the commands that run a script on the head with these arguments.
 
-    Ray copies the script and joins its arguments with spaces for the head's shell; so they are
-    quoted for it.
+    Arguments are quoted, since Ray joins them with spaces for the head's shell.
 
     Raises:
-        UserError: there is no such script, or one is given to KubeRay, whose job is in its file.
+        UserError: the script does not exist, or is passed to KubeRay, whose job is in its file.
     """
     if file.is_kubernetes:
         if script is not None or arguments:
             raise UserError(
-                f"{file.path}: what a RayJob runs stands in it (spec.entrypoint); leave out"
+                f"{file.path}: a RayJob runs the file's spec.entrypoint; leave out"
                 f" {' '.join(map(str, [script, *arguments]))}"
             )
         wanted = ["-f", str(file.path), "-l", "labn=search"]
@@ -53,7 +52,7 @@ def submit(file: ClusterFile, script: Path | None, arguments: Sequence[str]) -> 
 
 
 def tunnel(file: ClusterFile) -> list[list[str]]:
-    """Make the tracker's and Ray's pages answer here, until Ctrl-C."""
+    """Return the commands that forward the tracker's and Ray's pages here until Ctrl-C."""
     ports = (PORT, DASHBOARD_PORT)
     if file.is_kubernetes:
         pairs = [f"{port}:{port}" for port in ports]
@@ -63,7 +62,7 @@ def tunnel(file: ClusterFile) -> list[list[str]]:
 
 
 def logs(file: ClusterFile, num_lines: int, follow: bool) -> list[list[str]]:
-    """Show what the head's autoscaler and tracker said last."""
+    """Return the commands that show the last log lines of the head's autoscaler and tracker."""
     if file.is_kubernetes:
         wanted = ["--tail", str(num_lines), *(["--follow"] if follow else [])]
         pods = ["-l", "ray.io/cluster=labn,ray.io/node-type=head", "--all-containers", "--prefix"]
@@ -73,7 +72,7 @@ def logs(file: ClusterFile, num_lines: int, follow: bool) -> list[list[str]]:
 
 
 def down(file: ClusterFile) -> list[list[str]]:
-    """End the cluster; what lies on shared storage stays."""
+    """Return the commands that end the cluster; files on shared storage stay."""
     if file.is_kubernetes:
         wanted = "labn in (cluster, search)"
         return [["kubectl", "delete", "--ignore-not-found", "-f", str(file.path), "-l", wanted]]

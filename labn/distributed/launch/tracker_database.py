@@ -1,7 +1,7 @@
-"""A tracker's database that outlives its machine: a SQLite file here, copied to shared storage.
+"""The tracker's database: a SQLite file on the head's disk, mirrored to shared storage.
 
-SQLite must not be written over a network, whose locks it cannot trust; so it lies on the head's own
-disk, and a whole copy of it is kept on the storage that all nodes share.
+SQLite must not be written over a network file system, whose locks are unreliable. The copy on the
+storage that all nodes share lets the database outlive its machine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from labn.storage.files import replacing
 
 
-class KeptDatabase:
+class MirroredDatabase:
     """A SQLite file with a copy elsewhere.
 
-    Each opening counts up a number in both. Where they differ, another head went on with the copy
-    in the meantime, and the copy is what counts; where they do not, the file is as new or newer.
+    Each opening increments a number in both. Where the numbers differ, another head has used the
+    copy in the meantime, so the copy is newer; where they are equal, the file is at least as new.
     """
 
     def __init__(self, file: Path, copy: Path) -> None:
@@ -26,7 +26,7 @@ class KeptDatabase:
         self._seen: tuple[int, ...] | None = None
 
     def open(self) -> str:
-        """Choose between the file and its copy, and say which it was; then keep the copy."""
+        """Open the newer of the file and its copy, update the copy, and return which was used."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._copy.parent.mkdir(parents=True, exist_ok=True)
         here, there = _openings(self.file), _openings(self._copy)
@@ -36,13 +36,13 @@ class KeptDatabase:
         with closing(sqlite3.connect(self.file)) as database:
             database.execute(f"PRAGMA user_version = {(there or here or 0) + 1}")
             database.commit()
-        self.keep()
+        self.save_copy()
         if there is not None and here != there:
             return f"restored from {self._copy}"
-        return "new" if here is None else "as it was left here"
+        return "new" if here is None else "unchanged"
 
-    def keep(self) -> bool:
-        """Copy the file if it changed since the last time; the copy is whole at any moment."""
+    def save_copy(self) -> bool:
+        """Copy the file atomically if it changed since the last copy; return whether it did."""
         state = self._state()
         if state == self._seen:
             return False

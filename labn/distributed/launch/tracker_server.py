@@ -1,4 +1,4 @@
-"""The tracker of a cluster: MLflow's server on the head. It starts after Ray, and ends with it."""
+"""The tracker of a cluster: an MLflow server on the head, which ends with Ray."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from labn.distributed.launch.tracker_database import KeptDatabase
+from labn.distributed.launch.tracker_database import MirroredDatabase
 from labn.errors import RunFailed, UserError
 from labn.storage.files import locked, write_atomically
 from labn.tracking.server import serving
 
 PORT = 5000
 RAY_PORT = 6379
-_KEEP_S, _LOOK_S = 10.0, 2.0
-_MISSES = 3
-"""How often Ray must be missing, one look after the other, to count as ended."""
+_COPY_S, _POLL_S = 10.0, 2.0
+_MAX_MISSES = 3
+"""How many polls in a row Ray must miss to count as ended."""
 _TAKE_OVER_S, _READY_S = 30, 120
 
 
@@ -29,15 +29,15 @@ def serve(
     shared: Path,
     home: Path,
     host: str,
-    say: Callable[[str], None],
+    message: Callable[[str], None],
     should_stop: Callable[[], bool],
     port: int = PORT,
     ray_port: int = RAY_PORT,
 ) -> None:
     """Serve MLflow at ``host`` and on 127.0.0.1, until asked to stop or until Ray's head ends.
 
-    Files go to ``shared/mlflow``, the database to ``home`` with a copy there at most 10 s old. A
-    tracker that runs in ``home`` already is ended first.
+    Files go to ``shared/mlflow``, the database to ``home``, with a copy in ``shared/mlflow`` at
+    most 10 s old. A tracker that already runs in ``home`` is ended first.
 
     Raises:
         UserError: ``shared`` cannot be written.
@@ -50,47 +50,47 @@ def serve(
         raise UserError(
             f"--shared {shared}: cannot be written ({error.strerror}); mount the shared storage"
         ) from None
-    with _taken_over(home):
-        database = KeptDatabase(home / "mlflow.db", folder / "mlflow.db")
-        say(f"database: {database.open()}")
+    with _exclusive(home):
+        database = MirroredDatabase(home / "mlflow.db", folder / "mlflow.db")
+        message(f"database: {database.open()}")
         os.environ["MLFLOW_ARTIFACTS_DESTINATION"] = str(folder / "artifacts")
-        # For ssh's tunnels, beside the address that the other nodes use.
+        # For ssh tunnels, in addition to the address that other nodes use.
         os.environ["MLFLOW_GUNICORN_OPTS"] = f"--bind 127.0.0.1:{port}"
         with serving(f"sqlite:///{database.file}", host, port) as server:
-            say(f"MLflow answers at http://{host}:{port}; files: {folder}")
-            _attend(database, server, (host, ray_port), should_stop)
-        database.keep()
-        say("ended")
+            message(f"MLflow answers at http://{host}:{port}; files: {folder}")
+            _watch(database, server, (host, ray_port), should_stop)
+        database.save_copy()
+        message("ended")
 
 
-def _attend(
-    database: KeptDatabase,
+def _watch(
+    database: MirroredDatabase,
     server: subprocess.Popen[bytes],
     ray: tuple[str, int],
     should_stop: Callable[[], bool],
 ) -> None:
-    misses, kept_s = 0, time.monotonic()
-    while misses < _MISSES and not should_stop():
+    misses, copied_s = 0, time.monotonic()
+    while misses < _MAX_MISSES and not should_stop():
         if server.poll() is not None:
             raise RunFailed(f"MLflow's server ended by itself ({server.returncode})")
         misses = 0 if _listens(*ray) else misses + 1
-        if time.monotonic() - kept_s >= _KEEP_S:
-            database.keep()
-            kept_s = time.monotonic()
-        time.sleep(_LOOK_S)
+        if time.monotonic() - copied_s >= _COPY_S:
+            database.save_copy()
+            copied_s = time.monotonic()
+        time.sleep(_POLL_S)
 
 
 def _listens(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=_LOOK_S).close()
+        socket.create_connection((host, port), timeout=_POLL_S).close()
     except OSError:
         return False
     return True
 
 
 @contextmanager
-def _taken_over(home: Path) -> Iterator[None]:
-    """Hold the folder alone, having ended whoever held it."""
+def _exclusive(home: Path) -> Iterator[None]:
+    """Lock the folder for the block, ending the tracker that holds it, if any."""
     lock, holder = home / ".lock", home / "pid"
     with ExitStack() as stack:
         try:
@@ -113,7 +113,7 @@ def start_in_background(arguments: list[str], log: Path) -> None:
     """Start ``labn cluster tracker`` so that it outlives this shell; wait until it answers.
 
     Raises:
-        RunFailed: it does not; the last line of its log says why.
+        RunFailed: it does not answer; the message ends with the last line of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as into:
@@ -129,5 +129,5 @@ def start_in_background(arguments: list[str], log: Path) -> None:
         if "MLflow answers" in log.read_text():
             return
         time.sleep(0.2)
-    lines = log.read_text().strip().splitlines() or ["it said nothing"]
-    raise RunFailed(f"the tracker did not start: {lines[-1]} (all of it: {log})")
+    lines = log.read_text().strip().splitlines() or ["no output"]
+    raise RunFailed(f"the tracker did not start: {lines[-1]} (log: {log})")

@@ -1,4 +1,4 @@
-"""The driver of a study: its runs as Ray tasks, what came of each, and the report at the end."""
+"""The driver of a study: its runs as Ray tasks, their outcomes, and the report."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from labn.tracking import Tracker
 
 _POLL_S = 0.5
 _LONGEST_NOTE = 7500
-"""Letters that a tracker surely takes of a note."""
-_TIMES_NAMED = 3
-"""How many failures the last line names."""
+"""The length of a note, in characters, that every tracker accepts."""
+_NUM_NAMED = 3
+"""How many failures the error message names."""
 
 
 def run_study(
@@ -39,15 +39,15 @@ def run_study(
     *,
     is_serial: bool = False,
 ) -> StudySummary:
-    """Train and score every run of a study that is not finished, then write its report.
+    """Train and score the unfinished runs of a study, then write and return its report.
 
-    Runs are tasks of the Ray that this process is connected to, else of ``RAY_ADDRESS``, else of
-    one of its own; or, ``is_serial``, one after the other in this process. One that fails is
-    recorded with the reason; the others go on.
+    Runs are tasks of the Ray that this process is connected to, else of ``RAY_ADDRESS``, else of a
+    local one; with ``is_serial`` they run one after the other in this process. A failed run is
+    recorded with the reason; the others continue.
 
     Raises:
-        UserError: the settings are not those of the runs in the folder, or there is no room.
-        RunFailed: some runs failed, of which the report has none, or it was asked to stop.
+        UserError: the settings are not those of the runs in the folder, or there is no capacity.
+        RunFailed: some runs failed and are not in the report, or ``should_stop`` returned True.
     """
     folder = study.settings.output_dir
     with locked(folder, "runs this study", name=".ablation.lock"):
@@ -71,10 +71,10 @@ def _run_all(
     should_stop: Callable[[], bool],
     is_serial: bool,
 ) -> str | None:
-    """Run what is left; say which runs failed, if any did.
+    """Run the unfinished runs; return which of them failed, if any did.
 
     Raises:
-        Stopped: it was asked to.
+        Stopped: ``should_stop`` returned True.
     """
     every = study.runs(entry_id)
     left = [run for run in every if not study.is_finished(run)]
@@ -92,7 +92,7 @@ def _run_all(
     if session.is_stopping:
         raise Stopped(
             f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
-            " others saved: the same command goes on from here"
+            " others saved: run the same command again to resume"
         )
     return _failures_as_text(session.failures, len(every))
 
@@ -109,7 +109,7 @@ def _open_entry(study: AblationStudy) -> Tracker:
 
 
 def _log_report(entry: Tracker, summary: StudySummary, files: Sequence[Path]) -> None:
-    """Log means by condition and metric, a note in Markdown, and the report's files."""
+    """Log the means by condition and metric, a note in Markdown, and the report's files."""
     means = {
         f"{condition}/{name}": value
         for condition, row in summary.means.items()
@@ -122,7 +122,7 @@ def _log_report(entry: Tracker, summary: StudySummary, files: Sequence[Path]) ->
 
 
 class _Session:
-    """What this process does for a study: hand out runs, keep and show what comes back."""
+    """A session of a study in this process: it starts runs, and stores and reports outcomes."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Session:
             self.is_stopping = self._should_stop()
 
     def run_on_ray(self, runs: Sequence[AblationRun]) -> None:
-        """Run as tasks, as many at once as there is room for."""
+        """Run as tasks, as many at once as there is capacity for."""
         given = self._study.settings.each_run
         reserved = resources(given.processes)
         remote: Any = ray.remote(
@@ -157,11 +157,11 @@ class _Session:
             num_gpus=reserved.get("GPU", 0),
             memory=reserved.get("memory", 0),
             max_retries=given.retries,
-        )(_be_task)
+        )(_run_task)
         left, command = list(runs), tuple(sys.argv)
         pending: dict[Any, AblationRun] = {}
         while left or pending:
-            self._look_for_stop()
+            self._check_stop()
             most = max_concurrent(given.processes) or len(runs)
             while left and len(pending) < most:
                 run = left.pop(0)
@@ -172,13 +172,13 @@ class _Session:
                 run = pending.pop(reference)
                 try:
                     outcome = ray.get(reference)
-                # What a task raises is what Ray says of it: killed too often, no memory left.
+                # Ray's own errors, such as a task killed too often or out of memory.
                 except Exception as error:  # noqa: BLE001
-                    outcome = _kept(run, Outcome.of_failure(error))
+                    outcome = _record(run, Outcome.of_failure(error))
                 self._ended(run, outcome)
         self._stop_file.unlink(missing_ok=True)
 
-    def _look_for_stop(self) -> None:
+    def _check_stop(self) -> None:
         if self._should_stop() and not self.is_stopping:
             self.is_stopping = True
             self._stop_file.touch()
@@ -196,12 +196,12 @@ class _Session:
         self._reporter.advance("runs", done, self._num_runs)
 
 
-def _be_task(
+def _run_task(
     run: AblationRun, worker: Worker, stop_file: Path, command: tuple[str, ...]
 ) -> Outcome:
-    """Be the task of a run; once ``stop_file`` is there, save it and end.
+    """Complete a run as a Ray task; save it and stop once ``stop_file`` exists.
 
-    ``command`` is how the study was called, which the run's entry in the tracker tells.
+    ``command`` is the command line of the study, for the run's entry in the tracker.
     """
     sys.argv = list(command)
     return _complete(run, worker, stop_file.exists)
@@ -210,11 +210,11 @@ def _be_task(
 def _complete(run: AblationRun, worker: Worker, should_stop: Callable[[], bool]) -> Outcome:
     if should_stop():
         return Outcome(state="interrupted")
-    return _kept(run, worker.complete(run.config, SilentReporter(), should_stop, run.tags))
+    return _record(run, worker.complete(run.config, SilentReporter(), should_stop, run.tags))
 
 
-def _kept(run: AblationRun, outcome: Outcome) -> Outcome:
-    """Keep how a run ended in its folder, and in the tracker if it failed; return that."""
+def _record(run: AblationRun, outcome: Outcome) -> Outcome:
+    """Write an outcome to the run's folder, log it if the run failed, and return it."""
     folder = RunFolder(run.config.output_dir)
     if outcome.state == "failed":
         close_run_entry(run.config, folder, {"failure": outcome.reason}, "FAILED")
@@ -236,9 +236,9 @@ def _shown(outcome: Outcome) -> str:
 def _failures_as_text(failures: dict[str, str], num_runs: int) -> str | None:
     if not failures:
         return None
-    named = [f"{name} ({reason})" for name, reason in list(failures.items())[:_TIMES_NAMED]]
-    more = "; ..." if len(failures) > _TIMES_NAMED else ""
+    named = [f"{name} ({reason})" for name, reason in list(failures.items())[:_NUM_NAMED]]
+    more = "; ..." if len(failures) > _NUM_NAMED else ""
     return (
         f"{len(failures)} of {num_runs} runs failed: {'; '.join(named)}{more};"
-        " the report is of the others, and the same command tries these again"
+        " the report is of the others; run the same command again to retry"
     )

@@ -1,4 +1,4 @@
-"""The pictures of a study's report, from what its runs left in their folders."""
+"""The figures of a study's report, drawn from the folders of its runs."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ _OWN_METHOD = "LABN"
 
 
 def draw_study(
-    findings: Comparison, headline: str, folder: Path, reporter: Reporter
+    comparison: Comparison, headline: str, folder: Path, reporter: Reporter
 ) -> dict[str, Path]:
-    """Draw all pictures of a study into a folder; give each with its title.
+    """Draw all figures of a study into a folder; return their files by title.
 
-    ``headline`` is the score of which curves and maps are shown. What cannot be drawn, as maps
-    where the data is not on this machine, is left out and said.
+    ``headline`` is the score whose curves and maps are shown. A figure that cannot be drawn, such
+    as maps where the data is not on this machine, is left out and reported.
     """
     drawers: dict[str, tuple[str, Callable[[Path], None]]] = {
-        "scores": ("Scores by condition", lambda place: _draw_scores(findings, place)),
+        "scores": ("Scores by condition", lambda place: _draw_scores(comparison, place)),
         "differences": (
-            f"Differences from {findings.conditions[0]}",
-            lambda place: _draw_differences(findings, place),
+            f"Differences from {comparison.conditions[0]}",
+            lambda place: _draw_differences(comparison, place),
         ),
-        "training": ("Training by condition", lambda place: _draw_training(findings, place)),
+        "training": ("Training by condition", lambda place: _draw_training(comparison, place)),
         "curves": (
             "Insertion and deletion by condition",
-            lambda place: _draw_curves(findings, headline, place),
+            lambda place: _draw_curves(comparison, headline, place),
         ),
         "maps": (
             "Maps of the same images under each condition",
-            lambda place: _draw_maps(findings, headline, place),
+            lambda place: _draw_maps(comparison, headline, place),
         ),
     }
     drawn = {}
@@ -71,26 +71,26 @@ def draw_study(
     return drawn
 
 
-def _draw_scores(findings: Comparison, place: Path) -> None:
-    method = findings.reference
+def _draw_scores(comparison: Comparison, place: Path) -> None:
+    method = comparison.reference
     scores: dict[str, dict[str, list[float]]] = {}
-    for cell, summary in findings.scores.items():
+    for cell, summary in comparison.scores.items():
         if cell.method == method:
             scores.setdefault(cell.score, {})[cell.condition] = list(summary.by_run.values())
-    for cell, summary in findings.classification.items():
+    for cell, summary in comparison.classification.items():
         title = CLASSIFICATION[cell.score]
         scores.setdefault(title, {})[cell.condition] = list(summary.by_run.values())
     save_figure(scores_figure(scores, method), place)
 
 
-def _draw_differences(findings: Comparison, place: Path) -> None:
-    seeds = {run.name: run.seed for run in findings.runs}
+def _draw_differences(comparison: Comparison, place: Path) -> None:
+    seeds = {run.name: run.seed for run in comparison.runs}
     rows: dict[str, list[ConditionDifference]] = {}
-    for one in findings.differences:
+    for one in comparison.differences:
         if one.cell.method != one.other.method:
             continue
         ours, theirs = (
-            {seeds[run]: value for run, value in findings.scores[cell].by_run.items()}
+            {seeds[run]: value for run, value in comparison.scores[cell].by_run.items()}
             for cell in (one.cell, one.other)
         )
         pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
@@ -98,12 +98,12 @@ def _draw_differences(findings: Comparison, place: Path) -> None:
             ConditionDifference(one.cell.condition, one.difference, one.low, one.high, pairs)
         )
     if rows:
-        save_figure(differences_figure(rows, findings.conditions[0]), place)
+        save_figure(differences_figure(rows, comparison.conditions[0]), place)
 
 
-def _draw_training(findings: Comparison, place: Path) -> None:
+def _draw_training(comparison: Comparison, place: Path) -> None:
     histories: dict[str, dict[str, list[list[float]]]] = {}
-    for run, condition in zip(findings.runs, findings.conditions, strict=True):
+    for run, condition in zip(comparison.runs, comparison.conditions, strict=True):
         table = pd.read_csv(RunFolder(run.path).history_file)
         for metric in _TRAINING:
             if metric in table:
@@ -113,12 +113,12 @@ def _draw_training(findings: Comparison, place: Path) -> None:
         save_figure(training_figure(histories), place)
 
 
-def _draw_curves(findings: Comparison, headline: str, place: Path) -> None:
-    method = findings.reference
+def _draw_curves(comparison: Comparison, headline: str, place: Path) -> None:
+    method = comparison.reference
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for run, condition in zip(findings.runs, findings.conditions, strict=True):
-        file = RunFolder(run.path).evaluation(findings.subset) / "curves.npz"
-        # Not there where each curve has points of its own.
+    for run, condition in zip(comparison.runs, comparison.conditions, strict=True):
+        file = RunFolder(run.path).evaluation(comparison.subset) / "curves.npz"
+        # Missing where each curve has points of its own.
         if file.is_file():
             with np.load(file) as content:
                 key = f"{method}/{headline}"
@@ -142,10 +142,10 @@ def _draw_curves(findings: Comparison, headline: str, place: Path) -> None:
         save_figure(condition_curves_figure(curves, method, headline), place)
 
 
-def _draw_maps(findings: Comparison, headline: str, place: Path) -> None:
-    """Draw each condition's maps of images taken evenly over the reference's scores."""
-    chosen = _one_run_each(findings)
-    if findings.reference != _OWN_METHOD:
+def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
+    """Draw each condition's maps of images spread evenly over the first condition's scores."""
+    chosen = _one_run_each(comparison)
+    if comparison.reference != _OWN_METHOD:
         return
     values = {condition: _values(run, headline) for condition, run in chosen.items()}
     first = next(iter(values.values()))
@@ -155,7 +155,7 @@ def _draw_maps(findings: Comparison, headline: str, place: Path) -> None:
     maps: dict[str, Float[np.ndarray, "n h w"]] = {}
     for condition, run in chosen.items():
         trained = TrainedRun.open(run.path)
-        split = trained.load_dataset(SilentReporter()).splits[findings.subset]
+        split = trained.load_dataset(SilentReporter()).splits[comparison.subset]
         positions = _positions(names, split, run)
         pixels = split.pixels(np.array(positions))
         if not maps:
@@ -171,10 +171,10 @@ def _draw_maps(findings: Comparison, headline: str, place: Path) -> None:
     save_figure(examples_figure(images, maps, texts, titles, masks, heading), place)
 
 
-def _one_run_each(findings: Comparison) -> dict[str, ScoredRun]:
-    """Take one run of each condition, of the same seed where there is one that all have."""
+def _one_run_each(comparison: Comparison) -> dict[str, ScoredRun]:
+    """Return one run per condition, all of one seed where the conditions share a seed."""
     by_condition: dict[str, dict[int, ScoredRun]] = {}
-    for run, condition in zip(findings.runs, findings.conditions, strict=True):
+    for run, condition in zip(comparison.runs, comparison.conditions, strict=True):
         by_condition.setdefault(condition, {})[run.seed] = run
     shared = [
         seed
@@ -202,8 +202,10 @@ def _positions(names: Sequence[str], split: Split, run: ScoredRun) -> list[int]:
     return [places[name] for name in names]
 
 
-def headline_score(findings: Comparison, preferred_patch_size: int) -> str:
-    """Name the PID that curves and maps show: validation's where that was scored, else the last."""
-    scores = list(dict.fromkeys(cell.score for cell in findings.scores))
-    preferred = Cell(findings.conditions[0], findings.reference, f"PID m={preferred_patch_size}")
-    return preferred.score if preferred in findings.scores else scores[-1]
+def headline_score(comparison: Comparison, preferred_patch_size: int) -> str:
+    """Return the PID for curves and maps: validation's where that was scored, else the last."""
+    scores = list(dict.fromkeys(cell.score for cell in comparison.scores))
+    preferred = Cell(
+        comparison.conditions[0], comparison.reference, f"PID m={preferred_patch_size}"
+    )
+    return preferred.score if preferred in comparison.scores else scores[-1]

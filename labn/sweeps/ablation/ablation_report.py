@@ -1,4 +1,4 @@
-"""What a study's runs came to: its report, as Markdown, LaTeX, JSON, figures and one page."""
+"""The report of a study, as Markdown, LaTeX, JSON, figures and one HTML page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWN_METHOD = "LABN"
 
 @dataclass(frozen=True)
 class StudySummary:
-    """The runs of a study, how they ended, and what was written.
+    """The runs of a study, their states, and the files of the report.
 
     ``note`` is Markdown: the conditions, and the table that compares them.
     """
@@ -41,7 +41,7 @@ class StudySummary:
     files: list[Path] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Give all of it as plain values."""
+        """Return the summary as plain values."""
         return {
             "study": self.title,
             "output_dir": str(self.folder),
@@ -53,15 +53,15 @@ class StudySummary:
 
 
 def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
-    """Write the report on the finished runs of a study, to ``report`` in its folder.
+    """Write the report on a study's finished runs to ``report`` in its folder; return a summary.
 
     Raises:
-        UserError: what a run left cannot be read.
+        UserError: the files of a run cannot be read.
     """
     settings = study.settings
     outcomes = {run.name: run.outcome for run in study.runs()}
     finished = [run for run in study.runs() if study.is_finished(run)]
-    # The first condition's first: it is what the others are tested against.
+    # The first condition comes first: the others are tested against it.
     order = list(study.conditions)
     finished.sort(key=lambda run: (order.index(run.condition), settings.seeds.index(run.seed)))
     summary = StudySummary(
@@ -74,7 +74,7 @@ def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
     )
     if finished:
         reporter.message("writing the report")
-        summary = _write(study, summary, _findings(study, finished), reporter)
+        summary = _write(study, summary, _compare(study, finished), reporter)
     write_json(settings.output_dir / "summary.json", summary.as_json())
     return summary
 
@@ -108,7 +108,7 @@ def _means(
     return means
 
 
-def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparison:
+def _compare(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparison:
     split = study.settings.evaluate.split
     scored = read_runs([run.config.output_dir for run in finished], split)
     named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
@@ -118,30 +118,30 @@ def _findings(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparis
 
 
 def _write(
-    study: AblationStudy, summary: StudySummary, findings: Comparison, reporter: Reporter
+    study: AblationStudy, summary: StudySummary, comparison: Comparison, reporter: Reporter
 ) -> StudySummary:
     folder = study.settings.output_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    report = write_report(findings, folder)
-    headline = headline_score(findings, study.base.validation.pid_patch_size)
-    figures = draw_study(findings, headline, folder, reporter)
+    report = write_report(comparison, folder)
+    headline = headline_score(comparison, study.base.validation.pid_patch_size)
+    figures = draw_study(comparison, headline, folder, reporter)
     every = figures | {"Every method, run by run": folder / "report.png"}
     failures = _failures_as_lines(summary)
     sections = "".join(f"\n## {name}\n\n![{name}]({path.name})\n" for name, path in figures.items())
     lines = "".join(f"\n{line}\n" for line in failures)
-    body = report.markdown.removeprefix("# ")  # one page has one title
+    body = report.markdown.removeprefix("# ")  # a page has one title
     head = f"# {summary.title}\n\n{summary.note}{lines}"
     write_atomically(folder / "report.md", f"{head}{sections}\n{body}")
     conditions = [f"{name}: {settings_as_text(row)}" for name, row in summary.conditions.items()]
-    html = page(summary.title, [*conditions, *failures], every, tables(findings))
+    html = page(summary.title, [*conditions, *failures], every, tables(comparison))
     write_atomically(folder / "report.html", html)
     files = [folder / f"report.{kind}" for kind in ("html", "md", "tex", "json")]
-    comparison = [
+    tables_of_note = [
         f"\n{as_markdown(table)}"
-        for name, table in tables(findings)
+        for name, table in tables(comparison)
         if name.startswith(("Conditions: ", "Classification"))
     ]
-    note = summary.note + "".join(comparison)
+    note = summary.note + "".join(tables_of_note)
     return replace(summary, note=note, files=[*files, *every.values()])
 
 

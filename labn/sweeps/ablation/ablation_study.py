@@ -1,4 +1,4 @@
-"""A study: the runs that its conditions and seeds make, checked against a run's configuration."""
+"""A study: conditions and seeds, resolved to runs and checked against a run's configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BY_THE_STUDY = ("output_dir", "tracking.", "train.seed")
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One condition, trained from one seed."""
+    """A condition trained from one seed."""
 
     study: str
     """The title of the study."""
@@ -38,30 +38,30 @@ class AblationRun:
 
     @property
     def name(self) -> str:
-        """What the run is called within its study; its folder's path below the study's."""
+        """The name of the run within its study, which is its folder's path below the study's."""
         return f"{self.condition}/seed-{self.seed}"
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the run's entry in the tracker is found by."""
+        """The tags by which the run's entry is found in the tracker."""
         return {"study": self.study, "condition": self.condition, "seed": str(self.seed)}
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the run ended before, if it did."""
+        """The stored outcome of the run, if there is one."""
         return Outcome.read(self.config.output_dir)
 
 
 @dataclass(frozen=True)
 class AblationStudy:
-    """Conditions, each a whole configuration, by name; the first is the reference."""
+    """A study of conditions, each a complete configuration; the first is the reference."""
 
     settings: StudyConfig
     base: Config
     conditions: Mapping[str, Config]
 
     def runs(self, parent_run_id: str | None = None) -> list[AblationRun]:
-        """List the runs, all conditions of a seed before the next; so what is done is balanced."""
+        """Return the runs, seed by seed, so that progress is balanced over the conditions."""
         return [
             self._run(condition, seed, parent_run_id)
             for seed in self.settings.seeds
@@ -69,24 +69,24 @@ class AblationStudy:
         ]
 
     def is_finished(self, run: AblationRun) -> bool:
-        """Return whether a run is trained, and scored as the study asks."""
+        """Return whether a run is trained, and scored with the study's evaluation settings."""
         outcome, terms = run.outcome, self.settings.evaluate.model_dump(mode="json")
         return outcome is not None and outcome.state == "finished" and outcome.terms == terms
 
     def differing(self) -> dict[str, dict[str, Any]]:
-        """Give each condition's values of the settings that are not the same in all of them."""
+        """Return each condition's values of the settings that differ between conditions."""
         every = {name: condition_settings(config) for name, config in self.conditions.items()}
         keys = dict.fromkeys(key for one in every.values() for key in one)
         wanted = [key for key in keys if len({shown(one.get(key)) for one in every.values()}) > 1]
         return {name: {key: one.get(key) for key in wanted} for name, one in every.items()}
 
     def save(self) -> Path:
-        """Write the study, as resolved, into its folder; ``read_study`` reads it back."""
+        """Write the resolved study to its folder, for ``read_study``; return the file."""
         tree = self.settings.model_dump(mode="json")
         tree |= {"base": self.base.model_dump(mode="json"), "fixed": {}}
-        place = self.settings.output_dir / STUDY_FILE
-        write_atomically(place, yaml.safe_dump(tree, sort_keys=False))
-        return place
+        file = self.settings.output_dir / STUDY_FILE
+        write_atomically(file, yaml.safe_dump(tree, sort_keys=False))
+        return file
 
     def _run(self, condition: str, seed: int, parent_run_id: str | None) -> AblationRun:
         title = self.settings.title
@@ -104,7 +104,7 @@ class AblationStudy:
 def read_study(
     path: Path, overrides: Sequence[str] = (), *, needs_data: bool = True
 ) -> AblationStudy:
-    """Read a study's file, and resolve every condition to a run's whole configuration.
+    """Return a study read from its file, with every condition resolved to a configuration.
 
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
@@ -113,7 +113,7 @@ def read_study(
 
 
 def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> AblationStudy:
-    """Resolve every condition of a study to a run's whole configuration; ``path`` is its file.
+    """Return a study with every condition resolved to a configuration; ``path`` is its file.
 
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
@@ -139,14 +139,14 @@ def _resolve(name: str, settings: StudyConfig, base: Config, path: Path) -> Conf
         if key.startswith(_BY_THE_STUDY):
             raise UserError(
                 f"{given}: is the same for all conditions, or set by the study; take it out"
-                " (seeds stand under seeds, other settings of all runs under fixed)"
+                " (seeds belong under seeds, other settings of all runs under fixed)"
             )
         set_key(tree, key, value)
     return validate(Config, tree, _sources(name, settings, path))
 
 
 def _sources(name: str, settings: StudyConfig, path: Path) -> dict[str, str]:
-    """Return what stands before a key of a condition in a message."""
+    """Return the prefixes of a condition's keys in messages."""
     where = f"{path}: conditions.{name}"
     return {"": f"{where}: "} | dict.fromkeys(settings.conditions[name], f"{where}.")
 
@@ -174,5 +174,5 @@ def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None
 
 
 def settings_as_text(settings: Mapping[str, Any]) -> str:
-    """Write a condition's settings on one line."""
+    """Return a condition's settings on one line."""
     return ", ".join(f"{key}={shown(value)}" for key, value in settings.items()) or "as the base"

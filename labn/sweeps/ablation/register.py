@@ -1,7 +1,7 @@
-"""The best condition's network, registered in the tracker with a model card.
+"""Registration of the best condition's network in the tracker, with a model card.
 
-Conditions are ranked by validation, not by the part that the report is of: a network chosen on
-test images would be reported too well.
+Conditions are ranked by validation, not by the subset of the report: the test scores of a network
+chosen on test images would be biased.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _SCORE = "val_pid"
 
 
 def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
-    """Register the best run of the best condition, by its mean validation PID; give its card.
+    """Register the best run of the condition with the best mean validation PID.
 
-    None: no run is finished, or nothing is tracked.
+    Return the file of its model card; None where no run is finished or nothing is tracked.
     """
     finished = [run for run in study.runs() if study.is_finished(run)]
     if not finished or study.base.tracking.uri == "none":
@@ -44,25 +44,25 @@ def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
     runs = [run for run in finished if run.condition == condition]
     best = max(runs, key=lambda run: scores[run.name])
     card = _card(study, best, runs)
-    place = study.settings.output_dir / "report" / "model_card.md"
-    write_atomically(place, card)
+    file = study.settings.output_dir / "report" / "model_card.md"
+    write_atomically(file, card)
     name = f"labn-{study.base.data.name}"
     metrics = _metrics(best)
     tags = {key: f"{value:.4f}" for key, value in metrics.items()}
     tags |= {"condition": condition, "seed": str(best.seed), "study": study.settings.title}
     try:
         version = _register(best, name=name, card=card, tags=tags)
-    # No export and no tracker is worth a finished study and its report.
+    # A failed export or tracker must not break a finished study and its report.
     except Exception as error:
         reporter.message(f"{best.name} is not registered: {describe_error(error)}")
         logger.debug("the registration failed here", exc_info=True)
     else:
         reporter.message(f"registered {best.name} as {name}, version {version}")
-    return place
+    return file
 
 
 def _register(run: AblationRun, *, name: str, card: str, tags: Mapping[str, str]) -> int:
-    """Register the network of a run, which is logged first if it was not; return the version."""
+    """Register the network of a run, logged first if it was not; return the version."""
     uri, run_id = run.config.tracking.uri, RunFolder(run.config.output_dir).tracker_run_id
     assert run_id is not None, f"{run.name} was tracked"
     version = register_model(uri, run_id, name=name, card=card, tags=tags)
@@ -87,7 +87,7 @@ def _log_network(run: AblationRun) -> None:
 
 
 def _metrics(run: AblationRun) -> dict[str, float]:
-    """Give the few metrics that a network is known by, of validation and of the scored part."""
+    """Return the main metrics of a network, on validation and on the scored subset."""
     outcome, every = run.outcome, validation_metrics(run.config.output_dir)
     every |= outcome.metrics if outcome else {}
     wanted = ("pid", "pid_random", "auroc", "accuracy", "tss")
@@ -100,17 +100,18 @@ def _card(study: AblationStudy, best: AblationRun, runs: Sequence[AblationRun]) 
         f"# {best.name} of {study.settings.title}",
         "",
         f"A {config.model.backbone} with B = {config.model.split}, which classifies images of"
-        f" {config.data.name} and shows by its attention where it looked (Lambda Attention Branch"
+        f" {config.data.name} and explains itself by an attention map (Lambda Attention Branch"
         " Networks, Iida et al., ACCV 2022).",
         "",
         f"- Condition {best.condition}: {settings_as_text(study.differing()[best.condition])}.",
         f"- Chosen by {_SCORE}: the mean over the condition's seeds (n = {len(runs)}) was the"
-        " highest, and this seed's the highest among them. So its own value is too high.",
+        " highest, and this seed's the highest among them. Its own value is therefore biased"
+        " upwards.",
         f"- Input: float32 of {config.data.image_size} x {config.data.image_size} pixels,"
         " standardised as in training. Output: probabilities and attention.",
-        f"- Scored on the {study.settings.evaluate.split} part.",
-        "- For research. It was not made, nor tested, for any decision about a patient or a"
-        " warning.",
+        f"- Scored on the {study.settings.evaluate.split} subset.",
+        "- For research only. It was neither made nor tested for decisions about patients or"
+        " warnings.",
         "",
         "| score | this run | mean ± s.d. of the condition's seeds |",
         "| :-- | --: | --: |",

@@ -1,7 +1,7 @@
-"""ASHA by epoch: which trials go on at each rung (Li et al. 2020), whatever process measured it.
+"""ASHA over epochs: which trials continue after each rung (Li et al. 2020).
 
-Tune's scheduler decides; but it stops nobody. The trial itself hears of the decision, ends its
-run in order, and so frees whatever it holds, workers and their placement groups too.
+Tune's scheduler decides but does not stop the trial. The trial reads the decision and ends its run
+itself, which releases its workers and their placement groups.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def list_rungs(settings: PruningConfig, num_epochs: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Known:
-    """A trial by its number in the study, under which Tune knows only its own ids."""
+    """A trial as Tune's ASHA identifies it: by its number in the study."""
 
     trial_id: str
 
 
 class AshaByEpoch(Unpickled, FIFOScheduler):
-    """Tune's ASHA on the study's trials; ``on_prune`` hears a number, and why."""
+    """Tune's ASHA over the study's trials; ``on_prune`` receives a trial's number and a reason."""
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class AshaByEpoch(Unpickled, FIFOScheduler):
 
     @property
     def metric(self) -> str:
-        """What is compared."""
+        """The metric that is compared."""
         return self._name
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Take no notice: metric and mode are known."""
+        """Ignore the properties: metric and mode are known."""
         return True
 
     def remember(
         self, number: int, epochs: Mapping[int, Mapping[str, float]], *, is_over: bool
     ) -> None:
-        """Count what an earlier process measured of a trial."""
+        """Add the epochs of a trial that an earlier process measured."""
         known = _Known(str(number))
         self._asha.on_trial_add(None, known)
         for epoch, metrics in sorted(epochs.items()):
@@ -79,20 +79,20 @@ class AshaByEpoch(Unpickled, FIFOScheduler):
             self._asha.on_trial_remove(None, known)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Take up a trial."""
+        """Register a trial."""
         self._asha.on_trial_add(None, _number_of(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide on an epoch; a trial at its last one has nothing left to be spared."""
-        go_on: str = TrialScheduler.CONTINUE
+        """Compare a trial after an epoch other than its last, and return CONTINUE."""
+        proceed: str = TrialScheduler.CONTINUE
         if not result.get("epoch", math.inf) < self._num_epochs:
-            return go_on
+            return proceed
         decision = self._asha.on_trial_result(None, _number_of(trial), result)
         if decision == TrialScheduler.STOP:
             score, epoch = result[self._name], int(result["epoch"])
             reason = f"{self._name} {score:.3f} was not among the best after epoch {epoch}"
             self._on_prune(int(trial.config["number"]), reason)
-        return go_on
+        return proceed
 
 
 def _number_of(trial: Any) -> _Known:

@@ -1,7 +1,7 @@
-"""The best trials trained again, from seeds the search never saw, and tested against the base.
+"""Confirmation of the best trials: trained again from new seeds, and tested against the base.
 
-A search's best score is the best of many, and so too high. What it is worth is told by new seeds
-and the test part, which no trial has looked at.
+The best score of a search is a maximum over many trials, and so biased upwards. New seeds and the
+test subset, which no trial used, give an unbiased estimate.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _METHOD = "LABN"
 _SIGNIFICANT = 0.05
 
 REFERENCE = "base"
-"""The condition of the settings that the search started from, as in its file's base."""
+"""The name of the condition with the settings of the search's base."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """What came of it: the report, and the best trial's test against the base.
+    """The report of a confirmation, and the best trial's test against the base.
 
-    ``verdict`` is one sentence; ``test`` the difference it is about, as in ``report.json``, or None
-    where the best trial has the base's settings.
+    ``test`` is the tested difference, as in ``report.json``, or None where the best trial has the
+    base's settings; ``verdict`` states it in one sentence.
     """
 
     study: StudySummary
@@ -43,7 +43,7 @@ class Confirmation:
     verdict: str
 
     def as_json(self) -> dict[str, Any]:
-        """Give all of it as plain values."""
+        """Return the confirmation as plain values."""
         return {"winner": self.winner, "verdict": self.verdict, "test": self.test} | {
             "study": self.study.as_json()
         }
@@ -58,28 +58,28 @@ def confirm_best(
     reporter: Reporter,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Confirmation:
-    """Train the best trials and the base from new seeds, and score each once on the test part.
+    """Train the best trials and the base from new seeds, and score each once on the test subset.
 
-    Runs go to ``retrained`` in the search's folder; finished ones are kept.
+    Runs are written to ``retrained`` in the search's folder; finished ones are kept.
 
     Raises:
         UserError: the folder holds a study of other settings.
-        RunFailed: no trial finished, some runs failed, or it was asked to stop.
+        RunFailed: no trial finished, some runs failed, or ``should_stop`` returned True.
     """
     space = Space(search, path)
     ranked = SearchStudy(search, space).ranked()
     if not ranked:
-        raise RunFailed("no trial finished and kept the constraint: there is none to train again")
+        raise RunFailed("no trial finished within the constraint: there is none to confirm")
     base = space.config({})
-    points = {f"trial-{trial.number}": space.point_of(trial.params) for trial in ranked[:num_best]}
+    best = {f"trial-{trial.number}": space.decode(trial.params) for trial in ranked[:num_best]}
     # The base is trained anyway.
-    others = {name: point for name, point in points.items() if space.config(point) != base}
+    others = {name: one for name, one in best.items() if space.config(one) != base}
     sizes = search.objective.patch_sizes or (space.base.validation.pid_patch_size,)
     study = resolve_study(_study_settings(search, space, others, num_seeds, sizes), path)
     summary = run_study(study, reporter, should_stop)
-    winner = next(iter(points))
+    winner = next(iter(best))
     if winner not in others:
-        verdict = f"{winner}, the best, has the settings of {REFERENCE}: there is nothing to test"
+        verdict = f"{winner}, the best, has the settings of {REFERENCE}: nothing to test"
         return Confirmation(study=summary, winner=winner, test=None, verdict=verdict)
     test = _test(summary, winner, f"PID m={sizes[0]}")
     return Confirmation(study=summary, winner=winner, test=test, verdict=_verdict(winner, test))
@@ -92,7 +92,7 @@ def _study_settings(
     num_seeds: int,
     sizes: tuple[int, ...],
 ) -> StudyConfig:
-    first = space.base.train.seed + search.trial.seeds  # of those that no trial was trained with
+    first = space.base.train.seed + search.trial.seeds  # the first seed that no trial used
     return StudyConfig(
         base=space.base.model_dump(mode="json"),
         conditions={REFERENCE: {}, **chosen},
@@ -106,14 +106,14 @@ def _study_settings(
 
 
 def _test(summary: StudySummary, winner: str, score: str) -> Mapping[str, Any]:
-    """Find the test of the best trial against the base."""
+    """Return the test of the best trial against the base."""
     report = json.loads((summary.folder / "report" / "report.json").read_text(encoding="utf-8"))
     cells = [{"condition": name, "method": _METHOD, "score": score} for name in (winner, REFERENCE)]
     return next(row for row in report["differences"] if [row["cell"], row["other"]] == cells)
 
 
 def _verdict(winner: str, test: Mapping[str, Any]) -> str:
-    """Say whether the winner beats the base, by the corrected test over seeds."""
+    """Return whether the winner beats the base by the corrected test over seeds, as a sentence."""
     p, holm = test["welch_p"], test["welch_p_holm"]
     is_better = test["difference"] > 0 and holm is not None and holm < _SIGNIFICANT
     seeds = (
@@ -123,7 +123,7 @@ def _verdict(winner: str, test: Mapping[str, Any]) -> str:
         f" (Holm {holm:.3f})"
     )
     return (
-        f"{winner} less {REFERENCE}, {test['cell']['score']} on the test part:"
+        f"{winner} minus {REFERENCE}, {test['cell']['score']} on the test subset:"
         f" {test['difference']:+.3f}, {seeds}, p = {test['permutation_p']:.3f} over"
         f" {test['num_images']} images: {'better' if is_better else 'not shown to be better'}"
     )

@@ -1,4 +1,4 @@
-"""What was tried and what came of it, kept by an Optuna study; it outlives every process."""
+"""The trials of a search, stored in an Optuna study, which outlives every process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import INCIDENTAL_KEYS
 from labn.sweeps.search.samplers import make_sampler, quiet_optuna
-from labn.sweeps.search.space import Point, Space
+from labn.sweeps.search.space import Parameters, Space
 from labn.sweeps.worker import Outcome
 from labn.tracking import redact
 
@@ -31,21 +31,21 @@ STATES = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "interrupted",
 }
-"""How trials ended, by Optuna's states; one that has not, no process works on where none is."""
+"""Our names of Optuna's states; a running trial without a process is interrupted."""
 
 _JOURNAL = "journal:"
 _EPOCHS, _METRICS, _SPREAD = "epochs", "metrics", "spread"
 _REASON, _TIME_S, _DUPLICATE, _DEFINITION = "reason", "time_s", "duplicate_of", "definition"
 _NUM_TRIES = 50
-"""Draws of a point that was not tried before."""
+"""How many draws are tried for parameters that are new."""
 _NUM_TRUSTED = 3
-"""How many of them are the sampler's."""
+"""How many of these draws are the sampler's; the rest are random."""
 
 
 def storage_url(search: SearchConfig) -> str:
-    """Return where a search's study is kept."""
+    """Return the URL of the storage of a search's study."""
     if search.storage is None and os.environ.get("LABN_SHARED"):
-        # On a cluster's node the folder is NFS as a rule, where SQLite's locks do not hold.
+        # On a cluster the folder is usually on NFS, where SQLite's locks do not work.
         return f"{_JOURNAL}{search.output_dir}/study.journal"
     return search.storage or f"sqlite:///{search.output_dir}/study.db"
 
@@ -71,48 +71,48 @@ class SearchStudy:
             num_objectives=len(self.objectives),
         )
         if not any(trial.state != TrialState.WAITING for trial in known):
-            for point in space.first_points()[: search.trials]:
-                self.optuna.enqueue_trial(point, skip_if_exists=True)
+            for parameters in space.first_parameters()[: search.trials]:
+                self.optuna.enqueue_trial(parameters, skip_if_exists=True)
         self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self.interrupted = frozenset(trial.number for trial in self._interrupted)
-        """Numbers of the trials that an earlier process left amid their work."""
+        """Numbers of the trials that an earlier process left unfinished."""
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """List all trials that count, running ones too."""
+        """All trials, running ones too, without duplicates."""
         return [
             trial
             for trial in self.optuna.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and _DUPLICATE not in trial.user_attrs
         ]
 
-    def next(self) -> tuple[int, Point] | None:
-        """Give an interrupted trial, else draw a new one; None where the budget is used up.
+    def next(self) -> tuple[int, Parameters] | None:
+        """Return an interrupted trial, else a new one; None where the budget is used up.
 
-        A trial's number is its own for ever. No point is given twice.
+        A trial keeps its number. No parameters are returned twice.
         """
         if self._interrupted:
             earlier = self._interrupted.pop(0)
-            # Whatever a killed process had not drawn yet is drawn now.
+            # Parameters that a killed process had not drawn yet are drawn now.
             return earlier.number, self._space.draw(Trial(self.optuna, earlier._trial_id))
         if len(self.trials) >= self._search.trials:
             return None
         return self._draw_new()
 
-    def _draw_new(self) -> tuple[int, Point] | None:
-        """Draw a point that was not tried before; None where there seems to be none left."""
+    def _draw_new(self) -> tuple[int, Parameters] | None:
+        """Draw parameters that were not tried before; None where there seem to be none left."""
         sampler = self.optuna.sampler
         try:
             for attempt in range(_NUM_TRIES):
                 if attempt == _NUM_TRUSTED:
-                    # A model that is sure of its best point gives it again and again.
+                    # A sampler that has converged draws the same parameters again and again.
                     seed = self._search.sampler.seed + len(self.optuna.get_trials(deepcopy=False))
                     self.optuna.sampler = RandomSampler(seed)
                 trial = self.optuna.ask()
-                point = self._space.draw(trial)
+                parameters = self._space.draw(trial)
                 same = [t.number for t in self.trials if t.params == trial.params]
                 if same == [trial.number]:
-                    return trial.number, point
+                    return trial.number, parameters
                 trial.set_user_attr(_DUPLICATE, same[0])
                 self.optuna.tell(trial, state=TrialState.FAIL)
             return None
@@ -120,12 +120,12 @@ class SearchStudy:
             self.optuna.sampler = sampler
 
     def record_epoch(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Keep what an epoch gave."""
+        """Store the metrics of an epoch."""
         trial = self._handle(number)
         epochs = dict(trial.user_attrs.get(_EPOCHS, {}))
         epoch = str(int(metrics["epoch"]))
         if epoch in epochs:
-            return  # done again after a kill
+            return  # repeated after a kill
         names = ("val_pid", "val_auroc", "val_accuracy", "val_loss")
         epochs[epoch] = {name: metrics[name] for name in names if name in metrics}
         trial.set_user_attr(_EPOCHS, epochs)
@@ -133,7 +133,7 @@ class SearchStudy:
             trial.report(metrics[self.objectives[0]], int(epoch))
 
     def conclude(self, number: int, outcome: Outcome) -> None:
-        """Keep how a trial ended; pruned is pruned, failed is failed with its reason."""
+        """Store the outcome of a trial."""
         trial = self._handle(number)
         values = [outcome.metrics.get(name, math.nan) for name in self.objectives]
         for key, value in (
@@ -153,30 +153,30 @@ class SearchStudy:
             self.optuna.tell(trial, state=state)
 
     def best(self) -> FrozenTrial | None:
-        """Give the finished trial of the best score among those that keep the constraint.
+        """Return the finished trial of the best score among those that satisfy the constraint.
 
-        With two objectives, the best in the first of them.
+        With two objectives, the first decides.
         """
         return next(iter(self.ranked()), None)
 
     def ranked(self) -> list[FrozenTrial]:
-        """List the finished trials that keep the constraint, those of the best score first."""
+        """Return the finished trials that satisfy the constraint, the best first."""
         finished = [t for t in self.trials if t.state == TrialState.COMPLETE and is_feasible(t)]
         return sorted(finished, key=lambda trial: -trial.values[0])
 
     def front(self) -> list[FrozenTrial]:
-        """List the feasible finished trials that no other is better than in every objective."""
+        """Return the Pareto front of the feasible finished trials."""
         finished = self.ranked()
         return [t for t in finished if not any(_dominates(other, t) for other in finished)]
 
-    def point(self, trial: FrozenTrial) -> Point:
-        """Give a trial's settings, by the keys of a run's configuration."""
-        return self._space.point_of(trial.params)
+    def parameters(self, trial: FrozenTrial) -> Parameters:
+        """Return a trial's parameters, by the keys of a run's configuration."""
+        return self._space.decode(trial.params)
 
     def _set_constraint(self, trial: Trial, outcome: Outcome) -> None:
         constraint = self._search.objective.constraint
         if constraint is not None:
-            # Feasible at or below 0. A score that is not there is not reached.
+            # Feasible at or below 0. A missing score counts as 0.
             score = outcome.metrics.get(constraint.metric, 0.0)
             trial.set_constraint(constraint.metric, constraint.at_least - score)
 
@@ -198,7 +198,7 @@ class SearchStudy:
             raise _unusable(url, error) from error
 
     def _check_definition(self) -> None:
-        """Keep what is searched with the study, and refuse to mix two searches in one."""
+        """Store the search's definition in the study; refuse a study of another search."""
         search = self._search
         base = flatten(self._space.base.model_dump(mode="json"))
         new = {key: value for key, value in base.items() if not key.startswith(INCIDENTAL_KEYS)}
@@ -225,46 +225,46 @@ class SearchStudy:
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Open, and make where needed, a study's storage: a database's URL, or ``journal:FILE``."""
+    """Open or create a study's storage: the URL of a database, or ``journal:FILE``."""
     if url.startswith(_JOURNAL):
-        place = Path(url.removeprefix(_JOURNAL)).expanduser()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(place)))
+        file = Path(url.removeprefix(_JOURNAL)).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(file)))
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return RDBStorage(url)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Tell whether a trial keeps the search's constraint."""
+    """Return whether a trial satisfies the search's constraint."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
 def epochs_of(trial: FrozenTrial) -> dict[int, dict[str, float]]:
-    """Give the scores of a trial's epochs so far, by epoch."""
+    """Return the metrics of a trial's epochs so far, by epoch."""
     epochs = trial.user_attrs.get(_EPOCHS, {})
     return {int(epoch): metrics for epoch, metrics in epochs.items()}
 
 
 def metrics_of(trial: FrozenTrial) -> dict[str, float]:
-    """Give the metrics that a trial ended with."""
+    """Return the metrics that a trial ended with."""
     metrics: dict[str, float] = trial.user_attrs.get(_METRICS, {})
     return metrics
 
 
 def spread_of(trial: FrozenTrial) -> dict[str, float]:
-    """Give the standard deviations of a trial's metrics over its seeds."""
+    """Return the standard deviations of a trial's metrics over its seeds."""
     spread: dict[str, float] = trial.user_attrs.get(_SPREAD, {})
     return spread
 
 
 def reason_of(trial: FrozenTrial) -> str:
-    """Say why a trial failed or was pruned."""
+    """Return why a trial failed or was pruned."""
     return str(trial.user_attrs.get(_REASON, ""))
 
 
 def time_of(trial: FrozenTrial) -> float | None:
-    """Give how many seconds a trial ran, since it was last started."""
+    """Return the seconds that a trial ran since its last start."""
     time_s: float | None = trial.user_attrs.get(_TIME_S)
     return time_s
 

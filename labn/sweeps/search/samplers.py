@@ -1,4 +1,4 @@
-"""Optuna's samplers by name."""
+"""Optuna's samplers, by name."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from labn.errors import UserError
 def make_sampler(
     settings: SamplerConfig, *, num_known: int, is_conditional: bool, num_objectives: int
 ) -> BaseSampler:
-    """Make a sampler that goes on after ``num_known`` trials, and repeats none of their draws.
+    """Return a sampler that continues after ``num_known`` trials without repeating their draws.
 
     Raises:
-        UserError: the sampler cannot do what the search asks of it.
+        UserError: the sampler does not support the search.
     """
     if settings.name == "cmaes" and num_objectives > 1:
         raise UserError(
-            "sampler.name = cmaes: knows one objective only; give one in objective.maximise, or"
+            "sampler.name = cmaes: supports one objective only; give one in objective.maximise, or"
             " another sampler (tpe, gp)"
         )
     seed, num_startup = settings.seed + num_known, settings.startup_trials
@@ -43,7 +43,7 @@ def make_sampler(
                     n_startup_trials=num_startup,
                     multivariate=True,
                     group=is_conditional,
-                    # Trials that run now count as bad where they are, so that others go elsewhere.
+                    # Running trials count as bad, so that new ones are drawn elsewhere.
                     constant_liar=True,
                 )
             case "gp":
@@ -51,7 +51,7 @@ def make_sampler(
             case "cmaes":
                 return _cmaes(seed, num_startup)
             case "qmc":
-                # A sequence goes on where it was by the study; with another seed it would not.
+                # The study continues the sequence, which another seed would change.
                 return QMCSampler(
                     seed=settings.seed,
                     scramble=True,
@@ -77,5 +77,5 @@ def _cmaes(seed: int, num_startup: int) -> CmaEsSampler:
 
 
 def quiet_optuna() -> None:
-    """Leave Optuna's own lines out; the search tells of its trials itself."""
+    """Silence Optuna's log lines; the search reports its trials itself."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,7 +1,7 @@
-"""The search itself: Ray Tune runs the trials, the study says which, and keeps what they give.
+"""The driver of a search: the study chooses and stores trials, Ray Tune runs them.
 
-Tune's own state is thrown away with the process. All that must outlive it lies in the study and in
-the trials' folders; so whoever starts the search again, goes on from there.
+Tune's own state is discarded with the process. A search resumes from the study and from the trials'
+folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from labn.runs.folder import locked
 from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.callback import TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy, epochs_of
-from labn.sweeps.search.search_outputs import SearchRecords
+from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.search_results import SearchResults
 from labn.sweeps.search.searcher import StudySearcher
 from labn.sweeps.search.space import Space
@@ -43,7 +43,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # the search says it itself
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # the callback reports it
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -51,25 +51,25 @@ _TUNE_ENVIRONMENT = {
 def run_search(
     search: SearchConfig,
     path: Path,
-    watcher: SearchReporter,
+    reporter: SearchReporter,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SearchResults:
-    """Search to the end of the budget, on from where an earlier process was; give the summary.
+    """Run or resume a search until its budget is used up, and return the summary.
 
     ``path`` is the search's file, for messages. Uses the Ray that this process is connected to,
-    else that of ``RAY_ADDRESS``, else one of its own on this machine.
+    else that of ``RAY_ADDRESS``, else a local one.
 
     Raises:
-        UserError: the settings do not hold together, or there is no room for a trial.
-        RunFailed: trials failed alike, one after the other, or the search was asked to stop.
+        UserError: the settings contradict each other, or there is no capacity for a trial.
+        RunFailed: trials in a row failed alike, or ``should_stop`` returned True.
     """
     space = Space(search, path)
     with locked(search.output_dir, "runs this search", name=".search.lock"):
         study = SearchStudy(search, space)
-        records = SearchRecords(search, space, study)
-        with records.closing():
-            problem = _search(search, space, study, records, watcher, should_stop)
-            summary = records.conclude()
+        outputs = SearchOutputs(search, space, study)
+        with outputs.closing():
+            problem = _search(search, space, study, outputs, reporter, should_stop)
+            summary = outputs.conclude()
             if problem:
                 raise problem
     return summary
@@ -79,42 +79,42 @@ def _search(
     search: SearchConfig,
     space: Space,
     study: SearchStudy,
-    records: SearchRecords,
-    watcher: SearchReporter,
+    outputs: SearchOutputs,
+    reporter: SearchReporter,
     should_stop: Callable[[], bool],
 ) -> RunFailed | None:
-    """Run what is left of the budget; return what ended it early, if anything did."""
+    """Run the rest of the budget; return what ended it early, if anything did."""
     num_done = len(study.trials) - len(study.interrupted)
     if num_done:
-        watcher.message(
+        reporter.message(
             f"{search.output_dir}: {num_done} of {search.trials} trials are done already"
-            + (f", {len(study.interrupted)} go on" if len(study.interrupted) else "")
+            + (f", {len(study.interrupted)} to resume" if study.interrupted else "")
         )
     if num_done >= search.trials:
         return None
     os.environ.update(_TUNE_ENVIRONMENT)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with connected(watcher.message, lambda: check_capacity(search.trial.processes, "trial")):
-        check_nodes(Requirements.of(space.base, search.trial.processes), watcher.message)
-        board = SearchStatus(search.trials)
-        events = TuneCallback(search, space, study, records, board, watcher, should_stop)
+    with connected(reporter.message, lambda: check_capacity(search.trial.processes, "trial")):
+        check_nodes(Requirements.of(space.base, search.trial.processes), reporter.message)
+        status = SearchStatus(search.trials)
+        callback = TuneCallback(search, space, study, outputs, status, reporter, should_stop)
         try:
-            _tuner(search, study, space, events, records).fit()
+            _tuner(search, study, space, callback, outputs).fit()
         except TuneError as error:
             lines = str(error).strip().splitlines() or ["Ray Tune failed"]
             raise RunFailed(
-                f"the search broke off ({lines[-1]}); the same command goes on from here"
+                f"the search failed ({lines[-1]}); run the same command again to resume"
             ) from error
-    return events.problem
+    return callback.problem
 
 
 def _tuner(
     search: SearchConfig,
     study: SearchStudy,
     space: Space,
-    events: TuneCallback,
-    records: SearchRecords,
+    callback: TuneCallback,
+    outputs: SearchOutputs,
 ) -> tune.Tuner:
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, worker=_worker(search), required=_required(search)),
@@ -125,40 +125,42 @@ def _tuner(
         tune_config=tune.TuneConfig(
             metric=search.objective.maximise[0],
             mode="max",
-            search_alg=StudySearcher(search, space, study, events, records),
-            scheduler=_scheduler(search, space, study, events),
+            search_alg=StudySearcher(search, space, study, callback, outputs),
+            scheduler=_scheduler(search, space, study, callback),
             num_samples=-1,  # the study ends the search
             max_concurrent_trials=max_concurrent(
                 search.trial.processes, search.trial.max_concurrent
             ),
-            reuse_actors=search.trial.workers == 1,  # spares most trials the import of torch
+            reuse_actors=search.trial.workers == 1,  # saves most trials the import of torch
             trial_dirname_creator=lambda trial: str(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
             name=f"session-{time.time_ns()}",
             storage_path=str(search.output_dir / "ray"),
             failure_config=tune.FailureConfig(max_failures=_MAX_RESTARTS),
-            callbacks=[events],
-            stop=events.stopper,
+            callbacks=[callback],
+            stop=callback.stopper,
             verbose=0,
         ),
     )
 
 
-def _scheduler(search: SearchConfig, space: Space, study: SearchStudy, events: TuneCallback) -> Any:
+def _scheduler(
+    search: SearchConfig, space: Space, study: SearchStudy, callback: TuneCallback
+) -> Any:
     if search.pruning is None:
         return None
     metric = search.objective.maximise[0]
-    rungs = AshaByEpoch(
+    scheduler = AshaByEpoch(
         search.pruning,
         metric=metric,
         num_epochs=space.base.train.epochs,
         on_prune=lambda number, reason: prune(trial_folder(search, number), reason),
     )
     for trial in study.trials:
-        # What earlier processes measured counts as if it had been measured now.
-        rungs.remember(trial.number, epochs_of(trial), is_over=trial.state != TrialState.RUNNING)
-    return rungs
+        is_over = trial.state != TrialState.RUNNING
+        scheduler.remember(trial.number, epochs_of(trial), is_over=is_over)
+    return scheduler
 
 
 def _worker(search: SearchConfig) -> Worker:
@@ -176,13 +178,13 @@ def _required(search: SearchConfig) -> tuple[str, ...]:
 
 
 def export_study(folder: Path) -> SearchResults:
-    """Read the summary that a search left in its folder.
+    """Return the summary in a search's folder.
 
     Raises:
         UserError: there is none.
     """
-    place = folder / "summary.json"
-    if not place.is_file():
+    file = folder / "summary.json"
+    if not file.is_file():
         raise UserError(f"{folder}: holds no search (no summary.json); give a search's output_dir")
-    content: SearchResults = json.loads(place.read_text(encoding="utf-8"))
+    content: SearchResults = json.loads(file.read_text(encoding="utf-8"))
     return content

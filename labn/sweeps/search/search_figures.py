@@ -26,24 +26,24 @@ _CONTOUR = ("model.theta_alpha", "loss.theta_b")
 
 
 def draw_figures(study: SearchStudy, folder: Path) -> list[Path]:
-    """Draw what the trials so far allow, as PNG files."""
+    """Draw the figures that the trials so far allow; return the PNG files."""
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
     written = []
     verbosity = optuna.logging.get_verbosity()
-    # Which parameters have but one value is no news.
+    # Optuna warns of every parameter that has one value only.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name, draw in _plots(study):
         place = folder / f"{name}.png"
-        # Optuna sets a style and warns that its plots may change.
+        # Optuna sets a style, and warns that its plots are experimental.
         with mpl.rc_context(), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
                 axes = draw()
                 _save(np.ravel(np.asarray(axes, dtype=object))[0].get_figure(), place)
                 written.append(place)
-            # Too few trials, or all alike: each plot says so in its own way.
+            # Too few trials, or all alike: each plot raises another error.
             except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
                 logger.debug("%s is not drawn: %s", name, error)
             finally:
@@ -53,9 +53,8 @@ def draw_figures(study: SearchStudy, folder: Path) -> list[Path]:
 
 
 def _save(figure: Figure, place: Path) -> None:
-    """Write a PNG that is either whole or not there."""
     figure.set_size_inches(max(8.0, figure.get_figwidth()), max(5.0, figure.get_figheight()))
-    # Tight: Optuna's figures do not all know a layout that would make room for their labels.
+    # Tight, since not all of Optuna's figures leave space for their labels.
     save = partial(figure.savefig, format="png", dpi=_DPI, bbox_inches="tight")
     write_atomically(place, save)
 
@@ -81,19 +80,19 @@ def _plots(study: SearchStudy) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _below_title(axes: Any) -> Any:
-    """Make room for the legend of feasible trials, which Optuna lays over the title."""
+    """Raise the title, over which Optuna draws the legend of feasible trials."""
     axes.set_title(axes.get_title(), y=1.1)
     return axes
 
 
 def _by_epoch(axes: Any, score: str) -> Any:
-    """Name the axes, which Optuna cannot know."""
+    """Label the axes."""
     axes.set(title="Scores by epoch", xlabel="epoch", ylabel=score)
     return axes
 
 
 def _pair(study: SearchStudy) -> list[str] | None:
-    """Choose two parameters for the contour: the paper's thresholds, or the first two."""
+    """Return two parameters for the contour: the paper's thresholds, or the first two."""
     known = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
     if set(_CONTOUR) <= set(known):
         return list(_CONTOUR)

@@ -1,4 +1,4 @@
-"""What a search leaves behind: its entry in the tracker, figures, summary, best settings."""
+"""The outputs of a search: its entry in the tracker, figures, summary and best settings."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from labn.tracking import Status, redact
 _STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
-class SearchRecords:
-    """The entry of a search in the tracker, with those of its trials, and the files in its folder.
+class SearchOutputs:
+    """The tracker entries of a search and its trials, and the files in the search's folder.
 
     Raises:
         UserError: the tracker cannot be reached.
@@ -46,7 +46,7 @@ class SearchRecords:
         self._run_base = space.base.model_copy(update={"tracking": listed})
 
     def trial_ended(self, number: int, outcome: Outcome) -> None:
-        """Tell the tracker how a trial ended, on the trial's run and on the search's."""
+        """Log how a trial ended, in the trial's entry and in the search's."""
         tags = {"trial": str(number), "trial_state": outcome.state}
         if outcome.reason:
             tags["trial_reason"] = outcome.reason
@@ -59,14 +59,14 @@ class SearchRecords:
         self.entry.log_metrics(scores, step=number)
 
     def draw(self) -> list[Path]:
-        """Draw the figures of what is known so far."""
+        """Draw and log the figures of the trials so far; return their files."""
         figures = draw_figures(self._study, self._search.output_dir / "figures")
         for path in figures:
             self.entry.log_artifact(path, "figures")
         return figures
 
     def conclude(self) -> SearchResults:
-        """Write and log figures, summary and the best settings."""
+        """Write and log figures, summary and best settings; return the summary."""
         output_dir = self._search.output_dir
         figures = self.draw()
         summary = summarise(self._search, self._study, figures)
@@ -76,7 +76,7 @@ class SearchRecords:
         best = self._study.best()
         if best is not None:
             config = self._space.config(
-                self._study.point(best), output_dir=str(output_dir / "best")
+                self._study.parameters(best), output_dir=str(output_dir / "best")
             )
             write_atomically(output_dir / "best.yaml", dump_config(config))
             log_settings(self.entry, output_dir / "best.yaml")
@@ -87,7 +87,7 @@ class SearchRecords:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the search's entry after the block, and those of trials that it left running."""
+        """Close the search's entry after the block, and those of trials still running."""
         with closing_entry(self.entry):
             try:
                 yield
@@ -100,7 +100,7 @@ class SearchRecords:
                 self._close_runs(trial.number, {"trial_state": "interrupted"}, "KILLED")
 
     def _close_runs(self, number: int, tags: dict[str, str], status: Status) -> None:
-        """Tag and close the entries of a trial's runs, as far as they have any."""
+        """Tag and close the entries of a trial's runs."""
         for folder in map(RunFolder, run_folders(self._search, number)):
             if folder.tracker_run_id is not None:
                 best = {"checkpoint": str(folder.best_file)} if folder.best_file.is_file() else {}

@@ -1,4 +1,4 @@
-"""The result of a search, for programs and for people."""
+"""The summary of a search, as data and as Markdown."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from labn.sweeps.search.optuna_study import (
     storage_url,
     time_of,
 )
-from labn.sweeps.search.space import Point
-from labn.sweeps.search.status import point_as_text
+from labn.sweeps.search.space import Parameters
+from labn.sweeps.search.status import parameters_as_text
 from labn.sweeps.search.trial import trial_folder
 from labn.tracking import redact
 
 
 class TrialRow(TypedDict):
-    """One trial; ``metrics`` are of its best epoch, or its last where it was pruned."""
+    """A trial; ``metrics`` are those of its best epoch, or of its last where it was pruned."""
 
     number: int
     state: str
     is_feasible: bool
-    point: Point
+    point: Parameters
     metrics: dict[str, float]
     spread: dict[str, float]
     num_epochs: int
@@ -42,7 +42,7 @@ class TrialRow(TypedDict):
 
 
 class SearchResults(TypedDict):
-    """A search so far. ``best`` and ``front`` are numbers of trials."""
+    """The summary of a search so far. ``best`` and ``front`` are numbers of trials."""
 
     output_dir: str
     storage: str
@@ -59,7 +59,7 @@ class SearchResults(TypedDict):
 
 
 def summarise(search: SearchConfig, study: SearchStudy, figures: list[Path]) -> SearchResults:
-    """Collect what a study holds."""
+    """Return the summary of a study."""
     rows = [_row(search, study, trial) for trial in study.trials]
     best = study.best()
     constraint = search.objective.constraint
@@ -85,7 +85,7 @@ def _row(search: SearchConfig, study: SearchStudy, trial: FrozenTrial) -> TrialR
         number=trial.number,
         state=STATES[trial.state],
         is_feasible=is_feasible(trial),
-        point=study.point(trial),
+        point=study.parameters(trial),
         metrics=metrics_of(trial),
         spread=spread_of(trial),
         num_epochs=max(epochs, default=0),
@@ -96,7 +96,7 @@ def _row(search: SearchConfig, study: SearchStudy, trial: FrozenTrial) -> TrialR
 
 
 def as_markdown(summary: SearchResults) -> str:
-    """Write a summary for a person: the best trials first."""
+    """Return a summary as Markdown, the best trials first."""
     counts = ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
     lines = [
         f"# Search {summary['study']}",
@@ -115,9 +115,9 @@ def as_markdown(summary: SearchResults) -> str:
 
 def _verdict(summary: SearchResults) -> str:
     if summary["best"] is None:
-        return "No trial finished and kept the constraint."
+        return "No trial finished within the constraint."
     row = next(row for row in summary["trials"] if row["number"] == summary["best"])
-    text = f"Best: trial {row['number']}, {point_as_text(row['point'])}."
+    text = f"Best: trial {row['number']}, {parameters_as_text(row['point'])}."
     if summary["front"]:
         text += f" Pareto front: trials {', '.join(map(str, summary['front']))}."
     return text
@@ -137,7 +137,7 @@ def _ranked(summary: SearchResults) -> list[TrialRow]:
 def _line(row: TrialRow, names: list[str], keys: list[str]) -> str:
     scores = [_score(row, name) for name in names]
     values = [_value(row["point"].get(key)) for key in keys]
-    note = row["reason"] or ("" if row["is_feasible"] else "breaks the constraint")
+    note = row["reason"] or ("" if row["is_feasible"] else "violates the constraint")
     cells = [str(row["number"]), row["state"], *scores, str(row["num_epochs"]), *values,
              note.replace("|", "/")]  # fmt: skip
     return "| " + " | ".join(cells) + " |"

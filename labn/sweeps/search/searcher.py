@@ -1,4 +1,4 @@
-"""The study as Tune asks for trials."""
+"""The adapter from the study to Tune's searchers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ray.tune.search import Searcher
 from labn.config.search import SearchConfig
 from labn.sweeps.search.callback import TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy
-from labn.sweeps.search.search_outputs import SearchRecords
+from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
 from labn.sweeps.search.trial import trial_configs, trial_folder
 from labn.sweeps.search.unpickled import Unpickled
 
 
 class StudySearcher(Unpickled, Searcher):
-    """Gives Tune the study's trials: the interrupted first, then new ones.
+    """A searcher that suggests the study's trials: the interrupted first, then new ones.
 
-    What becomes of them reaches the study by ``TuneCallback``: Tune tells a searcher neither that a
-    trial was pruned, nor why it failed.
+    Outcomes reach the study by ``TuneCallback``: Tune does not notify a searcher that a trial was
+    pruned, nor why it failed.
     """
 
     def __init__(
@@ -29,21 +29,21 @@ class StudySearcher(Unpickled, Searcher):
         search: SearchConfig,
         space: Space,
         study: SearchStudy,
-        events: TuneCallback,
-        records: SearchRecords,
+        callback: TuneCallback,
+        outputs: SearchOutputs,
     ) -> None:
         super().__init__(metric=search.objective.maximise[0], mode="max")
         self._search, self._space, self._study = search, space, study
-        self._events, self._records = events, records
+        self._callback, self._outputs = callback, outputs
 
     def suggest(self, trial_id: str) -> Any:
-        """Give the next trial."""
-        drawn = None if self._events.must_stop() else self._study.next()
+        """Return the next trial, or that there are no more."""
+        drawn = None if self._callback.must_stop() else self._study.next()
         if drawn is None:
             return Searcher.FINISHED
-        number, point = drawn
-        parent_run_id = self._records.entry.run_id
-        runs = trial_configs(self._search, self._space, point, number, parent_run_id)
+        number, parameters = drawn
+        parent_run_id = self._outputs.entry.run_id
+        runs = trial_configs(self._search, self._space, parameters, number, parent_run_id)
         configs = json.dumps([run.model_dump(mode="json") for run in runs])
         folder = str(trial_folder(self._search, number))
         return {"number": number, "folder": folder, "configs": configs}
@@ -51,11 +51,11 @@ class StudySearcher(Unpickled, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hear it elsewhere."""
+        """Do nothing: the callback is notified."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep nothing: the study does."""
+        """Write an empty file: the study stores everything."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Need nothing."""
+        """Do nothing: the study stores everything."""

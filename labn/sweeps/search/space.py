@@ -1,8 +1,8 @@
-"""The space that is searched: which settings, between what, and the run that a point stands for.
+"""The search space: the parameters, their ranges, and the runs that they configure.
 
-A point is a mapping from the dotted keys of a run's configuration to values. In the study a
-parameter has the name of its key; B, whose range depends on the backbone where that is searched
-too, is ``model.split@BACKBONE`` there, and lists are written as JSON.
+Parameters are a mapping from the dotted keys of a run's configuration to values. The study names
+them by the same keys and stores lists as JSON. Where the backbone is searched too, the range of B
+depends on it, and the study's name of B is ``model.split@BACKBONE``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConf
 from labn.errors import UserError
 from labn.model.architectures import PLANS
 
-Point = dict[str, Any]
+Parameters = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 _BACKBONE, _SPLIT = "model.backbone", "model.split"
 _GOLDEN = 0.381966
-"""A place within a range at which no whole number lies, for most."""
+"""A fraction of a range at which there is mostly no whole number."""
 
 
 class Space:
-    """What a search's points are, checked against the configuration of a run.
+    """The space of a search, checked against the configuration of a run.
 
     Raises:
-        UserError: a key is unknown, a range empty or outside of what a run takes, a setting both
+        UserError: a key is unknown, a range is empty or not accepted by a run, or a setting is both
             fixed and searched.
     """
 
@@ -62,13 +62,13 @@ class Space:
         """Whether the range of a parameter depends on another one's value."""
         return _BACKBONE in self.domains and _SPLIT in self.domains
 
-    def first_points(self) -> list[Point]:
-        """List the points to try first, as the study's parameters."""
+    def first_parameters(self) -> list[Parameters]:
+        """Return the parameters to try first, encoded for the study."""
         settings = flatten(self.base.model_dump(mode="json"))
         own = {key: settings[key] for key in self.domains}
         if self._search.first is None:
             return [self._encoded(own)] if self._holds(own) else []
-        points = []
+        encoded = []
         for number, given in enumerate(self._search.first):
             given = dict(given)
             for key, value in given.items():
@@ -78,28 +78,28 @@ class Space:
                 given[key] = self._as_read(key, value, where)
                 if not self._holds(own | given, key):
                     raise UserError(f"{where}: lies outside its range in space")
-            points.append(self._encoded(own | given))
-        return points
+            encoded.append(self._encoded(own | given))
+        return encoded
 
-    def draw(self, trial: BaseTrial) -> Point:
-        """Have a trial's sampler choose a point."""
-        point: Point = {}
+    def draw(self, trial: BaseTrial) -> Parameters:
+        """Return the parameters that a trial's sampler draws."""
+        parameters: Parameters = {}
         for key in self.domains:
-            point[key] = _decoded(_suggest(trial, *self._parameter(key, point)))
-        return point
+            parameters[key] = _decoded(_suggest(trial, *self._parameter(key, parameters)))
+        return parameters
 
-    def point_of(self, parameters: Mapping[str, Any]) -> Point:
-        """Read a point from the study's parameters."""
-        return {name.partition("@")[0]: _decoded(value) for name, value in parameters.items()}
+    def decode(self, encoded: Mapping[str, Any]) -> Parameters:
+        """Return parameters as they were before they were encoded for the study."""
+        return {name.partition("@")[0]: _decoded(value) for name, value in encoded.items()}
 
-    def config(self, point: Point, **changes: Any) -> Config:
-        """Give the run that a point stands for.
+    def config(self, parameters: Parameters, **changes: Any) -> Config:
+        """Return the configuration of a run with these parameters.
 
         Raises:
-            UserError: its settings do not hold together.
+            UserError: its settings contradict each other.
         """
         tree = self.base.model_dump(mode="json")
-        settings = point | {key.replace("__", "."): value for key, value in changes.items()}
+        settings = parameters | {key.replace("__", "."): value for key, value in changes.items()}
         for key, value in settings.items():
             set_key(tree, key, value)
         return validate(Config, tree, {"": f"{self._path}: "})
@@ -129,11 +129,11 @@ class Space:
             )
 
     def _as_read(self, key: str, value: Any, where: str | None = None) -> Any:
-        """Give a value as a configuration reads it, in which 2 may become 2.0."""
+        """Return a value as a configuration reads it, in which 2 may become 2.0."""
         try:
             config = self.config({key: value})
         except UserError as error:
-            # Which says which file, key and value; known here better.
+            # Its file, key and value are replaced by those of the search.
             rule = str(error).partition(": ")[2].partition(": ")[2]
             where = where or f"{self._path}: space.{key} reaches {shown(value)}"
             raise UserError(f"{where}: {rule}") from None
@@ -146,7 +146,7 @@ class Space:
                 if len({json.dumps(choice) for choice in choices}) < len(choices):
                     raise UserError(f"{where}.choices = {choices}: holds a value twice")
             case _ if domain.high is None and key != _SPLIT:
-                raise UserError(f"{where}.high: required; only {_SPLIT} knows its own")
+                raise UserError(f"{where}.high: required; only {_SPLIT} has a default")
             case FloatRange() | IntRange():
                 if domain.high is not None and domain.low >= domain.high:
                     raise UserError(
@@ -156,12 +156,12 @@ class Space:
                 if domain.log and domain.low <= 0:
                     raise UserError(f"{where}.low = {domain.low:g}: must be above 0 with log: true")
         if key == _SPLIT and isinstance(domain, IntRange) and self.is_conditional:
-            return  # is cut to what each backbone has
+            return  # limited to the blocks of each backbone when drawn
         for value in _probes(domain):
             self._as_read(key, value)
 
-    def _parameter(self, key: str, point: Mapping[str, Any]) -> tuple[str, Distribution]:
-        """Name a parameter, and say between what it is drawn, given what was drawn before."""
+    def _parameter(self, key: str, parameters: Mapping[str, Any]) -> tuple[str, Distribution]:
+        """Return a parameter's name and distribution, given the parameters drawn before."""
         domain = self.domains[key]
         match domain:
             case Choices():
@@ -171,23 +171,27 @@ class Space:
         if key != _SPLIT:
             assert domain.high is not None
             return key, IntDistribution(domain.low, domain.high, log=domain.log)
-        backbone = point.get(_BACKBONE, self.base.model.backbone)
+        backbone = parameters.get(_BACKBONE, self.base.model.backbone)
         most = PLANS[backbone].num_bottlenecks
         high = most if domain.high is None else min(domain.high, most)
         low = min(domain.low, high)
         name = f"{_SPLIT}@{backbone}" if self.is_conditional else _SPLIT
         return name, IntDistribution(low, high, log=domain.log)
 
-    def _holds(self, point: Mapping[str, Any], only: str | None = None) -> bool:
+    def _holds(self, parameters: Mapping[str, Any], only: str | None = None) -> bool:
         keys = self.domains if only is None else [only]
-        return all(_contains(self._parameter(key, point)[1], _encode(point[key])) for key in keys)
+        return all(
+            _contains(self._parameter(key, parameters)[1], _encode(parameters[key])) for key in keys
+        )
 
-    def _encoded(self, point: Mapping[str, Any]) -> Point:
-        return {self._parameter(key, point)[0]: _encode(point[key]) for key in self.domains}
+    def _encoded(self, parameters: Mapping[str, Any]) -> Parameters:
+        return {
+            self._parameter(key, parameters)[0]: _encode(parameters[key]) for key in self.domains
+        }
 
 
 def _probes(domain: Domain) -> Iterator[Any]:
-    """Give values that all must be valid if the whole domain is to be."""
+    """Yield values that are all valid if the whole domain is."""
     match domain:
         case Choices(choices=choices):
             yield from choices

@@ -1,4 +1,4 @@
-"""What is known of a search at a moment, and how its watchers hear of it."""
+"""The status of a running search, and the protocol of its reporters."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from labn.sweeps.search.space import Point
+from labn.sweeps.search.space import Parameters
 
 
 @dataclass
 class RunningTrial:
-    """A trial that trains now; its scores are the last epoch's."""
+    """A trial that is training; ``metrics`` are those of its last epoch."""
 
     number: int
-    point: Point
+    parameters: Parameters
     num_epochs: int
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -31,41 +31,41 @@ class SearchStatus:
     ended: Counter[str] = field(default_factory=Counter)
     best: tuple[int, dict[str, float]] | None = None
     num_ended_here: int = 0
-    """Trials that ended since this process started, from which the time left follows."""
+    """Trials that ended since this process started, for the estimate of the time left."""
     start_s: float = field(default_factory=time.monotonic)
 
     @property
     def num_ended(self) -> int:
-        """How many trials have ended, however they did."""
+        """The number of trials that have ended, in any state."""
         return sum(self.ended.values())
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the last trial ends, at the pace so far; None where that is not known."""
+        """Estimated seconds until the last trial ends; None before the first has ended."""
         if not self.num_ended_here:
             return None
-        pace_s = (time.monotonic() - self.start_s) / self.num_ended_here
-        return pace_s * max(0, self.num_trials - self.num_ended)
+        per_trial_s = (time.monotonic() - self.start_s) / self.num_ended_here
+        return per_trial_s * max(0, self.num_trials - self.num_ended)
 
 
 @runtime_checkable  # for the type checks under pytest
 class SearchReporter(Protocol):
-    """Hears how a search goes."""
+    """A receiver of a search's progress."""
 
     def message(self, text: str) -> None:
-        """Pass on one line for a person."""
+        """Show one line of text."""
 
-    def show(self, board: SearchStatus) -> None:
-        """Hear that the board has changed, or that some time has passed."""
+    def show(self, status: SearchStatus) -> None:
+        """Show the status; called after changes and at intervals."""
 
 
-def point_as_text(point: Point) -> str:
-    """Write a point on one line."""
-    return " ".join(f"{key}={_short(value)}" for key, value in point.items())
+def parameters_as_text(parameters: Parameters) -> str:
+    """Return parameters on one line."""
+    return " ".join(f"{key}={_short(value)}" for key, value in parameters.items())
 
 
 def scores_as_text(metrics: dict[str, float]) -> str:
-    """Write the scores that a search may maximise."""
+    """Return the scores that a search may maximise, on one line."""
     names = ("val_pid", "val_auroc", "val_accuracy")
     return ", ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
 

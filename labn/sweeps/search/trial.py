@@ -1,4 +1,4 @@
-"""A trial: its runs, and what it does in its own process while the search decides on it."""
+"""A trial: its runs, and its process, which reports epochs and obeys pruning."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from labn.runs.reporter import Reporter
 from labn.storage.files import write_json
 from labn.sweeps.entry import run_config
 from labn.sweeps.search.asha import list_rungs
-from labn.sweeps.search.space import Point, Space
+from labn.sweeps.search.space import Parameters, Space
 from labn.sweeps.worker import Outcome, Worker, validation_metrics
 
 OUTCOME = "outcome"
-"""Key of a trial's last report: an ``Outcome``."""
+"""The key of a trial's last report, an ``Outcome``."""
 
 _PRUNED = "pruned.json"
 
@@ -34,21 +34,25 @@ def trial_folder(search: SearchConfig, number: int) -> Path:
 
 
 def run_folders(search: SearchConfig, number: int) -> list[Path]:
-    """Return the folders of a trial's runs: its own, or one for each seed in it."""
+    """Return the folders of a trial's runs: the trial's own, or one per seed in it."""
     folder, num_seeds = trial_folder(search, number), search.trial.seeds
     return [folder] if num_seeds == 1 else [folder / f"seed-{i}" for i in range(num_seeds)]
 
 
 def trial_configs(
-    search: SearchConfig, space: Space, point: Point, number: int, parent_run_id: str | None
+    search: SearchConfig,
+    space: Space,
+    parameters: Parameters,
+    number: int,
+    parent_run_id: str | None,
 ) -> list[Config]:
     """Return the configurations of a trial's runs, which differ in their seeds."""
-    config = space.config(point)
+    config = space.config(parameters)
     tracking = config.tracking.model_copy(update={"log_model": search.trial.log_model})
     changes: dict[str, Any] = {"tracking": tracking}
     if search.pruning is not None:
-        # The PID of early epochs decides less, and is measured on fewer points; on more from the
-        # epoch after a rung on, so that trials are measured alike at each rung.
+        # The PID of early epochs decides less, and is measured at fewer points. The number grows
+        # after a rung, so that all trials are measured alike at each rung.
         epochs = tuple(rung + 1 for rung in list_rungs(search.pruning, config.train.epochs))
         changes["validation"] = config.validation.model_copy(update={"pid_growth_epochs": epochs})
     config = config.model_copy(update=changes)
@@ -65,14 +69,14 @@ def trial_configs(
 
 
 def prune(folder: Path, reason: str) -> None:
-    """Tell a trial to stop, for good; it looks after every epoch."""
+    """Stop a trial permanently; it checks for this after every epoch."""
     write_json(folder / _PRUNED, {"reason": reason})
 
 
 def run_trial(given: dict[str, Any], worker: Worker, required: tuple[str, ...]) -> None:
-    """Be a trial: ``given`` has its ``folder``, and the ``configs`` of its runs as JSON.
+    """Run a trial: ``given`` holds its ``folder``, and the ``configs`` of its runs as JSON.
 
-    Without the ``required`` metrics it has failed.
+    A trial without the ``required`` metrics has failed.
     """
     configs = [Config.model_validate(tree) for tree in json.loads(given["configs"])]
     outcome = _complete(Path(given["folder"]), configs, worker, required)
@@ -82,7 +86,7 @@ def run_trial(given: dict[str, Any], worker: Worker, required: tuple[str, ...]) 
 def _complete(
     folder: Path, configs: Sequence[Config], worker: Worker, required: tuple[str, ...]
 ) -> Outcome:
-    """Complete the runs of a trial; return the mean of their metrics."""
+    """Complete the runs of a trial; return an outcome with the mean of their metrics."""
     every = []
     for number, config in enumerate(configs):
         reporter = _TrialReporter(folder, required, reports_epochs=number == 0)
@@ -115,15 +119,15 @@ def _with_mean_pid(config: Config, metrics: dict[str, float], worker: Worker) ->
 
 
 def _fault(metrics: Mapping[str, float], required: tuple[str, ...], place: str) -> str | None:
-    """Say which required metric is not there or not finite; None if all are well."""
+    """Return which required metric is missing or not finite; None if all are finite."""
     for name in required:
         if not math.isfinite(metrics.get(name, math.nan)):
-            return f"{name} of {place} is {metrics.get(name, 'not there')}"
+            return f"{name} of {place} is {metrics.get(name, 'missing')}"
     return None
 
 
 class _TrialReporter(Reporter):
-    """Reports each epoch to the search, and receives whether to stop."""
+    """A reporter that sends each epoch to the search, and receives whether to stop."""
 
     def __init__(self, folder: Path, required: tuple[str, ...], *, reports_epochs: bool) -> None:
         self._folder, self._required, self._reports_epochs = folder, required, reports_epochs
@@ -132,7 +136,7 @@ class _TrialReporter(Reporter):
         self.pruned = _read_pruned(folder)
 
     def is_stopped(self) -> bool:
-        """Return whether the run is to end before its time."""
+        """Return whether the run must end early."""
         return self.failure is not None or self.pruned is not None
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
@@ -142,11 +146,11 @@ class _TrialReporter(Reporter):
         if fault is not None:
             self.failure = fault
         elif self._reports_epochs:
-            # Returns once the search asks for more, having decided.
+            # Returns after the search has decided.
             tune.report(dict(metrics))
             self.pruned = _read_pruned(self._folder)
 
 
 def _read_pruned(folder: Path) -> str | None:
-    place = folder / _PRUNED
-    return str(json.loads(place.read_text())["reason"]) if place.is_file() else None
+    file = folder / _PRUNED
+    return str(json.loads(file.read_text())["reason"]) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What Tune may pickle, but nobody will read."""
+"""Objects that Tune pickles without content."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class Unpickled:
-    """An object of which Tune's own record of a search holds nothing.
+    """An object that is pickled without its attributes.
 
-    Tune pickles all it is given, to restore it later; the study is what outlives a search here,
-    and connections to it cannot be pickled.
+    Tune pickles its objects to restore them later. Here the study stores the search, and
+    connections to it cannot be pickled.
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything out."""
+        """Return no attributes."""
         return {}

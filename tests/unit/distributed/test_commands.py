@@ -71,7 +71,7 @@ def test_commands_for_kubernetes_are_kubectls(folder):
     ((*_, first, second),) = commands.tunnel(file)
     assert (first, second) == ("5000:5000", "8265:8265")
     with pytest.raises(
-        UserError, match=r"what a RayJob runs stands in it .*leave out .*search.py x"
+        UserError, match=r"a RayJob runs the file.s spec.entrypoint; leave out .*search.py x"
     ):
         commands.submit(file, folder.parent / "search.py", ["x"])
 

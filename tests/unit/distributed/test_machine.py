@@ -98,7 +98,7 @@ def test_a_torchvision_built_for_another_torch_fails(checks, monkeypatch):
     ("capabilities", "said"),
     [
         ({"avx512_bf16": True, "amx_bf16": False}, "bf16 in the CPU's hardware"),
-        ({"avx512_bf16": False}, "no bf16 known of"),
+        ({"avx512_bf16": False}, "no bf16 detected"),
     ],
 )
 def test_bf16_of_the_cpu_is_told(checks, monkeypatch, capabilities, said):

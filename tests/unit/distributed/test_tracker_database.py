@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from labn.distributed.launch.tracker_database import KeptDatabase
+from labn.distributed.launch.tracker_database import MirroredDatabase
 
 
 def write(file, word):
@@ -29,13 +29,13 @@ def places(tmp_path):
 
 def test_another_machine_goes_on_with_the_copy(places, tmp_path):
     here, copy = places
-    first = KeptDatabase(here, copy)
+    first = MirroredDatabase(here, copy)
     assert first.open() == "new"
     write(here, "one")
-    assert first.keep()
+    assert first.save_copy()
     elsewhere = tmp_path / "other/mlflow.db"
 
-    said = KeptDatabase(elsewhere, copy).open()
+    said = MirroredDatabase(elsewhere, copy).open()
 
     assert said == f"restored from {copy}"
     assert read(elsewhere) == ["one"]
@@ -43,41 +43,41 @@ def test_another_machine_goes_on_with_the_copy(places, tmp_path):
 
 def test_the_same_machine_goes_on_with_its_own_file_which_is_newer(places):
     here, copy = places
-    KeptDatabase(here, copy).open()
+    MirroredDatabase(here, copy).open()
     write(here, "after the last copy")
 
-    again = KeptDatabase(here, copy)
+    again = MirroredDatabase(here, copy)
 
-    assert again.open() == "as it was left here"
+    assert again.open() == "unchanged"
     assert read(here) == read(copy) == ["after the last copy"]
 
 
 def test_a_machine_whose_place_another_took_leaves_its_stale_file(places, tmp_path):
     here, copy = places
-    KeptDatabase(here, copy).open()
+    MirroredDatabase(here, copy).open()
     write(here, "lost with its head")
-    other = KeptDatabase(tmp_path / "other/mlflow.db", copy)
+    other = MirroredDatabase(tmp_path / "other/mlflow.db", copy)
     other.open()
     write(other.file, "of the other head")
-    other.keep()
+    other.save_copy()
 
-    assert KeptDatabase(here, copy).open() == f"restored from {copy}"
+    assert MirroredDatabase(here, copy).open() == f"restored from {copy}"
     assert read(here) == ["of the other head"]
 
 
 def test_nothing_is_copied_where_nothing_changed(places):
     here, copy = places
-    kept = KeptDatabase(here, copy)
+    kept = MirroredDatabase(here, copy)
     kept.open()
-    assert not kept.keep()
+    assert not kept.save_copy()
     write(here, "x")
-    assert kept.keep()
-    assert not kept.keep()
+    assert kept.save_copy()
+    assert not kept.save_copy()
 
 
 def test_a_copy_is_whole_while_others_write(places):
     here, copy = places
-    kept = KeptDatabase(here, copy)
+    kept = MirroredDatabase(here, copy)
     kept.open()
     write(here, "0")
     over = threading.Event()
@@ -92,7 +92,7 @@ def test_a_copy_is_whole_while_others_write(places):
     writer.start()
     try:
         for _ in range(20):
-            kept.keep()
+            kept.save_copy()
             found = read(copy)
             assert found == [str(number) for number in range(len(found))]
     finally:

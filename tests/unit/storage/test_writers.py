@@ -12,13 +12,13 @@ from power_loss import Disk
 
 from labn.config import load_config, load_search
 from labn.data.readers.synthetic import write_synthetic
-from labn.distributed.launch.tracker_database import KeptDatabase
+from labn.distributed.launch.tracker_database import MirroredDatabase
 from labn.model.kernels.compiled import built
 from labn.runs.folder import RunFolder
 from labn.runs.replicas import Replicas
 from labn.storage.mirror import mirror
 from labn.sweeps.search.optuna_study import SearchStudy
-from labn.sweeps.search.search_outputs import SearchRecords
+from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
 from labn.sweeps.search.trial import prune
 from labn.sweeps.worker import Outcome
@@ -49,7 +49,7 @@ def search(folder):
     for number in range(3):
         assert study.next()[0] == number
         study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.1 * number}))
-    SearchRecords(read, made, study).conclude()
+    SearchOutputs(read, made, study).conclude()
     return {
         "search/summary.json",
         "search/summary.md",
@@ -87,8 +87,8 @@ def spool(folder):
 
 
 def database(folder):
-    KeptDatabase(folder / "given/mlflow.db", folder / "shared/mlflow.db").open()
-    KeptDatabase(folder / "head/mlflow.db", folder / "shared/mlflow.db").open()
+    MirroredDatabase(folder / "given/mlflow.db", folder / "shared/mlflow.db").open()
+    MirroredDatabase(folder / "head/mlflow.db", folder / "shared/mlflow.db").open()
     return {"shared/mlflow.db", "head/mlflow.db"}
 
 

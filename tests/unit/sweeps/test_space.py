@@ -61,7 +61,7 @@ def number(low, high, kind="float", **more):
 
 
 def test_the_point_tried_first_is_the_bases_own_which_is_the_papers(tmp_path):
-    (first,) = space_of(tmp_path).first_points()
+    (first,) = space_of(tmp_path).first_parameters()
 
     assert first == {
         "model.theta_alpha": 0.75,
@@ -73,7 +73,9 @@ def test_the_point_tried_first_is_the_bases_own_which_is_the_papers(tmp_path):
 
 
 def test_first_points_are_completed_by_the_base(tmp_path):
-    points = space_of(tmp_path, first=[{"loss.theta_b": 0.5}, {"model.split": 16}]).first_points()
+    points = space_of(
+        tmp_path, first=[{"loss.theta_b": 0.5}, {"model.split": 16}]
+    ).first_parameters()
 
     assert [(p["loss.theta_b"], p["model.split"]) for p in points] == [(0.5, 7), (0.2, 16)]
 
@@ -91,7 +93,7 @@ def test_a_drawn_point_is_in_its_ranges_and_becomes_a_run(tmp_path):
         assert 0.1 <= config.model.theta_alpha <= 0.9
         assert 1e-3 <= config.train.weight_decay <= 1
         assert config.loss.class_weights in ((1, 1), (2, 1))
-        assert space.point_of(trial.params) == point
+        assert space.decode(trial.params) == point
         splits.add(config.model.split)
     assert splits <= set(range(17))
     assert {0, 16} <= splits
@@ -108,7 +110,7 @@ def test_the_range_of_b_follows_the_backbone_that_was_drawn(tmp_path):
         point = space.draw(trial)
         space.config(point)  # B fits, or this would refuse it
         most[point["model.backbone"]] = max(most[point["model.backbone"]], point["model.split"])
-        assert space.point_of(trial.params) == point
+        assert space.decode(trial.params) == point
         study.tell(trial, point["model.theta_alpha"])
 
     assert most["lambda_resnet26"] == 8
@@ -148,7 +150,7 @@ def test_the_range_of_b_follows_the_backbone_that_was_drawn(tmp_path):
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path, changes, parts):
     with pytest.raises(UserError) as caught:
-        space_of(tmp_path, **changes).first_points()
+        space_of(tmp_path, **changes).first_parameters()
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -181,10 +183,10 @@ def test_the_searches_in_configs_are_sound(name, tmp_path):
     path = ROOT / "configs" / "search" / f"{name}.yaml"
     space = Space(load_search(path, [f"data.root={tmp_path}"] if name == "idrid" else []), path)
 
-    assert space.first_points()
+    assert space.first_parameters()
     if name == "idrid":
         paper = load_config(ROOT / "configs/idrid.yaml", [f"data.root={tmp_path}"])
-        assert space.config(space.point_of(space.first_points()[0])).loss == paper.loss
+        assert space.config(space.decode(space.first_parameters()[0])).loss == paper.loss
 
 
 def test_early_epochs_are_measured_on_fewer_points():
