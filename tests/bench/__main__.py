@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measure, print, and keep as JSON, Markdown and pictures.
+"""The command `python -m tests.bench`: measure, print, and save as JSON, Markdown and figures.
 
 Sections run one after another; within one, the alternatives take turns.
 """
@@ -28,7 +28,7 @@ _NAME_CHARACTERS = re.compile(r"[^\w./ -]")
 
 
 def main() -> None:
-    """Measure the sections asked for."""
+    """Measure the chosen sections."""
     given = _options()
     timing.chosen_clock = given.clock
     rows: list[Row] = []
@@ -42,7 +42,7 @@ def main() -> None:
             print(describe(row), flush=True)
         print(f"({name}: {time.monotonic() - start_s:.0f} s)", flush=True)
     _keep(given.out, machine() | {"clock": given.clock}, rows, growth)
-    print(f"kept in {given.out}")
+    print(f"saved in {given.out}")
     if given.mlflow is not None:
         _track(given.mlflow, given.out, rows)
 
@@ -66,14 +66,14 @@ def _options() -> argparse.Namespace:
         "--run", type=Path, action="append", default=[],
         help="a trained run for the section `trained`; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--mlflow", metavar="URI", help="keep the ratios as a run of this tracker")
+    parser.add_argument("--mlflow", metavar="URI", help="log the ratios as a run of this tracker")
     return parser.parse_args()
 
 
 def _sections(
     given: argparse.Namespace, growth: list[Growth]
 ) -> dict[str, Callable[[int], list[Row]]]:
-    """Name the sections; what grows is no row, and is left in ``growth``."""
+    """Return the sections by name; that of growth has no rows and appends to ``growth``."""
 
     def grow(num_rounds: int) -> list[Row]:
         growth.extend(measure_growth(num_rounds))
@@ -101,9 +101,9 @@ def _sections(
 
 
 def describe(row: Row) -> str:
-    """Say one row in one line."""
+    """Return one row as one line."""
     error = "" if row.error is None else f"; {row.error_kind} {row.error:.1e}"
-    asked = "" if row.at_least is None else f", at least {row.at_least:.3g}x asked"
+    asked = "" if row.at_least is None else f", at least {row.at_least:.3g}x required"
     return (
         f"{row.name}: {row.ratio:.2f}x{asked}{', FALLS SHORT' if row.falls_short else ''}"
         f" (quartiles {row.low:.2f}-{row.high:.2f}, n ="
@@ -112,9 +112,9 @@ def describe(row: Row) -> str:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Lay the rows out as a table."""
+    """Return the rows as a table."""
     lines = [
-        "| what | ratio | asked | quartiles | ours | other | rounds | error |",
+        "| what | ratio | required | quartiles | ours | other | rounds | error |",
         "|:--|--:|--:|--:|--:|--:|--:|:--|",
     ]
     for row in rows:
@@ -129,7 +129,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Say where this was measured."""
+    """Return the properties of this machine."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")),

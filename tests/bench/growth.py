@@ -1,4 +1,4 @@
-"""How cost grows: with the map's size, the batch, the points of a curve, the masks of RISE."""
+"""Growth of cost with the map's size, the batch, the points of a curve, the masks of RISE."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """One panel: a cost over a size, a line for each alternative. Times are medians."""
+    """One panel: a cost over a size, one line per alternative. Times are medians."""
 
     name: str
     size: str
@@ -38,13 +38,13 @@ class Growth:
 
 
 def measure_growth(num_rounds: int) -> list[Growth]:
-    """Measure all of it, with three rounds at most."""
+    """Measure all panels, with at most three rounds."""
     rounds = min(num_rounds, _MOST_ROUNDS)
     return [_of_map(rounds), _of_batch(rounds), _of_points(rounds), _of_masks(rounds), _memory()]
 
 
 def _of_map(num_rounds: int) -> Growth:
-    """Forward and backward of one lambda layer, 64 channels, batch 2."""
+    """Measure forward and backward of one lambda layer, 64 channels, batch 2."""
     torch.manual_seed(0)
     layers = {"labn": LambdaLayer(64), "Conv3d": with_conv3d_layers(LambdaLayer(64))}
 
@@ -63,7 +63,7 @@ def _of_map(num_rounds: int) -> Growth:
 
 
 def _of_batch(num_rounds: int) -> Growth:
-    """A training step of 22 million parameters at 224."""
+    """Measure a training step of 22 million parameters at 224."""
     models = {
         "labn": channels_last(network().train()),
         "Conv3d": with_conv3d_layers(network()).train(),
@@ -82,7 +82,7 @@ def _of_batch(num_rounds: int) -> Growth:
 
 
 def _of_points(num_rounds: int) -> Growth:
-    """The PID of one image beyond the network's own time."""
+    """Measure the PID of one image beyond the network's own time."""
     image = torch.randn(1, 3, SIZE, SIZE)
     saliency = torch.rand(1, SIZE, SIZE)
 
@@ -103,7 +103,7 @@ def _of_points(num_rounds: int) -> Growth:
 
 
 def _of_masks(num_rounds: int) -> Growth:
-    """RISE beyond the network's own time."""
+    """Measure RISE beyond the network's own time."""
     image = torch.randn(3, SIZE, SIZE)
     makers: dict[str, Callable[[int], Tensor]] = {
         "labn": lambda num: rise(idle, image[None], num_masks=num, batch_size=64),
@@ -118,7 +118,7 @@ def _of_masks(num_rounds: int) -> Growth:
 
 
 def _memory() -> Growth:
-    """What RISE and a PID curve take beyond image and result, over their masks and points."""
+    """Measure the memory of RISE and a PID curve beyond image and result, by masks and points."""
     head = f"""
 import torch
 from labn import patch_insertion_deletion, rise

@@ -22,7 +22,7 @@ def lambda_layer_rows(num_rounds: int) -> list[Row]:
     others = [with_conv3d_layers(copy.deepcopy(layer)) for layer in ours]
     sets: dict[str, list[nn.Module]] = {"ours": list(ours), "Conv3d": others}
     sets |= _public_layers(ours)
-    # Each gets the layout in which it is at home: ours what the network's convolutions give it.
+    # Each gets its native layout: ours that of the network's convolutions.
     last = [x.detach().contiguous(memory_format=torch.channels_last) for x in inputs]
     last = [x.requires_grad_() for x in last]
     works = {
@@ -39,7 +39,7 @@ def lambda_layer_rows(num_rounds: int) -> list[Row]:
 
 
 def _layers_and_inputs() -> tuple[list[LambdaLayer], list[Tensor]]:
-    """Take the layers out of the network, with inputs of the shapes they get there."""
+    """Return the layers of the network, with inputs of the shapes that they have there."""
     model = network().eval()
     layers = [module for module in model.modules() if isinstance(module, LambdaLayer)]
     shapes: list[torch.Size] = []
@@ -56,7 +56,7 @@ def _layers_and_inputs() -> tuple[list[LambdaLayer], list[Tensor]]:
 
 
 def _public_layers(ours: list[LambdaLayer]) -> dict[str, list[nn.Module]]:
-    """Build timm's and lambda-networks' layers of the same sizes, where they are installed."""
+    """Return timm's and lambda-networks' layers of the same sizes, if they are installed."""
     found: dict[str, list[nn.Module]] = {}
     try:
         from timm.layers.lambda_layer import LambdaLayer as TimmLayer

@@ -1,4 +1,4 @@
-"""The whole network, 22 million parameters at 224: a step's time, memory and use of the machine."""
+"""The whole network, 22 million parameters at 224: time, memory and efficiency of a step."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LEAST_STEP = {"float32": 2.3, "bf16": 4.7}
 
 
 def network() -> LABN:
-    """Build the paper's network, B = 7, always the same."""
+    """Return the paper's network, B = 7, always the same."""
     torch.manual_seed(0)
     return build_model()
 
 
 def settled(model: LABN) -> LABN:
-    """Have an untrained network tell images apart: no bottleneck is the identity any more.
+    """Make an untrained network distinguish images: no bottleneck stays the identity.
 
-    Batch norms take their statistics from noise.
+    Batch norms compute their statistics from noise.
     """
     for module in model.modules():
         if isinstance(module, Bottleneck):
@@ -47,7 +47,7 @@ def settled(model: LABN) -> LABN:
 
 
 def channels_last(model: LABN) -> LABN:
-    """Lay out the 2-d convolutions' weights as `labn.runs` does; others have other ranks."""
+    """Store the weights of 2-d convolutions channels last, as `labn.runs` does."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -89,11 +89,11 @@ def evaluation_rows(num_rounds: int) -> list[Row]:
 
 
 def roofline_rows(num_rounds: int) -> list[Row]:
-    """Compare a step's arithmetic with what a matrix product does on this machine.
+    """Compare the arithmetic rate of a step with that of a matrix product on this machine.
 
-    The product is the faster of two libraries': torch's product, and a 1x1 convolution.
-    Convolutions and matrix products are counted, the compiled lambda layers are not, though their
-    time is: the machine is used better than these rows say.
+    The product is the faster of two: torch's product, and a 1x1 convolution. Convolutions and
+    matrix products are counted. The compiled lambda layers are not, although their time is, so
+    these rows are lower bounds.
     """
     images, labels = _batch()
     last = images.contiguous(memory_format=torch.channels_last)
@@ -124,9 +124,9 @@ def roofline_rows(num_rounds: int) -> list[Row]:
 
 
 def training_memory_rows() -> list[Row]:
-    """Compare the peak memory of a float32 training step: beyond the network's, and in all.
+    """Compare the peak memory of a float32 training step: beyond the network's, and in total.
 
-    In all counts Python, torch's libraries and the network too, which are the same for both.
+    The total includes Python, torch's libraries and the network, which are the same for both.
     """
     code = """
 import torch
@@ -155,7 +155,7 @@ step()
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, precision: torch.dtype | None
 ) -> Callable[[], None]:
-    """Make what takes one training step, with L_KL."""
+    """Return a function that takes one training step, with L_KL."""
     objective = Objective(
         bias_image=torch.zeros_like(images[0]), theta_b=0.2, lambda_lab=1.0, lambda_kl=1.0
     )

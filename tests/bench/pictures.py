@@ -1,4 +1,4 @@
-"""The measurements as pictures."""
+"""Figures of the measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = 3
 
 
 def ratios_figure(rows: Sequence[Row]) -> Figure:
-    """Draw each ratio with its quartiles, beside what is asked of it where something is."""
+    """Draw each ratio with its quartiles, and the required ratio if there is one."""
     figure = new_figure(10.0, 1.2 + _ROW_IN * len(rows))
     axes = figure.subplots()
     for place, row in enumerate(rows):
@@ -36,13 +36,13 @@ def ratios_figure(rows: Sequence[Row]) -> Figure:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times better (line: quartiles; dotted: asked for; orange: falls short)")
+    axes.set_xlabel("times better (line: quartiles; dotted: required; orange: falls short)")
     polish(axes)
     return figure
 
 
 def growth_figure(panels: Sequence[Growth]) -> Figure:
-    """Draw a panel for each cost, on logarithmic axes."""
+    """Draw one panel per cost, on logarithmic axes."""
     num_rows = -(-len(panels) // _COLUMNS)
     figure = new_figure(4.0 * _COLUMNS, 3.4 * num_rows)
     grid = figure.subplots(num_rows, _COLUMNS, squeeze=False)

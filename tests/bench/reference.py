@@ -1,6 +1,6 @@
-"""What the project is measured against: the same mathematics, written straight from the equations.
+"""Reference implementations: the same mathematics, written directly from the equations.
 
-Nothing here is used by labn; it is slow on purpose, and exact.
+labn does not use them; they are exact, and slow on purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from labn.model.lambda_layer import LambdaLayer
 
 
 class Conv3dLambdaLayer(LambdaLayer):
-    """Eq. 3-7 of Iida 2022 word by word: the position lambdas are made by a Conv3d, and kept."""
+    """Eq. 3-7 of Iida 2022 taken literally: a Conv3d computes and stores position lambdas."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply content and position lambdas to the queries."""
@@ -42,7 +42,7 @@ class Conv3dLambdaLayer(LambdaLayer):
 
 
 def with_conv3d_layers(network: nn.Module) -> nn.Module:
-    """Have the lambda layers of a network compute by Conv3d; the weights stay."""
+    """Make the lambda layers of a network compute by Conv3d, with the same weights."""
     for module in network.modules():
         if type(module) is LambdaLayer:
             module.__class__ = Conv3dLambdaLayer
@@ -52,7 +52,7 @@ def with_conv3d_layers(network: nn.Module) -> nn.Module:
 def pid_one_by_one(
     predict: Predict, image: Tensor, saliency: Tensor, label: int, side: int, baseline: Tensor
 ) -> float:
-    """PID (eq. 14-16) of one image over every n, a masked image at a time, batch 1."""
+    """Return the PID (eq. 14-16) of one image over every n, one masked image at a time."""
     height, width = saliency.shape
     tops = [(i, j) for i in range(0, height, side) for j in range(0, width, side)]
     peaks = [float(saliency[i : i + side, j : j + side].max()) for i, j in tops]
@@ -69,7 +69,7 @@ def pid_one_by_one(
 
 
 def rise_at_once(predict: Predict, image: Tensor, masks: GridMasks, batch_size: int) -> Tensor:
-    """RISE (Petsiuk 2018) with all masks, and all masked images of a batch, in memory."""
+    """Return RISE's map (Petsiuk 2018), with all masks and masked images in memory."""
     height, width = masks.image_size
     grid = masks.grids_ngk.shape[1]
     sides = [-(-length // grid) for length in (height, width)]

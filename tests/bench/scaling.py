@@ -1,6 +1,6 @@
-"""`python -m tests.bench.scaling`: what the paper's magnetogram search would cost on 1 to 64 GPUs.
+"""The cost of the paper's magnetogram search on 1 to 64 GPUs: `python -m tests.bench.scaling`.
 
-Measures what can be measured here, takes the rest as options, and prints all of it.
+Measures what this machine allows, takes the rest as options, and prints all of it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def print_inputs(
     fixed_s: float,
     batch_s: float,
 ) -> None:
-    """Print what goes in, and where it is from."""
+    """Print the inputs and their sources."""
     mega = 1e6
     print(
         f"Given by the paper: {NUM_IMAGES} images, {run.hours:g} h a run on one GPU (RTX 2080).\n"
@@ -146,7 +146,7 @@ def print_runs(run: Run, cluster: Cluster, batch: int) -> None:
 
 
 def print_searches(run: Run, cluster: Cluster, search: Search, price: float | None) -> None:
-    """Print the search on more and more GPUs: one a trial, and as many a trial as is fastest."""
+    """Print the search on more and more GPUs: one per trial, and the fastest number per trial."""
     paid = " | price" if price is not None else ""
     print(f"| GPUs | GPUs a trial | at once | hours | speed-up | GPU hours{paid} |")
     print("| --: | --: | --: | --: | --: | --: |" + (" --: |" if price is not None else ""))

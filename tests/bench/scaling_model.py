@@ -1,4 +1,4 @@
-"""A model of what a search costs in time and GPU hours on a cluster. Plain sums, no measurement."""
+"""A model of the time and GPU hours of a search on a cluster. Plain sums, no measurement."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class Run:
     steps: int
     """Training steps in all."""
     fixed_share: float
-    """Of a whole batch's step, what stays as it is however few images a worker has of it."""
+    """Share of a whole batch's step that does not depend on the number of images of a worker."""
     gradient_bytes: int
     norm_layers: int
-    """Batch norms, each of which takes its statistics over all GPUs, forwards and backwards."""
+    """Batch norms, each with statistics over all GPUs, forwards and backwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a cluster gives, and asks for."""
+    """Properties of a cluster."""
 
     bandwidth_bytes_s: float
     latency_s: float
     """Of one message between two nodes."""
     node_start_s: float
-    """From asking for machines to machines that work, once a search."""
+    """From the request for machines to working machines, once per search."""
     trial_start_s: float
     """From a trial's start to its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched."""
+    """Size of a search."""
 
     trials: int
     grace_epochs: int
@@ -56,14 +56,14 @@ class Search:
 
 
 def run_hours(run: Run, cluster: Cluster, workers: int) -> float:
-    """Say how long a run takes on so many GPUs, each on a node of its own."""
+    """Return the hours of a run on ``workers`` GPUs, each on a node of its own."""
     step_s = run.hours * 3600 / run.steps
     computing_s = step_s * (run.fixed_share + (1 - run.fixed_share) / workers)
     return (computing_s + all_reduce_s(run, cluster, workers)) * run.steps / 3600
 
 
 def all_reduce_s(run: Run, cluster: Cluster, workers: int) -> float:
-    """Say what a step spends on exchange: a ring for the gradients, a message a batch norm."""
+    """Return a step's seconds of exchange: a ring for the gradients, one message per batch norm."""
     if workers == 1:
         return 0.0
     ring = 2 * (workers - 1)
@@ -74,21 +74,21 @@ def all_reduce_s(run: Run, cluster: Cluster, workers: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of a search."""
+    """Cost of a search."""
 
     hours: float
     """From the command to the summary, at most."""
     gpu_hours: float
-    """That GPUs are held, whether they work or wait for their node."""
+    """Hours for which GPUs are held, while they work or wait for their node."""
     at_once: int
-    """Trials that go on at a time."""
+    """Trials that run at the same time."""
 
 
 def search_cost(run: Run, cluster: Cluster, search: Search, gpus: int, workers: int) -> Cost:
-    """Say what a search costs on so many GPUs, so many of them a trial.
+    """Return the cost of a search on ``gpus`` GPUs, ``workers`` of them per trial.
 
-    What is free is taken up at once; at the end the longest trial, a whole run, is waited for. The
-    time is the longest that this can take (Graham 1966). Idle nodes are released meanwhile.
+    Free GPUs start the next trial at once; at the end the search waits for the longest trial, a
+    whole run. The time is an upper bound (Graham 1966). Idle nodes are released meanwhile.
     """
     at_once = min(gpus // workers, search.trials)
     if at_once == 0:

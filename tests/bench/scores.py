@@ -1,4 +1,4 @@
-"""PID, RISE and the reading of images, against doing it one by one or all at once."""
+"""PID, RISE and the reading of images, compared with one by one or all at once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def pid_rows(num_rounds: int) -> list[Row]:
 
 
 def rise_rows(num_rounds: int) -> list[Row]:
-    """Time RISE beyond the network's own time: by a classifier that does next to nothing."""
+    """Time RISE beyond the network's own time, with a classifier that does almost nothing."""
     image = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     masks = draw_masks(_NUM_MASKS, (SIZE, SIZE), 7, 0.5, 0)
     works = {
@@ -135,7 +135,7 @@ def reading_row(num_rounds: int) -> Row:
 
 
 def idle(images: Tensor) -> Tensor:
-    """Classify by mean colour: next to no work."""
+    """Classify by mean colour, which is almost no work."""
     red = images[:, 0, ::16, ::16].mean(dim=(1, 2))
     return torch.stack([red, -red], dim=1).softmax(dim=1)
 

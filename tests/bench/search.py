@@ -1,4 +1,4 @@
-"""How many epochs TPE with ASHA trains until it has what random search has at its end."""
+"""The epochs that TPE with ASHA needs to reach the final score of random search."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-class _Watcher:
-    """Knows the best score so far."""
+class _BestScore:
+    """A reporter that keeps the best score so far."""
 
     best = float("-inf")
 
     def message(self, text: str) -> None:
-        """Keep quiet."""
+        """Ignore a message."""
 
-    def show(self, board: SearchStatus) -> None:
-        """Remember the best."""
-        if board.best is not None:
-            self.best = board.best[1]["val_pid"]
+    def show(self, status: SearchStatus) -> None:
+        """Keep the best score."""
+        if status.best is not None:
+            self.best = status.best[1]["val_pid"]
 
 
 def search_rows(num_rounds: int) -> list[Row]:
-    """Repeat both searches, each time from another seed of the sampler."""
+    """Repeat both searches, each time with another seed of the sampler."""
     ray.init("local", include_dashboard=False, log_to_driver=False)
     results = []
     for seed in range(num_rounds):
@@ -94,7 +94,7 @@ def _search(
     target: float = float("inf"),
     most_epochs: float = float("inf"),
 ) -> tuple[float, int]:
-    """Search until the trials, the epochs or the target are reached; give best and epochs."""
+    """Search until the trials, epochs or target are reached; return best score and epochs."""
     tree = {"pruning": None} | _PROBLEM | changes
     tree |= {
         "sampler": {"name": sampler, "seed": seed},
@@ -104,20 +104,20 @@ def _search(
     path = folder / f"{sampler}.yaml"
     path.write_text(yaml.safe_dump(tree))
     search = load_search(path)
-    watcher = _Watcher()
+    reporter = _BestScore()
 
     def is_enough() -> bool:
-        return watcher.best >= target or _num_epochs(folder / sampler) >= most_epochs
+        return reporter.best >= target or _num_epochs(folder / sampler) >= most_epochs
 
     try:
-        run_search(search, path, watcher, is_enough)
+        run_search(search, path, reporter, is_enough)
     except RunFailed:
         if not is_enough():
             raise
-    return watcher.best, _num_epochs(folder / sampler)
+    return reporter.best, _num_epochs(folder / sampler)
 
 
 def _num_epochs(folder: Path) -> int:
-    """Count the epochs of all trials, those that were broken off too."""
+    """Return the number of epochs of all trials, including interrupted ones."""
     histories = folder.glob("trials/*/history.csv")
     return sum(len(path.read_text().splitlines()) - 1 for path in histories)

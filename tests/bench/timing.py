@@ -1,4 +1,4 @@
-"""Side by side: alternatives run in turn, round after round, so that a busy moment hits each."""
+"""Timing of alternatives in turn, round after round, so that a busy moment affects each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ chosen_clock = "wall"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: how many times better ``ours`` is than ``other``, and that both agree.
+    """One comparison: how many times better ``ours`` is than ``other``, and how far they agree.
 
     ``ours`` and ``other`` are medians in ``unit``; ``low`` and ``high`` are the quartiles of the
-    rounds' ratios; ``error`` is how far the results differ, as ``error_kind`` says.
+    rounds' ratios; ``error`` is the difference of the results, of the kind ``error_kind``.
     """
 
     name: str
@@ -32,20 +32,20 @@ class Row:
     error: float | None = None
     error_kind: str = ""
     at_least: float | None = None
-    """What the ratio is asked to be."""
+    """The required ratio."""
 
     @property
     def falls_short(self) -> bool:
-        """Whether the ratio is not what is asked."""
+        """Whether the ratio is below the required one."""
         return self.at_least is not None and self.ratio < self.at_least
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""The processor's time is that of all threads: where others use the machine, and with 1 thread."""
+"""Processor time counts all threads: use it with one thread, on a machine with other load."""
 
 
 def time_s(work: Callable[[], object]) -> float:
-    """Run once; seconds by the chosen clock."""
+    """Run once; return the seconds by the chosen clock."""
     clock = CLOCKS[chosen_clock]
     start_s = clock()
     work()
@@ -55,7 +55,7 @@ def time_s(work: Callable[[], object]) -> float:
 def interleave(
     works: Mapping[str, Callable[[], object]], num_rounds: int
 ) -> dict[str, list[float]]:
-    """Time each of the works once a round, after one round that does not count; seconds."""
+    """Return the seconds of each work in each round, after one round that does not count."""
     for work in works.values():
         work()
     gc.collect()
@@ -75,14 +75,14 @@ def compare(
     *,
     at_least: float | None = None,
 ) -> Row:
-    """Make a row of two works' times."""
+    """Return the row of two works' times."""
     return row_of(name, ours_s, other_s, "s", error, error_kind, at_least=at_least)
 
 
 def compare_rates(
     name: str, num_images: int, ours_s: Sequence[float], other_s: Sequence[float]
 ) -> Row:
-    """Make a row of the images a second of two works that take as many."""
+    """Return the row of the images per second of two works with as many images."""
     ours, other = ([num_images / t for t in times] for times in (ours_s, other_s))
     return row_of(name, ours, other, "images/s", is_rate=True)
 
@@ -98,7 +98,7 @@ def row_of(
     is_rate: bool = False,
     at_least: float | None = None,
 ) -> Row:
-    """Make a row of pairs measured in turn; of a rate more is better, of all else less."""
+    """Return the row of pairs measured in turn; higher rates are better, else lower values."""
     pairs = zip(ours, other, strict=True)
     ratios = [own / theirs if is_rate else theirs / own for own, theirs in pairs]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
@@ -118,9 +118,9 @@ def row_of(
 
 
 def peak_memory_mb(code: str) -> tuple[float, float]:
-    """Run code in a process of its own; its resident set at the mark, and its peak, in MB.
+    """Run code in a process of its own; return its resident set at the mark and its peak, in MB.
 
-    The code must call ``mark()`` once, when all that does not count is there. Linux only.
+    The code must call ``mark()`` once, after allocating what does not count. Linux only.
     """
     # Not getrusage: its peak begins with that of the process this one was forked from.
     prelude = """
@@ -128,7 +128,7 @@ def _memory_mb(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 def mark():
-    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     print(_memory_mb("VmRSS"))
 """
     last = "\nprint(_memory_mb('VmHWM'))\n"

@@ -1,4 +1,4 @@
-"""bf16 on trained networks: how far PID's curves are from float32's, and what it saves."""
+"""bf16 on trained networks: the difference of PID's curves from float32, and the time saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATCH_SIZES = {"synthetic": 8}
 
 
 def trained_rows(num_rounds: int, runs: list[Path], out: Path) -> list[Row]:
-    """Compare on given runs; on the demonstration's, which is trained first, where none is."""
+    """Compare on the runs; without any, train the demonstration first and use it."""
     if not runs:
         runs = [out / "trained"]
         command = ("train", "configs/demo.yaml", f"output_dir={runs[0]}", "tracking.uri=none")

@@ -1,4 +1,4 @@
-"""What a trial of a search costs beyond its training, on a Ray that runs already."""
+"""The cost of a trial of a search beyond its training, on a running Ray."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _BASE: dict[str, Any] = {
 
 
 class _Clock:
-    """Notes when each trial ended."""
+    """A reporter that records when each trial ended."""
 
     def __init__(self) -> None:
         self.ends_s: list[float] = []
 
     def message(self, text: str) -> None:
-        """Keep quiet."""
+        """Ignore a message."""
 
-    def show(self, board: SearchStatus) -> None:
-        """Note the time of a trial's end."""
+    def show(self, status: SearchStatus) -> None:
+        """Record the time of a trial's end."""
         now_s = time.monotonic()
-        self.ends_s += [now_s] * (board.num_ended - len(self.ends_s))
+        self.ends_s += [now_s] * (status.num_ended - len(self.ends_s))
 
 
 def overhead_rows(num_rounds: int) -> list[Row]:
     """Time trials one after the other, and their runs again without a search.
 
-    All of a trial counts: what is drawn, scheduled, reported, tracked and written for it.
+    Everything counts: proposing, scheduling, reporting, tracking and writing a trial.
     """
     ray.init("local", include_dashboard=False, log_to_driver=False)
     torch.set_num_threads(1)  # as a trial of one CPU has
@@ -89,7 +89,7 @@ def overhead_rows(num_rounds: int) -> list[Row]:
 
 
 def _search(folder: Path, cache: Path, seed: int) -> list[float]:
-    """Search one trial at a time; give the times at which they ended."""
+    """Search one trial at a time; return the times at which they ended."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     base = _BASE | {"tracking": {"uri": uri}}
     base["data"] = base["data"] | {"cache_dir": str(cache)}
@@ -110,7 +110,7 @@ def _search(folder: Path, cache: Path, seed: int) -> list[float]:
 
 
 def _train_alone(folder: Path, trial: int) -> float:
-    """Train a trial's run once more, tracked as it was; seconds."""
+    """Train a trial's run once more, tracked as before; return the seconds."""
     config = load_config(folder / "search" / "trials" / str(trial) / "config.yaml")
     config = config.model_copy(update={"output_dir": folder / f"alone-{trial}"})
     return time_s(lambda: train_run(config, SilentReporter()))

@@ -1,8 +1,8 @@
-"""Workers: what Ray Train costs an epoch, and what a second worker brings.
+"""Workers: the cost of Ray Train per epoch, and the speed-up by a second worker.
 
-Whole commands, turn by turn, in processes of one thread each; what counts is what they tell the
-tracker of each epoch but the first. A run in a process of its own is the only honest one here:
-threads are set when torch is loaded.
+Whole commands run in turn, in processes of one thread each. The rows use the metrics that they log
+to the tracker, without the first epoch. Each run needs its own process, because the number of
+threads is set when torch is loaded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _row(
 
 
 def _median_epoch(folder: Path, options: tuple[str, ...]) -> dict[str, float]:
-    """Train; give the medians over the epochs but the first, which holds the start."""
+    """Train; return the medians over all epochs except the first, which includes the start."""
     tree = _CONFIG | {"output_dir": str(folder / "run")}
     tree["tracking"] = {**_CONFIG["tracking"], "uri": f"sqlite:///{folder / 'mlflow.db'}"}
     config = folder / "config.yaml"
