@@ -73,10 +73,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupSc
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what is slow more time."""
+    """Give what runs whole commands more time than other tests, and the slow proofs still more."""
     for item in items:
-        if item.get_closest_marker("slow") and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(600))
+        is_slow = item.get_closest_marker("slow") is not None
+        if item.get_closest_marker("timeout") is None and (
+            is_slow or "integration" in item.path.parts
+        ):
+            item.add_marker(pytest.mark.timeout(600 if is_slow else 300))
 
 
 @pytest.hookimpl(wrapper=True)

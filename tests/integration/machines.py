@@ -175,10 +175,10 @@ def _machine(
     try:
         init = _first_child(process)
         if client is None:
-            _wait(lambda: (place / "ready").exists(), place)
+            _wait(lambda: (place / "ready").exists(), place, process)
         else:
             _plug_in(name, init, client)
-            _wait(lambda: _is_up(address, client), place)
+            _wait(lambda: _is_up(address, client), place, process)
         yield Machine(name, address, place, process, init)
     finally:
         # With the first process end all others of its namespaces.
@@ -256,13 +256,10 @@ def _boot(name: str, address: str, place: Path, shared: Path, *, is_client: bool
 
 
 def _first_child(process: subprocess.Popen[bytes]) -> int:
-    end_s = time.monotonic() + WAIT_S
-    while time.monotonic() < end_s:
-        children = psutil.Process(process.pid).children()
-        if children:
-            return children[0].pid
+    while not (children := psutil.Process(process.pid).children()):
+        assert process.poll() is None, "unshare started nothing"
         time.sleep(0.02)
-    raise AssertionError("unshare started nothing")
+    return children[0].pid
 
 
 def _plug_in(name: str, init: int, client: Machine) -> None:
@@ -287,8 +284,7 @@ def _is_up(address: str, client: Machine) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _wait(condition: Callable[[], bool], place: Path) -> None:
-    end_s = time.monotonic() + WAIT_S
+def _wait(condition: Callable[[], bool], place: Path, process: subprocess.Popen[bytes]) -> None:
     while not condition():
-        assert time.monotonic() < end_s, (place / "boot.log").read_text()
+        assert process.poll() is None, (place / "boot.log").read_text()
         time.sleep(0.1)

@@ -27,8 +27,6 @@ from studies import (
     write_study,
 )
 
-pytestmark = pytest.mark.timeout(300)
-
 EPOCHS = 2
 
 

