@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from typing import Any
 
 from labn.errors import UserError, did_you_mean
 from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
@@ -109,7 +110,8 @@ def build_method(name: str, context: MethodContext) -> Method:
     return method
 
 
-def _added() -> dict[str, EntryPoint]:
+# Any: the backport importlib_metadata, once imported, returns entry points of its own class.
+def _added() -> dict[str, Any]:
     return {one.name: one for one in entry_points(group=ENTRY_POINTS)}
 
 

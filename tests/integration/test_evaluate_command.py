@@ -263,7 +263,7 @@ def test_areas_to_a_tolerance_agree_with_every_point_and_say_what_they_cost(trai
     told = metrics_of(trained)["settings"]
     assert (told["tolerance"], told["num_points"]) == (0.001, None)
     folder = trained / "evaluation" / "test"
-    assert "forward passes a map" in (folder / "table2.md").read_text()
+    assert "forward passes per map" in (folder / "table2.md").read_text()
     assert not (folder / "curves.png").exists()
 
 

@@ -214,5 +214,6 @@ def test_a_worker_that_took_too_much_memory_is_told_of_in_one_line():
         " documentation on how to address the out of memory issue: ..."
     )
 
-    assert _reason(failure).startswith("Ray ended one, for its node was nearly out of memory; give")
+    expected = "Ray ended one because its node was nearly out of memory; use a smaller"
+    assert _reason(failure).startswith(expected)
     assert _reason(RuntimeError("a\nValueError: b")) == "ValueError: b"
