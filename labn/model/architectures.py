@@ -1,4 +1,4 @@
-"""The backbones' plans: how many bottlenecks, how wide. Plain numbers, no torch."""
+"""Plans of the backbones: the numbers and widths of their bottlenecks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BackbonePlan:
 
     @property
     def num_bottlenecks(self) -> int:
-        """N_B of the paper."""
+        """Number of bottlenecks, the paper's N_B."""
         return sum(self.stage_depths)
 
 

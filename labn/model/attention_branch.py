@@ -24,15 +24,15 @@ class BranchOutput(NamedTuple):
 
 
 class AttentionBranch(nn.Module):
-    """Turn the LFE's features into an attention map and a classification.
+    """An attention map and a classification from the LFE's features.
 
-    Two ordinary bottlenecks, batch norm and a 1x1 convolution with ReLU give ten features f;
-    one head makes alpha~ of them (eq. 1), the other class logits by global average pooling.
+    Two ordinary bottlenecks, batch norm and a 1x1 convolution with ReLU produce ten features f;
+    one head maps them to alpha~ (eq. 1), the other to class logits by global average pooling.
 
     Args:
-        channels: of h_LFE.
-        num_classes: of the logits.
-        width: inner width of the bottlenecks; None takes ``channels``, as the authors' release
+        channels: number of channels of h_LFE.
+        num_classes: number of classes.
+        width: inner width of the bottlenecks; None uses ``channels``, as the authors' release
             does, which costs 37 to 150 million parameters behind a ResNet-50's last stages.
     """
 
@@ -54,10 +54,10 @@ class AttentionBranch(nn.Module):
         self.conv4 = nn.Conv2d(_NUM_FEATURES, num_classes, 1, bias=False)
 
     def forward(self, h_lfe: Float[Tensor, "b c h w"]) -> BranchOutput:
-        """Compute alpha~ and the branch's logits."""
+        """Return alpha~ and the branch's logits."""
         wide = self.layer1(h_lfe)
-        # Thresholds make of a small error of alpha~ another map, and the heads cost next to
-        # nothing: under autocast too they compute in float32.
+        # A threshold turns a small error of alpha~ into another map, and the heads cost next to
+        # nothing: they compute in float32 even under autocast.
         with torch.autocast(wide.device.type, enabled=False):
             y = kernels.norm(self.bn1, wide, dtype=at_least_float32(wide).dtype)
             f = self.relu(kernels.apply(self.conv1, y))

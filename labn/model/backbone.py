@@ -12,16 +12,16 @@ from labn.model.architectures import BackbonePlan
 from labn.model.lambda_layer import LambdaLayer
 
 Spatial = Callable[[int, int], nn.Module]
-"""Makes the middle of a bottleneck from its width and stride."""
+"""Builds the middle layer of a bottleneck from its width and stride."""
 
 
 def lambda_spatial(width: int, stride: int) -> nn.Module:
-    """Make the lambda layer that stands in a backbone's bottleneck."""
+    """Return the lambda layer of a backbone's bottleneck."""
     return LambdaLayer(width, stride=stride)
 
 
 def convolution_spatial(width: int, stride: int) -> nn.Module:
-    """Make the 3x3 convolution that stands in an ordinary bottleneck."""
+    """Return the 3x3 convolution of an ordinary bottleneck."""
     return nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
 
 
@@ -35,7 +35,7 @@ class Stem(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Turn images into the first feature map."""
+        """Return the first feature map."""
         y = kernels.norm(self.bn1, self.conv1(images), relu=True)
         return kernels.apply(self.maxpool, y)
 
@@ -53,8 +53,8 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        # Start as the identity: lambda layers multiply their inputs, so that without it the
-        # activations of an untrained stack in evaluation mode grow beyond any float.
+        # Start as the identity: lambda layers multiply their inputs, so that the activations of
+        # an untrained stack would otherwise overflow in evaluation mode.
         nn.init.zeros_(self.bn3.weight)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Add the transformed input to the input, projected where their shapes differ."""
+        """Return the transformed input plus the input, projected where their shapes differ."""
         shortcut = x
         if self.downsample is not None:
             projection, bn = self.downsample
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
 
 
 def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:
-    """Make a plan's N_B bottlenecks, and list the channels before each one and after the last."""
+    """Return a plan's bottlenecks, and the channels before each one and after the last."""
     channels = [plan.stem_width]
     bottlenecks = []
     stages = zip(plan.stage_widths, plan.stage_depths, strict=True)
@@ -93,9 +93,9 @@ def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Draw every 2-d convolution outside lambda layers as He et al. do, by fan in.
+    """Initialise every 2-d convolution outside lambda layers as He et al. do, by fan-in.
 
-    By fan out, as ResNets have it, the attention branch's narrow convolutions, which no batch norm
+    By fan-out, as in ResNets, the attention branch's narrow convolutions, which no batch norm
     follows, would start with logits of the order of 10.
     """
     for child in module.children():

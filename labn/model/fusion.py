@@ -15,9 +15,9 @@ from labn.model.network import LABN
 
 
 def folded(network: LABN) -> LABN:
-    """Copy a network in evaluation mode, its batch norms folded where a convolution comes first.
+    """Return a copy in evaluation mode, with batch norms folded into preceding convolutions.
 
-    Says the same to rounding; not to be trained. The network given stays as it is.
+    The copy's outputs equal the network's up to rounding. It cannot be trained.
     """
     result = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
     for module in result.modules():

@@ -30,7 +30,7 @@ def content_lambda(
 ) -> Float[Tensor, "b k v"]:
     """Summarise the context into one linear map, lambda_c (Iida 2022, eq. 5).
 
-    Keys are normalised already, over positions (eq. 4).
+    Keys must be normalised over positions already (eq. 4).
     """
     with torch.autocast(keys_bkm.device.type, enabled=False):
         return torch.einsum("bkm,bvm->bkv", keys_bkm, values_bvm)
@@ -43,14 +43,14 @@ class LambdaLayer(nn.Module):
     ``stride=2`` (a 3x3 average pool of the result).
 
     Args:
-        channels: of input and output; a multiple of ``num_heads``.
-        num_heads: queries a position; each sees the same lambdas.
-        key_depth: of queries and keys.
+        channels: number of channels of input and output; a multiple of ``num_heads``.
+        num_heads: queries per position; all see the same lambdas.
+        key_depth: size of queries and keys.
         receptive_field: side of the position kernel; odd.
         stride: 1 or 2.
 
     Source: Iida 2022, eq. 3-7. Departure: the paper writes Q = V = Conv(h); here, as in Bello 2021,
-    one 1x1 convolution gives separate Q, K and V, with batch norm on Q and V.
+    one 1x1 convolution computes separate Q, K and V, with batch norm on Q and V.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LambdaLayer(nn.Module):
         )
         self.norm_q = nn.BatchNorm2d(num_queries)
         self.norm_v = nn.BatchNorm2d(self.value_depth)
-        # Only holds kernel and bias, under public checkpoints' names; kernels.lambdas applies them.
+        # Holds kernel and bias under public checkpoints' names; kernels.lambdas applies them.
         self.lambda_conv = nn.Conv3d(1, key_depth, (1, receptive_field, receptive_field))
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
         nn.init.normal_(self.conv_qkv.weight, std=channels**-0.5)
@@ -91,7 +91,7 @@ class LambdaLayer(nn.Module):
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
-        # Sums over hundreds of positions follow: under autocast they are still taken in float32.
+        # Sums over hundreds of positions follow: they are taken in float32 even under autocast.
         dtype = at_least_float32(x).dtype
         q, v = kernels.norm(self.norm_q, q, dtype=dtype), kernels.norm(self.norm_v, v, dtype=dtype)
         return Projections(

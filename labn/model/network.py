@@ -16,7 +16,7 @@ from labn.model.kernels.half import at_least_float32
 
 
 class LABNOutput(NamedTuple):
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     ``logits`` (b, classes) of the perception branch (LPB): the prediction;
     ``branch_logits`` (b, classes) of the attention branch (LAB);
@@ -64,7 +64,7 @@ class LABN(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> LABNOutput:
-        """Classify standardised images of any size, and say where the network looked."""
+        """Return the logits and the attention of standardised images of any size."""
         h_lfe = self.stem(images)
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)
@@ -81,14 +81,14 @@ class LABN(nn.Module):
 def threshold_attention(
     attention: Float[Tensor, "b 1 h w"], theta_alpha: float
 ) -> Float[Tensor, "b 1 h w"]:
-    """Set what is not above theta_alpha to zero: alpha' of eq. 2 (Iida 2022)."""
+    """Return alpha' (Iida 2022, eq. 2): the attention, zero where it is not above theta_alpha."""
     return torch.where(attention > theta_alpha, attention, torch.zeros_like(attention))
 
 
 def upsample_attention(
     attention: Float[Tensor, "b 1 h2 w2"], image_size: tuple[int, int]
 ) -> Float[Tensor, "b h w"]:
-    """Bring alpha~ to the image's size: the explanation alpha, in (0, 1), not thresholded."""
+    """Return the explanation alpha: alpha~ at the image's size, in (0, 1), not thresholded."""
     return F.interpolate(attention, size=image_size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -104,11 +104,11 @@ def build_model(
 
     Args:
         backbone: a name in ``labn.model.architectures.PLANS``.
-        num_classes: of both heads.
-        in_channels: of the images.
+        num_classes: number of classes of both heads.
+        in_channels: number of channels of the images.
         split: B, the number of bottlenecks before the attention branch, 0 to N_B.
         theta_alpha: attention at or below it is masked to zero, 0 to 1.
-        branch_width: inner width of the attention branch; None takes h_LFE's channels.
+        branch_width: inner width of the attention branch; None uses h_LFE's channels.
 
     Raises:
         ValueError: an argument is out of its range.

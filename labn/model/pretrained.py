@@ -1,4 +1,4 @@
-"""Other people's checkpoints: the authors' release, and ResNets by torchvision's names."""
+"""Checkpoints of others: the authors' release, and ResNets with torchvision's names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIRST_STAGE = 4  # after conv1, bn1, relu and maxpool in the release's anonymou
 
 @dataclass(frozen=True)
 class PretrainedReport:
-    """Which of a checkpoint's tensors a model took over, by the model's names."""
+    """Names of the tensors that a model loaded from a checkpoint, and of those left out."""
 
     matched: tuple[str, ...]
     other_shape: tuple[str, ...]
@@ -27,14 +27,14 @@ class PretrainedReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.matched)} tensors taken over, {len(self.other_shape)} of another shape,"
+            f"{len(self.matched)} tensors loaded, {len(self.other_shape)} of another shape,"
             f" {len(self.not_in_checkpoint)} not in the checkpoint,"
-            f" {len(self.not_in_model)} of the checkpoint not used"
+            f" {len(self.not_in_model)} of the checkpoint unused"
         )
 
 
 def load_release_state(model: LABN, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a checkpoint of the authors' release into a model, all tensors of it.
+    """Load all tensors of a checkpoint of the authors' release into a model.
 
     Raises:
         UserError: the checkpoint was made with another backbone, split or number of classes.
@@ -62,13 +62,13 @@ def load_release_state(model: LABN, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
-    """Take over every tensor of a checkpoint whose name and shape agree with the model's.
+    """Load every tensor of a checkpoint whose name and shape agree with the model's.
 
     The checkpoint is a state dict (or holds one under ``state_dict`` or ``model``) with this
     project's names, torchvision's ResNet names, or the release's.
 
     Raises:
-        UserError: the file is no state dict, or nothing in it fits.
+        UserError: the file is not a state dict, or nothing in it fits.
     """
     given = _read_state_dict(path)
     namings = [
@@ -83,7 +83,7 @@ def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
     if not matched:
         raise UserError(
             f"model.pretrained = {path}: none of its {len(given)} tensors fits the model by name"
-            " and shape; give a checkpoint of this project, of a torchvision ResNet, or of a"
+            " and shape; use a checkpoint of this project, of a torchvision ResNet, or of a"
             " released LABN cut at the same split"
         )
     model.load_state_dict({name: given[names[name]] for name in matched}, strict=False)
@@ -122,7 +122,7 @@ def _first(names: list[str]) -> str:
 
 
 def _stage_of_bottlenecks(model: LABN) -> list[tuple[int, int]]:
-    """List (stage, position in the stage) for every bottleneck in order."""
+    """Return (stage, position in the stage) of every bottleneck in order."""
     return [(s, i) for s, depth in enumerate(model.plan.stage_depths) for i in range(depth)]
 
 
@@ -146,7 +146,7 @@ def _torchvision_names(model: LABN) -> Iterator[tuple[str, str]]:
 
 
 def _release_names(model: LABN) -> Iterator[tuple[str, str]]:
-    """Pair each of the model's names with the release's, which cuts at stage edges only.
+    """Return pairs of the model's and the release's names; the release cuts at stage edges only.
 
     Raises:
         UserError: the model's split lies within a stage.
@@ -170,10 +170,10 @@ def _release_names(model: LABN) -> Iterator[tuple[str, str]]:
     for index, (stage, position) in enumerate(stages):
         # The one-bottleneck network's only stage is the bottleneck itself.
         within = "" if len(stages) == 1 else f"{position}."
-        part = (
+        section = (
             f"feature_extractor.{_FIRST_STAGE + stage}."
             if stage < cut
             else f"perception_branch.{stage - cut}."
         )
-        prefixes[f"bottlenecks.{index}."] = part + within
+        prefixes[f"bottlenecks.{index}."] = section + within
     return _renamed(model, prefixes)

@@ -1,4 +1,4 @@
-"""Lambdas and batch norms, computed by the form that ``dispatch`` chooses."""
+"""Lambdas and batch norms, by the implementation that ``dispatch`` chooses."""
 
 from labn.model.kernels.dispatch import lambdas, norm
 from labn.model.kernels.recompute import apply, recomputed

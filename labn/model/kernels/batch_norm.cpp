@@ -1,13 +1,13 @@
-// Batch norm by the batch's own statistics, with what follows it in a residual network: a shortcut
-// that is added, and a ReLU. Forward and backward each read their inputs twice, and write once.
+// Batch norm by the batch's statistics, with the shortcut and the ReLU that follow it in a residual
+// network. Forward and backward each read their inputs twice, and write once.
 //
 //   y = relu(weight (x - mean) / sqrt(variance + eps) + bias + shortcut)
 //
 // x, y, shortcut and their gradients are rows of channels: the channels last. Rows of x lie
 // `x_stride` numbers apart, the others' follow one another. Statistics, weight and bias are float.
 //
-// Rows are worked on in blocks whose sums are added in their order: results do not depend on the
-// number of threads.
+// Rows are processed in blocks whose sums are added in order: results do not depend on the number
+// of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -20,7 +20,7 @@ namespace {
 struct Sizes {
   int64_t rows, channels, x_stride, relu;
 
-  // A few tens of kB, so that a second look finds them in a cache.
+  // A few tens of kB, so that a second pass finds them in a cache.
   int64_t block_rows() const { return std::max<int64_t>(32, 8192 / channels); }
   int64_t num_blocks() const { return (rows + block_rows() - 1) / block_rows(); }
   int64_t begin(int64_t block) const { return block * block_rows(); }
@@ -49,9 +49,9 @@ INLINE void write(bfloat16& to, float x) {
   to.bits = x == x ? rounded : 0x7fc0;
 }
 
-constexpr int64_t kChunk = 16;  // channels that are added up together
+constexpr int64_t kChunk = 16;  // channels that are summed together
 
-// Adds up two numbers a channel over the blocks, in double.
+// Sums two numbers per channel over the blocks, in double.
 template <class Use>
 void add_blocks(const Sizes& s, int threads, const std::vector<float>& parts, Use use) {
   const int64_t width = s.channels;
@@ -121,7 +121,7 @@ void moments(const Sizes& s, int threads, const X* x, float* mean, float* varian
   }
 }
 
-// What a channel's numbers are multiplied with, and what is added then.
+// Factor and offset of a channel.
 void line(const Sizes& s, const float* mean, const float* rstd, const float* weight,
           const float* bias, float* __restrict scale, float* __restrict shift) {
   for (int64_t c = 0; c < s.channels; ++c) {
@@ -145,7 +145,7 @@ void apply_rows(const Sizes& s, int threads, const X* x, const Y* shortcut, cons
       for (int64_t c = 0; c < width; ++c) {
         float value = std::fma(read(from[c]), scale[c], shift[c]);
         if (kShortcut) value += read(other[c]);
-        // Not std::max, which would make a number of what is none.
+        // Not std::max, which would turn NaN into a number.
         if (kRelu) value = value < 0 ? 0 : value;
         write(to[c], value);
       }
@@ -164,7 +164,7 @@ void apply(const Sizes& s, int threads, const X* x, const Y* shortcut, const flo
   run(s, threads, x, shortcut, scale.data(), shift.data(), y);
 }
 
-// The gradient before the ReLU: where the result was not cut off. With a shortcut that is seen from
+// The gradient before the ReLU: where the result was not cut off. With a shortcut that is read from
 // y, else from x.
 template <bool kRelu, bool kShortcut, class X, class Y>
 INLINE float inner(X x, Y y, Y g, float scale, float shift) {

@@ -1,27 +1,27 @@
-"""Batch norm and what follows it in a residual network, by torch."""
+"""Batch norm, shortcut and ReLU of a residual network, in torch."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import relu as cut_off
 
 
 def normalise(
     norm: nn.Module, x: Tensor, *, relu: bool, shortcut: Tensor | None, dtype: torch.dtype | None
 ) -> Tensor:
-    """Apply a batch norm, or what stands in its place; then add the shortcut, and take the ReLU."""
+    """Apply a batch norm or its replacement, then add the shortcut and apply the ReLU."""
     y: Tensor = norm(x if dtype is None else x.to(dtype))
     if shortcut is not None:
         y += shortcut
-    return cut_off(y, inplace=True) if relu else _with_fitting_gradient(y)
+    return F.relu(y, inplace=True) if relu else _with_matching_gradient(y)
 
 
-def _with_fitting_gradient(x: Tensor) -> Tensor:
-    """Have the gradient of x arrive in the layout of x, with the strides of a new tensor.
+def _with_matching_gradient(x: Tensor) -> Tensor:
+    """Convert the gradient of x to the layout of x, with the strides of a new tensor.
 
-    Torch's batch norm on the CPU (seen in 2.14 and 2.15) makes wrong gradients, without a word, of
-    a batch of one whose gradient has channels_last strides and a batch stride that fits no such
+    Torch's batch norm on the CPU (seen in 2.14 and 2.15) silently computes wrong gradients for a
+    batch of one whose gradient has channels_last strides and a batch stride that fits no such
     tensor.
     """
     if x.requires_grad and not torch.compiler.is_exporting():

@@ -1,8 +1,8 @@
-"""Kernels in C++ for the CPU: each source of this package is compiled once for each CPU.
+"""C++ kernels for the CPU, compiled once per source and CPU.
 
-That happens at first use, in seconds, and the result is kept; processes that ask together wait for
-one of them. Where there is no compiler, or nowhere to keep the result, or ``LABN_COMPILE=0`` is
-set, a kernel is not to be had, and the callers' own form in torch gives the same, to rounding.
+Compilation takes seconds at first use, and the result is cached; concurrent processes wait for one
+of them. Without a compiler or a writable cache, or with ``LABN_COMPILE=0``, no kernel is available,
+and callers use their own implementation in torch, which returns the same up to rounding.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from labn.storage.files import locked, put_in_place
 
 logger = logging.getLogger(__name__)
 
-# No -ffast-math: it reorders sums, and linked in it has all of the process flush denormals.
+# No -ffast-math: it reorders sums, and makes the whole process flush denormals.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _COMPILE_TIMEOUT_S = 300
 
 
 def form(device: torch.device) -> str:
-    """Name what kernels compute on a device, here: ``compiled`` ones, or only those of ``torch``.
+    """Return which kernels compute on a device here: ``compiled`` or ``torch``.
 
-    The two differ by rounding, so that a run which changes from one to the other is not, bit by
-    bit, the run that stays with one.
+    The two differ by rounding, so that a run which changes from one to the other does not
+    reproduce, bit by bit, a run that stays with one.
     """
     sources = sorted(Path(__file__).parent.glob("*.cpp"))
     is_compiled = device.type == "cpu" and all(library(source) for source in sources)
@@ -43,35 +43,35 @@ def form(device: torch.device) -> str:
 
 
 def compiler() -> str | None:
-    """Find the C++ compiler that would be used."""
+    """Return the path of the C++ compiler to use, if any."""
     names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 @functools.cache
 def library(source: Path) -> ctypes.CDLL | None:
-    """Load a compiled source; None, for the rest of the process, where that cannot be."""
+    """Return a source's library; None, for the rest of the process, where it cannot be loaded."""
     if os.environ.get("LABN_COMPILE", "1") == "0":
-        logger.debug("LABN_COMPILE=0: what %s is for is computed by torch", source.name)
+        logger.debug("LABN_COMPILE=0: torch is used instead of %s", source.name)
         return None
     try:
         return ctypes.CDLL(str(built(source)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or ""
-        logger.debug("what %s is for is computed by torch: %s %s", source.name, error, output)
+        logger.debug("torch is used instead of %s: %s %s", source.name, error, output)
         return None
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[ctypes.c_void_p]:
-    """Give the tensors' data as a kernel's arguments."""
+    """Return the tensors' data pointers, as a kernel's arguments."""
     return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
 
 
 def built(source: Path, folder: Path | None = None) -> Path:
-    """Find a source's library for this CPU in the user's cache, or compile it there.
+    """Return the path of a source's library in the user's cache, compiled there if need be.
 
     Raises:
-        OSError, RuntimeError, subprocess.SubprocessError: there is none, and it cannot be made.
+        OSError, RuntimeError, subprocess.SubprocessError: it is missing and cannot be compiled.
     """
     folder = folder or Path("~/.cache/labn/kernels").expanduser()
     target = folder / f"{source.stem}-{_digest(source)}.so"
@@ -88,7 +88,7 @@ def _compile(source: Path, target: Path) -> None:
     chosen = compiler()
     if chosen is None:
         raise FileNotFoundError("no C++ compiler (CXX, g++, c++ or clang++) is on the path")
-    # In the same folder, so that one rename puts it in place: whole or absent.
+    # In the same folder, so that an atomic rename puts it in place.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch, "kernel.so")
         command = [chosen, *_FLAGS, *_vector_flags(), str(source), "-o", str(built)]
@@ -103,7 +103,7 @@ def _vector_flags() -> list[str]:
 
 
 def _digest(source: Path) -> str:
-    """Name what the result depends on: source, flags, and the CPU that -march=native finds."""
+    """Return a hash of source, flags, and the CPU that -march=native finds."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     cpu = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})

@@ -1,4 +1,4 @@
-"""The lambdas applied to their queries by a compiled kernel, ``position_lambda.cpp``.
+"""Lambdas applied to their queries by a compiled kernel, ``position_lambda.cpp``.
 
 Axes: b images, m positions, h heads, k key depth, v values, r the kernel's rows and columns.
 """
@@ -21,7 +21,7 @@ _SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def is_available(like: Tensor) -> bool:
-    """Say whether ``apply_lambdas`` takes tensors of this type, here; compile it if need be."""
+    """Return whether ``apply_lambdas`` supports such tensors here; compile it if need be."""
     if like.device.type != "cpu" or like.dtype not in _SUFFIXES or torch.compiler.is_compiling():
         return False
     return library(SOURCE) is not None
@@ -36,8 +36,8 @@ def apply_lambdas(
 ) -> Float[Tensor, "b m h v"]:
     """Apply content and position lambdas to the queries (Iida 2022, eq. 6 and 7).
 
-    ``content`` holds what is the same at every position, lambda_c and the kernel's bias. Results
-    do not depend on the number of threads. Ask ``is_available`` first.
+    ``content`` is the sum of what is the same at every position: lambda_c and the kernel's bias.
+    Results do not depend on the number of threads. Check ``is_available`` first.
     """
     result: Tensor = _ApplyLambdas.apply(queries, values, content, kernel, map_size)
     return result
@@ -66,7 +66,7 @@ class _ApplyLambdas(torch.autograd.Function):
 
 def _call(name: str, size: tuple[int, int], inputs: list[Tensor], results: list[Tensor]) -> None:
     kernel = library(SOURCE)
-    assert kernel is not None, "ask is_available first"
+    assert kernel is not None, "check is_available first"
     b, _, h, k = inputs[0].shape
     sizes = (ctypes.c_int64 * 7)(b, *size, h, k, inputs[1].shape[2], inputs[3].shape[1])
     function = getattr(kernel, f"labn_{name}_{_SUFFIXES[inputs[0].dtype]}")

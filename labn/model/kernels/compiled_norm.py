@@ -1,4 +1,4 @@
-"""Batch norm in training with what follows it, by a compiled kernel, ``batch_norm.cpp``.
+"""Batch norm in training, with shortcut and ReLU, by a compiled kernel, ``batch_norm.cpp``.
 
 Axes: b images, c channels, h rows, w columns.
 """
@@ -20,14 +20,13 @@ SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _MIN_CHANNELS = 16  # with fewer a vector is not filled
 _MIN_VALUES = 1 << 20
-"""A smaller map stays in the caches, where torch is nearly as fast, and holds little memory."""
+"""A smaller map stays in the caches, where torch is nearly as fast, and takes little memory."""
 
 
 def is_available(norm: nn.Module, x: Tensor) -> bool:
-    """Say whether ``normalise`` does what the module would, on this input; compile it if need be.
+    """Return whether ``normalise`` can replace the module on this input; compile it if need be.
 
-    It does for an ordinary batch norm in training on the CPU, of a large map with the channels
-    last.
+    It can for an ordinary batch norm in training on the CPU, and a large map with channels last.
     """
     if type(norm) is not nn.BatchNorm2d or not norm.training or x.device.type != "cpu":
         return False
@@ -48,10 +47,10 @@ def normalise(
     shortcut: Float[Tensor, "b c h w"] | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "b c h w"]:
-    """Normalise by the batch's statistics, add the shortcut, cut off what is negative.
+    """Normalise by the batch's statistics, add the shortcut, and apply the ReLU.
 
-    Computes in float32, whatever the types of input and result. Updates the module's running
-    statistics. Results do not depend on the number of threads. Ask ``is_available`` first.
+    Computes in float32, for all types of input and result. Updates the module's running
+    statistics. Results do not depend on the number of threads. Check ``is_available`` first.
     """
     y, mean, variance = _Normalise.apply(
         x, None if shortcut is None else shortcut.to(dtype), norm.weight, norm.bias, norm.eps, relu,
@@ -68,10 +67,10 @@ def normalise(
     return result
 
 
-def again(y: Tensor) -> Any:
-    """Give what makes a result of ``normalise`` anew from what its backward pass keeps anyway.
+def recomputation(y: Tensor) -> Any:
+    """Return a function that recomputes a result of ``normalise`` from its saved tensors.
 
-    None if y is no such result, or was made with a shortcut.
+    None if y is no such result, or was computed with a shortcut.
     """
     node: Any = y.grad_fn
     if getattr(node, "_forward_cls", None) is not _Normalise or node.has_shortcut:
@@ -125,16 +124,16 @@ def _apply(ctx: Any) -> Tensor:
 
 def _call(name: str, ctx: Any, x: Tensor, tensors: list[Tensor | None], eps: float = 0.0) -> None:
     kernel = library(SOURCE)
-    assert kernel is not None, "ask is_available first"
+    assert kernel is not None, "check is_available first"
     stride = _row_stride(x)
-    assert stride is not None, "ask is_available first"
+    assert stride is not None, "check is_available first"
     sizes = (ctypes.c_int64 * 4)(x.numel() // x.shape[1], x.shape[1], stride, ctx.relu)
     function = getattr(kernel, f"labn_norm_{name}_{_SUFFIXES[x.dtype]}_{_SUFFIXES[ctx.dtype]}")
     function(sizes, torch.get_num_threads(), ctypes.c_double(eps), *addresses(tensors))
 
 
 def _row_stride(x: Tensor) -> int | None:
-    """Give the numbers from one position's channels to the next's, if they are last and even."""
+    """Return the stride between positions, if channels are last and positions evenly spaced."""
     _, c, h, w = x.shape
     strides = dict(zip("bchw", x.stride(), strict=True))
     sizes = dict(zip("bchw", x.shape, strict=True))
@@ -146,5 +145,5 @@ def _row_stride(x: Tensor) -> int | None:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Lay the numbers out with the channels last, and with the strides of a new tensor."""
+    """Return x with the channels last, and with the strides of a new tensor."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

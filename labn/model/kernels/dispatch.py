@@ -1,7 +1,7 @@
-"""The choice of the form that computes a layer, by device, type and shape.
+"""The choice of a layer's implementation, by device, type and shape.
 
-The forms of one function agree to rounding. On one machine the choice depends on nothing else, so
-that a resumed run is the uninterrupted one bit by bit.
+The implementations of one function agree up to rounding. On one machine the choice depends on
+nothing else, so that a resumed run reproduces the uninterrupted one bit by bit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from labn.model.kernels import batch_norm, compiled_lambda, compiled_norm, position_lambda
 
-PositionForm = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
-"""Queries, values, kernel and the map's size to y: a function of ``position_lambda``."""
+PositionLambda = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
+"""Queries, values, kernel and the map's size to y: a function in ``position_lambda``."""
 _MAX_DENSE_POSITIONS = 256
 _MIN_VALUES_FOR_TILES = 16
 
@@ -31,28 +31,28 @@ def lambdas(
     """Apply content and position lambdas to the queries (Iida 2022, eq. 6 and 7).
 
     Positions m run row by row over a map of ``map_size`` (height, width); the result is that map,
-    each head's values after the other's.
+    with the values of one head after another.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        # The bias adds the same to every position's lambda: it goes with the content.
+        # The bias is the same for every position's lambda, as the content lambda is.
         content = content + bias[:, None]
         if compiled_lambda.is_available(queries):
-            # In and out with the channels last, as the convolutions around prefer it.
+            # Channels last in and out, as the surrounding convolutions prefer.
             y_bmhv = compiled_lambda.apply_lambdas(
                 queries.permute(0, 3, 1, 2), values.mT, content, kernel, map_size
             )
             return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
         y_bhvm = torch.einsum("bhkm,bkv->bhvm", queries, content)
-        form = _position_form(map_size, value_depth=values.shape[1])
-        y_bhvm = y_bhvm + form(queries, values, kernel, map_size)
+        apply = _choose_position_lambda(map_size, value_depth=values.shape[1])
+        y_bhvm = y_bhvm + apply(queries, values, kernel, map_size)
         # Not len(), which would fix the batch size of an exported network.
         return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
 
 
-def _position_form(map_size: tuple[int, int], value_depth: int) -> PositionForm:
-    """Choose among the forms in torch."""
+def _choose_position_lambda(map_size: tuple[int, int], value_depth: int) -> PositionLambda:
+    """Choose among the implementations in torch."""
     if torch.compiler.is_exporting():
-        # The one form without a loop over images, which would fix the exported batch size.
+        # The only one without a loop over images, which would fix the exported batch size.
         return position_lambda.by_fft
     if map_size[0] * map_size[1] <= _MAX_DENSE_POSITIONS:
         return position_lambda.dense
@@ -69,10 +69,10 @@ def norm(
     shortcut: Float[Tensor, "b c h w"] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Apply a batch norm, or what stands in its place; then add the shortcut, and take the ReLU.
+    """Apply a batch norm or its replacement, then add the shortcut and apply the ReLU.
 
-    ``dtype`` is that of the result where it matters; None: whatever is fastest here. ``x`` may be
-    overwritten where a shortcut or a ReLU is asked for.
+    ``dtype`` is that of the result; None chooses the fastest. ``x`` may be overwritten if there is
+    a shortcut or a ReLU.
     """
     if not compiled_norm.is_available(module, x):
         return batch_norm.normalise(module, x, relu=relu, shortcut=shortcut, dtype=dtype)
@@ -82,7 +82,7 @@ def norm(
 
 
 def _half_of_autocast(x: Tensor) -> torch.dtype | None:
-    """Return the type to which autocast would convert this map for the convolution behind it."""
+    """Return the type to which autocast would convert this map for the next convolution."""
     is_on = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type)
     return dtype if is_on and dtype == torch.bfloat16 else None

@@ -1,4 +1,4 @@
-"""Where a network that computes in half precision does not."""
+"""Exceptions from half precision."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Give bfloat16 and float16 as float32; other types as they are."""
+    """Return bfloat16 and float16 as float32; other types unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

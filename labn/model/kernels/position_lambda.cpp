@@ -11,7 +11,7 @@
 // Symbols: a hat (v^, z^) is a spectrum, f = (fy, fx) a frequency, F the transform without a
 // factor and F* its adjoint, which is the inverse times the number of positions.
 //
-// Each image is worked on by one thread, and sums over images are taken in their order: results
+// Each image is processed by one thread, and sums over images are taken in order: results
 // do not depend on the number of threads.
 
 #include <algorithm>
@@ -104,7 +104,7 @@ INLINE Vec<T> sums_of_lanes(Vec<T>* x) {
   }
 }
 
-// Adds the sums over lanes of the vectors it is given to successive numbers, from `to` on.
+// Adds the sums over lanes of successive vectors to successive numbers, from `to` on.
 template <class T>
 class LaneSums {
  public:
@@ -295,7 +295,7 @@ __attribute__((noinline)) const Complex<T>* run_passes(const Plan<T>& plan, Comp
   return from;
 }
 
-// Transforms load_at(0..inputs-1), followed by zeros, and hands on the first `outputs` results as
+// Transforms load_at(0..inputs-1), followed by zeros, and passes the first `outputs` results as
 // store_at(index, value); `Adjoint` takes F*, by swapping real and imaginary parts.
 template <bool Adjoint, class T, class Load, class Store>
 INLINE void transform(const Plan<T>& plan, Complex<T>* scratch, int64_t inputs, int64_t outputs,
@@ -337,7 +337,7 @@ struct Layout : Sizes {
   int64_t spectrum;  // frequencies of a map
 };
 
-// What one thread needs to work on one image.
+// Buffers of one thread for one image.
 template <class T>
 struct Workspace {
   explicit Workspace(const Layout<T>& l, bool backward)
@@ -708,7 +708,7 @@ void backward(const Sizes& sizes, int threads, const T* q, const T* v, const T* 
   const Layout<T> l(sizes);
   const Spectra<T> spectra = kernel_spectra(l, kernel);
   const int64_t size = l.pairs * l.spectrum * 2;
-  // One for each image, not one for each thread, so that no sum depends on who took which image.
+  // One per image, not one per thread, so that no sum depends on which thread took which image.
   Buffer<T> dspectra(l.images * size);
   Spectra<T> sum(size);
 #pragma omp parallel num_threads(threads)

@@ -1,17 +1,17 @@
-"""The position lambda applied to its queries, exactly, by torch: three forms.
+"""Position lambdas applied to their queries in torch: three exact implementations.
 
 Written out, eq. 6 and 7 convolve the values with a kernel and contract the result with the query:
 
     y[h, v, m] = sum_k q[h, k, m] sum_n W[k, n - m] v[v, n]
 
-Contracting q with W first leaves two matrix products a position m, and nothing of size
+Contracting q with W first leaves two matrix products per position m, and nothing of size
 positions x values x key depth:
 
     S[h, m, n] = sum_k q[h, k, m] W[k, n - m],    y[h, v, m] = sum_n S[h, m, n] v[v, n]
 
-Where a map is small this is one such product (``dense``), else the map is cut into tiles with a
-margin (``tiled``). With few values the contraction first does not pay, and the convolution is done
-by FFT (``by_fft``). ``dispatch`` chooses. All take queries (b h k m), values (b v m), a kernel
+For a small map this is one such product (``dense``); a larger map is cut into tiles with a margin
+(``tiled``). With few values contracting first does not pay, and the convolution is computed by FFT
+(``by_fft``). ``dispatch`` chooses. All take queries (b h k m), values (b v m), a kernel
 (k r r) of odd r and the map's (height, width), pad with zeros, and return y (b h v m).
 
 Axes: b images (or tiles), h heads, m output positions, n input positions, k key depth, v values.
@@ -31,7 +31,7 @@ _CHUNK_BYTES = 4 << 20  # a strip of S that stays in a core's cache
 
 
 def dense(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """Take all positions of the map as one tile; taps that cannot touch it never enter."""
+    """Treat the whole map as one tile, without the taps that cannot reach it."""
     taps_mkn = _taps(w_krr, map_size, map_size, margin=w_krr.shape[-1] // 2)
     y_bhmv = _contract(q_bhkm.transpose(2, 3), v_bvm.transpose(1, 2), taps_mkn)
     return y_bhmv.transpose(2, 3)
@@ -77,10 +77,10 @@ def by_fft(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, in
 def _taps(
     w_krr: Tensor, out_size: tuple[int, int], in_size: tuple[int, int], margin: int
 ) -> Tensor:
-    """Lay out W[k, n - m + margin] for every output m and input n; zero beyond the kernel.
+    """Return W[k, n - m + margin] for every output m and input n; zero beyond the kernel.
 
     Each (m, k) row is a window of the padded kernel, so one strided view holds them all; only the
-    order of m has to be turned round, since strides cannot be negative.
+    order of m has to be reversed, since strides cannot be negative.
     """
     reach = w_krr.shape[-1] - 1
     before = [max(0, out - 1 - margin) for out in out_size]
@@ -98,15 +98,15 @@ def _taps(
 
 def _contract(q_bhmk: Tensor, v_bnv: Tensor, taps_mkn: Tensor) -> Tensor:
     b, h, m, _ = q_bhmk.shape
-    bytes_an_image = h * m * v_bnv.shape[1] * q_bhmk.element_size()
+    bytes_per_image = h * m * v_bnv.shape[1] * q_bhmk.element_size()
     # A dense map's S is small and used whole: chunks would only shrink its products.
-    chunk = b if m == v_bnv.shape[1] else max(1, _CHUNK_BYTES // bytes_an_image)
+    chunk = b if m == v_bnv.shape[1] else max(1, _CHUNK_BYTES // bytes_per_image)
     result: Tensor = _Contract.apply(q_bhmk.contiguous(), v_bnv.contiguous(), taps_mkn, chunk)
     return result
 
 
 class _Contract(torch.autograd.Function):
-    """y[b,h,m,v] = sum_n (sum_k q[b,h,m,k] taps[m,k,n]) v[b,n,v], S made anew in the backward."""
+    """y[b,h,m,v] = sum_n (sum_k q[b,h,m,k] taps[m,k,n]) v[b,n,v]; recomputes S in backward."""
 
     @staticmethod
     def forward(ctx: Any, q_bhmk: Tensor, v_bnv: Tensor, taps_mkn: Tensor, chunk: int) -> Tensor:
@@ -117,7 +117,7 @@ class _Contract(torch.autograd.Function):
         for start in range(0, b, chunk):
             part = slice(start, start + chunk)
             s_amn = torch.bmm(_by_position(q_bhmk[part]), taps_mkn).transpose(0, 1)
-            y_bhmv[part] = torch.bmm(s_amn, _a_head_each(v_bnv[part], h)).view_as(y_bhmv[part])
+            y_bhmv[part] = torch.bmm(s_amn, _repeat_per_head(v_bnv[part], h)).view_as(y_bhmv[part])
         return y_bhmv
 
     @staticmethod
@@ -137,7 +137,7 @@ class _Contract(torch.autograd.Function):
             s_amn = torch.bmm(q_mak, taps_mkn).transpose(0, 1)
             dv_anv = torch.bmm(s_amn.transpose(1, 2), g_amv)
             dv[part] = dv_anv.view(-1, h, *v_bnv.shape[1:]).sum(1)
-            ds_amn = torch.bmm(g_amv, _a_head_each(v_bnv[part], h).transpose(1, 2))
+            ds_amn = torch.bmm(g_amv, _repeat_per_head(v_bnv[part], h).transpose(1, 2))
             ds_man = ds_amn.transpose(0, 1)
             dq_mak = torch.bmm(ds_man, taps_mkn.transpose(1, 2))
             dq[part] = dq_mak.transpose(0, 1).view_as(dq[part])
@@ -149,5 +149,5 @@ def _by_position(q_bhmk: Tensor) -> Tensor:
     return q_bhmk.flatten(0, 1).transpose(0, 1)
 
 
-def _a_head_each(v_bnv: Tensor, num_heads: int) -> Tensor:
+def _repeat_per_head(v_bnv: Tensor, num_heads: int) -> Tensor:
     return v_bnv.repeat_interleave(num_heads, dim=0)

@@ -1,4 +1,4 @@
-"""Normalised maps made anew for the backward pass, where holding them would cost more."""
+"""Normalised maps recomputed in the backward pass, where keeping them would cost more."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from labn.model.kernels import compiled_norm
 
 
 def apply(layer: nn.Module, y: Tensor) -> Tensor:
-    """Apply a layer to a normalised map, which is not kept for the backward pass."""
+    """Apply a layer to a normalised map without saving the map for the backward pass."""
     with recomputed(y):
         result: Tensor = layer(y)
     return result
 
 
 def recomputed(*maps: Tensor) -> AbstractContextManager[object]:
-    """Keep no normalised map, or view of all of it, for the backward pass of what follows.
+    """Recompute normalised maps, or views of all of them, in the backward pass of what follows.
 
-    They are one pass over what batch norm keeps anyway: to make them anew costs less than to hold
-    them. Changes nothing where they were not made by the kernel.
+    Recomputing them is one pass over what batch norm saves anyway, and costs less than keeping
+    them. Changes nothing for maps that the compiled kernel did not compute.
     """
     sources = [y if y._base is None else y._base for y in maps]
-    again = {_name(y): make for y in sources if (make := compiled_norm.again(y)) is not None}
-    if not again:
+    functions = {_key(y): f for y in sources if (f := compiled_norm.recomputation(y)) is not None}
+    if not functions:
         return nullcontext()
 
     def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
-        make = again.get(_name(tensor))
-        if make is None:
+        recompute = functions.get(_key(tensor))
+        if recompute is None:
             return tensor
         size, stride = tensor.size(), tensor.stride()
-        return lambda: make().as_strided(size, stride)  # what is kept may be a view
+        return lambda: recompute().as_strided(size, stride)  # the tensor may be a view
 
-    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept()
+    def unpack(saved: Tensor | Callable[[], Tensor]) -> Tensor:
+        return saved if isinstance(saved, Tensor) else saved()
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
-def _name(x: Tensor) -> tuple[int, int, torch.dtype]:
-    """Return what identifies a tensor, or a view of all of it, without holding it."""
+def _key(x: Tensor) -> tuple[int, int, torch.dtype]:
+    """Return what identifies a tensor, or a view of all of it, without keeping it alive."""
     return x.data_ptr(), x.numel(), x.dtype

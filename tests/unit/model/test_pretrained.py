@@ -158,7 +158,7 @@ def test_a_torchvision_resnet_gives_all_but_the_3x3_convolutions_and_its_classes
     for name, tensor in own.items():
         source = given[expected[name]].to(tensor.dtype) if name in expected else before[name]
         assert torch.equal(tensor, source), name
-    assert str(report).startswith("302 tensors taken over, 2 of another shape, ")
+    assert str(report).startswith("302 tensors loaded, 2 of another shape, ")
 
 
 def test_a_torchvision_resnet_keeps_its_linear_layer_where_the_classes_agree(resnet50_file):

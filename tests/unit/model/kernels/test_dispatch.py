@@ -17,4 +17,4 @@ from labn.model.kernels import dispatch, position_lambda
     ],
 )
 def test_the_size_and_the_value_depth_choose_the_form(map_size, value_depth, expected):
-    assert dispatch._position_form(map_size, value_depth) is expected
+    assert dispatch._choose_position_lambda(map_size, value_depth) is expected
