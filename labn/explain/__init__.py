@@ -1,1 +1,1 @@
-"""Explanation methods: maps that say which pixels made the network decide, and controls."""
+"""Explanation methods: maps of the pixels that a decision depends on, and controls."""

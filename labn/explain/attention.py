@@ -1,4 +1,4 @@
-"""The maps that the network makes for itself: LABN's attention, and each lambda layer's.
+"""Maps that the network computes itself: LABN's attention, and each lambda layer's.
 
 Symbols: Q queries, lambda_c content lambda, alpha the attention at the image's size.
 Axes: b images, h heads, k key depth, v value depth, m positions.
@@ -30,7 +30,7 @@ class LabnAttention:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Upsample alpha~ to the images' size."""
+        """Return alpha~ upsampled to the images' size."""
         with evaluation_mode(self._model), torch.no_grad():
             attention = self._model(images).attention
         return upsample_map(attention, images)
@@ -40,15 +40,15 @@ class LambdaAttention:
     """Lambda attention: lambda_c^T Q of one lambda layer, averaged over channels.
 
     Each image's map is scaled to [0, 1] by its own least and greatest value, then upsampled; a
-    constant map becomes zeros. A layer with stride 2 pools what lambda_c^T Q and the position
-    lambdas add up to; its map is that before pooling, at the size of the layer's input.
+    constant map becomes zeros. A layer with stride 2 pools the sum of lambda_c^T Q and the position
+    lambdas' output; its map is taken before pooling, at the size of the layer's input.
 
     Source: Iida 2022, section 5.2 and eq. 5 and 7. Departure from the authors' release: it
     scales by the extremes of the whole batch, so that a map depended on its neighbours.
 
     Args:
-        layer_index: of the bottleneck whose lambda layer is looked at, from 0; those from the
-            network's split on see the masked features.
+        layer_index: index, from 0, of the bottleneck whose lambda layer is explained; those from
+            the network's split on see the masked features.
 
     Raises:
         ValueError: the network has no such bottleneck.
@@ -67,17 +67,17 @@ class LambdaAttention:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Average lambda_c^T Q over channels, in [0, 1] for each image."""
+        """Return lambda_c^T Q averaged over channels, in [0, 1] for each image."""
         inputs: list[Tensor] = []
-        look = self._layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        with evaluation_mode(self._model), torch.no_grad(), look:
+        hook = self._layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with evaluation_mode(self._model), torch.no_grad(), hook:
             self._model(images)
             maps = _mean_content(self._layer, inputs[0])
         return upsample_map(_scale_each(maps), images)
 
 
 def lambda_attentions(model: LABN) -> list[LambdaAttention]:
-    """Make the lambda attention of every lambda layer, from the image to the classes."""
+    """Return the lambda attention of every lambda layer, from the first to the last."""
     return [LambdaAttention(model, index) for index in range(len(_lambda_layers(model)))]
 
 
@@ -87,7 +87,7 @@ def _lambda_layers(model: LABN) -> list[LambdaLayer]:
 
 
 def _mean_content(layer: LambdaLayer, x: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 1 h2 w2"]:
-    # Under autocast too the sums over positions are taken in the weights' own precision.
+    # Sums over positions are taken in the weights' own precision even under autocast.
     with torch.autocast(x.device.type, enabled=False):
         q_bhkm, k_bkm, v_bvm = layer.project(x.to(layer.conv_qkv.weight.dtype))
         sum_bm = torch.einsum("bhkm,bkv->bm", q_bhkm, content_lambda(k_bkm, v_bvm))

@@ -1,4 +1,4 @@
-"""Maps that ask no network: what an explanation has to beat."""
+"""Controls: maps that use no network, as a baseline for explanations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 class RandomMap:
-    """Noise, uniform in [0, 1), that depends on the seed and the image's name alone."""
+    """Noise, uniform in [0, 1), that depends only on the seed and the image's name."""
 
     name = "random"
 
@@ -27,7 +27,7 @@ class RandomMap:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Draw a map for each name."""
+        """Return a random map for each name."""
         maps = [
             np.random.default_rng([self._seed, zlib.crc32(name.encode())]).random(images.shape[2:])
             for name in names
@@ -43,7 +43,7 @@ class CentredGaussian:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Repeat the bump, in (0, 1]."""
+        """Return the bump for each image, in (0, 1]."""
         rows, columns = (_bump(length).to(images) for length in images.shape[2:])
         return (rows[:, None] * columns).repeat(len(images), 1, 1)
 
@@ -51,7 +51,7 @@ class CentredGaussian:
 class EdgeEnergy:
     """The squared gradient of the channels' mean, by Sobel's filter, smoothed by sigma = 1 pixel.
 
-    Pixels beyond the border are taken to equal those on it.
+    Pixels beyond the border equal those on it.
     """
 
     name = "edges"
@@ -59,7 +59,7 @@ class EdgeEnergy:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Compute the energy of each image's edges; not negative."""
+        """Return the energy of each image's edges; not negative."""
         grey = images.mean(dim=1, keepdim=True)
         down = _filter(grey, _DERIVATIVE, _AVERAGE)
         across = _filter(grey, _AVERAGE, _DERIVATIVE)
@@ -77,6 +77,6 @@ def _filter(
     kernel = torch.outer(maps.new_tensor(vertical), maps.new_tensor(horizontal))
     margin_y, margin_x = len(vertical) // 2, len(horizontal) // 2
     padded = F.pad(maps, (margin_x, margin_x, margin_y, margin_y), mode="replicate")
-    # Half precision would make ties of weak edges.
+    # Half precision would turn weak edges into ties.
     with torch.autocast(maps.device.type, enabled=False):
         return F.conv2d(padded, kernel[None, None])

@@ -18,18 +18,18 @@ Logits = Callable[[Tensor], Tensor]
 
 
 class GradCam:
-    """Grad-CAM: a layer's channels, weighted by their mean gradient, summed, negatives cut off.
+    """Grad-CAM: a layer's channels, weighted by their mean gradient, summed, then a ReLU.
 
-    Of a LABN it takes the last feature map before pooling: the last bottleneck's output, or the
-    masked h_LFE where the split leaves the LPB no bottleneck. Since pooling and one linear layer
-    follow, that is the class activation map of Zhou et al. 2016. Source: Selvaraju et al. 2017.
+    For a LABN the default is the last feature map before pooling: the last bottleneck's output, or
+    the masked h_LFE if the LPB has no bottleneck. Since pooling and one linear layer follow, that
+    is the class activation map of Zhou et al. 2016. Source: Selvaraju et al. 2017.
 
     Args:
         model: a LABN, or a network that returns logits.
-        layer: whose output (b, c, h2, w2) is weighted; may be left out for a LABN only.
+        layer: the layer whose output (b, c, h2, w2) is weighted; optional for a LABN only.
 
     Raises:
-        ValueError: no layer was given for a network other than a LABN.
+        ValueError: no layer was passed for a network other than a LABN.
     """
 
     name = "Grad-CAM"
@@ -48,14 +48,14 @@ class GradCam:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Weigh the layer's channels for each image's class; not negative."""
+        """Return the layer's channels weighted for each image's class; not negative."""
         with _differentiable(self._model, images, labels) as (inputs, targets):
             maps = self._captum.attribute(inputs, targets, relu_attributions=True)
         return upsample_map(maps.detach()[: len(images)], images)
 
 
 class InputGradient:
-    """How far each pixel moves the class's logit: |gradient|, the greatest over the channels.
+    """The effect of each pixel on the class's logit: |gradient|, the maximum over channels.
 
     ``model`` is a LABN, or a network that returns logits. Source: Simonyan et al. 2014, section 3.
     """
@@ -68,7 +68,7 @@ class InputGradient:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Differentiate each image's own class; not negative."""
+        """Return the gradient of each image's own class; not negative."""
         with _differentiable(self._model, images, labels) as (inputs, targets):
             gradients: Tensor = self._captum.attribute(inputs, targets)
         return gradients[: len(images)].amax(dim=1)
@@ -78,11 +78,11 @@ class InputGradient:
 def _differentiable(
     model: nn.Module, images: Tensor, labels: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Allow gradients, whatever the caller forbade, and give copies that can carry them.
+    """Enable gradients, even if the caller disabled them, and yield copies that require them.
 
-    Without autocast: its cache may hold weights that were cast where gradients were forbidden.
+    Without autocast: its cache may hold weights that were cast while gradients were disabled.
     """
-    # A single image is given twice: on the CPU, batch normalisation's backward (seen in torch 2.15)
+    # A single image is repeated: on the CPU, batch normalisation's backward (seen in torch 2.15)
     # misreads gradients of a batch of one whose strides are those of no memory format.
     num_copies = 2 if len(images) == 1 else 1
     with (
@@ -104,13 +104,13 @@ def _logits_of(model: nn.Module) -> Logits:
 
 
 def _last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
-    """Return the LPB's logits as a function, and the module in it that yields the last map."""
+    """Return the LPB's logits as a function, and the module in it that returns the last map."""
     if model.split < len(model.bottlenecks):
         return _logits_of(model), model.bottlenecks[-1]
     masked = nn.Identity()
 
     def logits(images: Tensor) -> Tensor:
-        # The network's own forward, but with a module to hook where it multiplies.
+        # The network's forward, with a module to hook where it masks.
         h_lfe = model.stem(images)
         for bottleneck in model.bottlenecks:
             h_lfe = bottleneck(h_lfe)

@@ -1,4 +1,4 @@
-"""What every explanation method offers, and what several of them need."""
+"""The interface of explanation methods, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from labn.model.network import upsample_attention
 
 @runtime_checkable
 class Method(Protocol):
-    """One way to say how much each pixel of an image matters."""
+    """An explanation method: how much each pixel of an image matters."""
 
     @property
     def name(self) -> str:
-        """What tables and figures call it."""
+        """Name in tables and figures."""
 
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Map standardised images: more is more important, on any scale.
+        """Return maps of standardised images: higher is more important, on any scale.
 
-        An image's map does not depend on which others share the batch, to rounding. ``labels`` are
+        An image's map does not depend, up to rounding, on the others in the batch. ``labels`` are
         the classes to explain, ``names`` those of the images. Maps stay on the images' device.
         """
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode, and afterwards each module back in the mode it was in."""
+    """Put a network in evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -45,5 +45,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def upsample_map(
     maps: Float[Tensor, "b 1 h2 w2"], images: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b h w"]:
-    """Bring maps to their images' size and type, as alpha is (bilinear, align_corners False)."""
+    """Return maps at their images' size and type, upsampled like alpha (bilinear)."""
     return upsample_attention(maps.to(images.dtype), (images.shape[2], images.shape[3]))

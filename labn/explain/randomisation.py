@@ -1,13 +1,13 @@
-"""Cascading weight randomisation: does a map change when the network forgets what it learnt?
+"""Cascading weight randomisation, a sanity check of explanations (Adebayo et al. 2018).
 
-Layers are replaced by untrained ones from the output down to the stem, each time together with
-all those before, and each map is compared with the trained network's (Adebayo et al. 2018). A map
-that stays the same shows the image, not what was learnt. By construction, whatever was learnt,
+Layers are replaced by untrained ones cumulatively, from the output to the stem, and each map is
+compared with the trained network's. A map that stays the same shows the image, not what was learnt.
+By construction,
 
-- LABN's attention does not depend on the linear layer, nor on the LPB's bottlenecks: it is
-  computed before them, so that its correlation is 1 until the attention branch is replaced;
-- lambda attention of layer l depends neither on the linear layer nor on later bottlenecks, and on
-  the attention branch only where l is at or beyond the split;
+- LABN's attention is computed before the linear layer and the LPB's bottlenecks, so that its
+  correlation is 1 until the attention branch is replaced;
+- lambda attention of layer l depends neither on the linear layer nor on later bottlenecks, and
+  depends on the attention branch only if l is at or beyond the split;
 - Grad-CAM of a LABN with bottlenecks in its LPB, the input gradient and RISE depend on all layers;
 - controls (random, centre, edges) depend on none, and stay at 1.
 """
@@ -35,9 +35,9 @@ Maps = dict[str, NDArray[np.float64]]
 
 
 class SanityRow(TypedDict):
-    """How like its own map of the trained network one method's is after one replacement.
+    """Correlation of one method's maps with the trained network's, after one replacement.
 
-    ``num_images`` had a map to rank both times; mean and deviation (None for too few) are theirs.
+    Mean and deviation (None for too few) are over the ``num_images`` whose maps can be ranked.
     """
 
     method: str
@@ -49,17 +49,17 @@ class SanityRow(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class SanityCheck:
-    """Spearman correlations by method, of each image (columns) after each stage (rows).
+    """Spearman correlations by method, for each image (columns) after each stage (rows).
 
-    ``stages`` name what each one replaced, in order; what earlier ones replaced stays so. NaN
-    where one of the two maps is constant, so that its pixels have no order.
+    ``stages`` names the layers replaced, in order and cumulatively. NaN where one of the two maps
+    is constant, so that its pixels have no order.
     """
 
     stages: tuple[str, ...]
     correlations: Mapping[str, Float64[np.ndarray, "stages images"]]
 
     def as_rows(self) -> list[SanityRow]:
-        """Summarise over the images: a row for each method and stage."""
+        """Return one row for each method and stage, summarised over the images."""
         return [
             _summarise(method, stage, values)
             for method, by_stage in self.correlations.items()
@@ -68,7 +68,7 @@ class SanityCheck:
 
 
 def layer_groups(model: LABN) -> list[tuple[str, nn.Module]]:
-    """List the parts that are replaced together, from the output to the image."""
+    """Return the groups of layers that are replaced together, from the output to the image."""
     blocks = list(enumerate(model.bottlenecks))
     return [
         ("linear", model.fc),
@@ -88,19 +88,19 @@ def cascade(
     names: Sequence[str],
     on_stage: Callable[[int, int], None] = lambda done, total: None,
 ) -> SanityCheck:
-    """Replace a network's layers by those of an untrained one, and watch its maps change.
+    """Replace a network's layers by untrained ones, and return how its maps change.
 
-    The network itself is left as it was. Batch norm's running statistics are replaced with the
-    weights: every stage is a network whose upper part is as training would have found it.
+    ``model`` is not modified. Batch norm's running statistics are replaced with the weights: at
+    every stage the upper layers are as before training.
 
     Args:
         model: the trained network.
-        untrained: one of the same make, not drawn from the seed that ``model`` was.
-        make_methods: makes the methods to check for the copy whose weights are replaced.
-        images: standardised.
-        labels: classes to explain, by the methods that are class-specific.
-        names: of the images.
-        on_stage: hears how many stages are done, and of how many.
+        untrained: a network of the same architecture, drawn from another seed than ``model``.
+        make_methods: builds the methods to check, for the copy whose weights are replaced.
+        images: standardised images.
+        labels: classes to explain, for class-specific methods.
+        names: names of the images.
+        on_stage: called after each stage with the number of stages done and in all.
 
     Raises:
         RuntimeError: the networks' layers differ.

@@ -1,4 +1,4 @@
-"""The explanation methods by name: the only list of them."""
+"""The registry of explanation methods."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ENTRY_POINTS = "labn.methods"
 
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """What a method may be built from.
+    """The values that a method can be built from.
 
     ``predict`` maps (n, c, h, w) to the class probabilities of ``model``. ``num_masks`` and
-    ``seed`` are those of the evaluation; ``lambda_layer`` is the layer that was chosen for "lambda
-    attention", where one was.
+    ``seed`` are the evaluation's; ``lambda_layer`` is the layer chosen for "lambda attention",
+    if any.
     """
 
     model: LABN
@@ -52,7 +52,7 @@ def _lambda_attention(context: MethodContext) -> Method:
 METHODS: dict[str, Callable[[MethodContext], Method]] = {
     "LABN": lambda context: LabnAttention(context.model),
     LAMBDA_ATTENTION: _lambda_attention,
-    # In batches of its own size: a map must not depend on validation.batch_size.
+    # With RISE's own batch size: a map must not depend on validation.batch_size.
     "RISE": lambda context: Rise(
         predict=context.predict, num_masks=context.num_masks, seed=context.seed
     ),
@@ -65,10 +65,10 @@ METHODS: dict[str, Callable[[MethodContext], Method]] = {
 
 
 def resolve_names(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the methods that words stand for, in any case, with "-" or "_".
+    """Return the method names that words match, ignoring case and "-" or "_" for spaces.
 
     Raises:
-        UserError: a word names no method, or there is none.
+        UserError: a word matches no method, or there are no words.
     """
     known = {_plain(name): name for name in (*METHODS, *_added())}
     found = []
@@ -87,7 +87,7 @@ def resolve_names(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def build_method(name: str, context: MethodContext) -> Method:
-    """Build the method of a name that ``resolve_names`` returned.
+    """Return the method of a name that ``resolve_names`` returned.
 
     Raises:
         UserError: the network has no such layer, or the package that adds the method is broken.

@@ -28,7 +28,7 @@ def rise(
     batch_size: int = 64,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "n classes h w"]:
-    """Average random masks, each weighted by the probabilities of what it leaves visible.
+    """Return the average of random masks, weighted by the probabilities of the masked images.
 
     S = 1 / (N p) sum_i f(x * M_i) M_i, for every class at once. A mask is a ``grid_size`` square
     of cells, each kept with ``keep_probability``, upsampled bilinearly to one cell more than the
@@ -36,11 +36,10 @@ def rise(
     images see the same masks, a function of ``seed`` alone. Values are on the scale of the
     probabilities, and comparable only within one map.
 
-    Only the masks of one batch exist at a time. ``predict`` is given ``batch_size`` masked copies
-    of one image at a time, on the device of ``images``, without gradients; the next copies are
-    written over them. ``on_batch`` is called after each. Departure from the authors' release of
-    LABN: a cell is kept with ``keep_probability`` itself; there a normal deviate is compared with
-    it.
+    Only the masks of one batch exist at a time. ``predict`` receives ``batch_size`` masked copies
+    of one image at a time, on the device of ``images``, without gradients; the next copies
+    overwrite them. ``on_batch`` is called after each. Departure from the authors' release of LABN:
+    a cell is kept with ``keep_probability`` itself; there a normal deviate is compared with it.
 
     Raises:
         ValueError: an argument, or what ``predict`` returns, breaks its rule.
@@ -50,15 +49,15 @@ def rise(
         num_masks, (images.shape[2], images.shape[3]), grid_size, keep_probability, seed
     )
     sums: list[Tensor] = [images.new_zeros(())] * len(images)
-    # One room for every batch: freed and made anew, it would leave holes that do not fit the next.
+    # One buffer for all batches: allocating each time would fragment the memory.
     num_rows = min(batch_size, num_masks)
-    room_nij = images.new_empty(num_rows, *masks.image_size)
-    room_ncij = images.new_empty(num_rows, *images.shape[1:])
+    masks_buffer_nij = images.new_empty(num_rows, *masks.image_size)
+    images_buffer_ncij = images.new_empty(num_rows, *images.shape[1:])
     with torch.no_grad():
         for start in range(0, num_masks, batch_size):
-            masks_nij = masks.expand(slice(start, start + batch_size), images, room_nij)
+            masks_nij = masks.expand(slice(start, start + batch_size), images, masks_buffer_nij)
             for index, image in enumerate(images):
-                masked_ncij = room_ncij[: len(masks_nij)]
+                masked_ncij = images_buffer_ncij[: len(masks_nij)]
                 torch.mul(masks_nij.unsqueeze(1), image, out=masked_ncij)
                 scores_nc = predict(masked_ncij)
                 sums[index] = sums[index] + _weigh(scores_nc, masks_nij)
@@ -82,7 +81,7 @@ class Rise:
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Average the masks by the probability of each image's class."""
+        """Return the masks averaged by the probability of each image's class."""
         maps = rise(
             self.predict,
             images,
@@ -105,21 +104,21 @@ class GridMasks:
     image_size: tuple[int, int]
 
     def expand(
-        self, part: slice, like: Tensor, room: Tensor | None = None
+        self, chosen: slice, like: Tensor, buffer: Tensor | None = None
     ) -> Float[Tensor, "n h w"]:
-        """Make some of the masks, in [0, 1], with the type and device of a tensor.
+        """Return some of the masks, in [0, 1], with the type and device of ``like``.
 
-        ``room`` for as many or more of them is written to, where it is given.
+        They are written to ``buffer``, if passed, which has space for as many or more.
         Bilinear upsampling is separable, so that a mask is R_y G R_x^T with few columns in R.
         """
-        grids_ngk = self.grids_ngk[part].to(like)
-        offsets = self.offsets[part].to(like.device)
+        grids_ngk = self.grids_ngk[chosen].to(like)
+        offsets = self.offsets[chosen].to(like.device)
         rows_ngi, columns_nkj = (
             _windows(grids_ngk, length)[offsets[:, axis]]
             for axis, length in enumerate(self.image_size)
         )
         with torch.autocast(like.device.type, enabled=False):
-            out = None if room is None else room[: len(grids_ngk)]
+            out = None if buffer is None else buffer[: len(grids_ngk)]
             return torch.matmul(rows_ngi.mT @ grids_ngk, columns_nkj, out=out)
 
 
@@ -130,7 +129,7 @@ def draw_masks(
     keep_probability: float,
     seed: int,
 ) -> GridMasks:
-    """Draw cells (Bernoulli) and offsets (uniform from 0 to a cell's side) on the CPU."""
+    """Return random cells (Bernoulli) and offsets (uniform from 0 to a cell's side), on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(num_masks, grid_size, grid_size, generator=generator, dtype=torch.float64)
     offsets = [
@@ -145,7 +144,7 @@ def _cell_side(length: int, grid_size: int) -> int:
 
 
 def _windows(grids_ngk: Tensor, length: int) -> Float[Tensor, "offsets g length"]:
-    """Give each offset's interpolation matrix: a cell's weight in each pixel along one axis."""
+    """Return each offset's interpolation matrix: a cell's weight in each pixel along one axis."""
     grid_size = grids_ngk.shape[1]
     upsampled = (grid_size + 1) * _cell_side(length, grid_size)
     cells = torch.eye(grid_size, dtype=grids_ngk.dtype, device=grids_ngk.device)

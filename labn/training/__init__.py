@@ -1,1 +1,1 @@
-"""Training: plain torch, handed values and its own section of the configuration."""
+"""Training in plain torch, from values and its own section of the configuration."""

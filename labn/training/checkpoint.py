@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, never half-written."""
+"""Checkpoints, written atomically."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingCheckpoint(TypedDict):
-    """All that a training run needs to go on as if it had never stopped.
+    """All that a training run needs to resume as if it had never stopped.
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
-    sampler's position too. ``kernels`` is what computed them, see
-    ``labn.model.kernels.compiled.form``; the first checkpoints did not say it.
+    sampler's position too. ``kernels`` is the value of ``labn.model.kernels.compiled.form``, absent
+    from the first checkpoints.
     """
 
     model: dict[str, Any]
@@ -50,30 +50,30 @@ class ModelCheckpoint(TypedDict):
 
 
 def random_states() -> dict[str, Any]:
-    """Collect torch's generators' states, of the CPU and of every CUDA device."""
+    """Return the states of torch's generators, of the CPU and of every CUDA device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Set torch's generators as ``random_states`` found them."""
+    """Restore the states of torch's generators that ``random_states`` returned."""
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def save_atomically(content: TrainingCheckpoint | ModelCheckpoint, path: Path) -> None:
-    """Write a file that is either the old one or the whole new one, whenever the power fails.
+    """Write a checkpoint atomically: a crash leaves the old file or the whole new one.
 
     Raises:
-        UserError: the disk is full or the folder is not writable; what stood there is intact.
+        UserError: the disk is full or the folder is not writable; the old file is intact.
     """
 
     def save(file: BufferedWriter) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # torch's writer, on its way out of a full disk, raises one of its own.
+            # On a full disk torch's writer raises an error of its own while it closes.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -82,19 +82,19 @@ def save_atomically(content: TrainingCheckpoint | ModelCheckpoint, path: Path) -
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Name the checkpoint written after so many steps in all."""
+    """Return the path of the checkpoint of a global step."""
     return folder / f"step-{step:08d}.pt"
 
 
 def step_of(path: Path) -> int:
-    """Tell after how many steps in all a checkpoint was written."""
+    """Return the global step of a checkpoint."""
     match = _STEP_FILE.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
 
 
 def keep_newest(folder: Path, num_kept: int) -> None:
-    """Delete all but the newest step checkpoints, and what a killed writer left behind."""
+    """Delete all but the newest step checkpoints, and files that a killed writer left behind."""
     for path in _newest_first(folder)[num_kept:]:
         path.unlink()
     for path in folder.glob("*.tmp"):
@@ -102,7 +102,7 @@ def keep_newest(folder: Path, num_kept: int) -> None:
 
 
 def load_newest(folder: Path) -> tuple[Path, TrainingCheckpoint] | None:
-    """Load the newest step checkpoint that is whole; warn about newer ones that are not."""
+    """Return the newest step checkpoint that is whole; warn about newer ones that are not."""
     for path in _newest_first(folder):
         try:
             return path, cast(TrainingCheckpoint, load(path))
@@ -112,12 +112,12 @@ def load_newest(folder: Path) -> tuple[Path, TrainingCheckpoint] | None:
 
 
 def newest_path(folder: Path) -> Path | None:
-    """Name the newest step checkpoint, or None where there is none."""
+    """Return the path of the newest step checkpoint, or None."""
     return next(iter(_newest_first(folder)), None)
 
 
 def load(path: Path) -> Any:
-    """Load a checkpoint to the CPU, data only (no code is run).
+    """Load a checkpoint to the CPU as data only, without running code.
 
     Raises:
         UserError: the file is missing, truncated, or holds more than tensors and plain values.

@@ -1,4 +1,4 @@
-"""The device that computes, and what its process does with freed memory."""
+"""The choice of a device, and the process's handling of freed memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TU
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; for ``auto``, the best there is.
+    """Return the device of a name; for ``auto``, the best available one.
 
-    On a CPU the process keeps the memory that it frees, from now on.
+    On a CPU, make the process keep the memory that it frees, from now on.
 
     Raises:
-        UserError: no such device.
+        UserError: the device does not exist.
     """
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,12 +46,12 @@ def _named_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep what it frees, from now on; tell whether it does.
+    """Make this process keep the memory that it frees; return whether that succeeded.
 
     By default glibc returns blocks of 32 MiB and more, and the end of its heap, to the system as
-    they are freed. A training step on the CPU frees the activations of the step before, so that it
-    had to ask for them again, and the system to fill them with zeros, page by page. Nothing
-    happens without glibc, or where the environment sets its thresholds.
+    they are freed. A training step on the CPU would then request the memory of the last step's
+    activations again, and the system fill it with zeros, page by page. Nothing changes without
+    glibc, or where the environment sets its thresholds.
     """
     if any(name in os.environ for name in _CHOSEN_BY_USER):
         return False
@@ -62,7 +62,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Return what is free now, for work whose blocks have other sizes and would not fit into it."""
+    """Return free memory to the system, for work with blocks of other sizes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Scores of a network over a part of a data set: loss, classification, faithfulness."""
+"""Scores of a network over a subset: loss, classification, faithfulness."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All that one pass over a part measures.
+    """The scores of one pass over a subset.
 
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
     ``names``. ``pid`` holds the scores of the network's attention for the positives, in that order,
-    None where there are none or they were not asked for. ``bias_probability``, that of being
-    positive which the bias image gets, caps PID.
+    None if there are none or PID was not requested. ``bias_probability``, the predicted probability
+    that the bias image is positive, caps PID.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class Evaluation:
     bias_probability: float
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
-        """Name every figure that is defined ``<prefix>_<figure>``."""
+        """Return every defined score, named ``<prefix>_<score>``."""
         metrics = {
             "loss": self.loss.total.item(),
             "loss_lpb": self.loss.lpb.item(),
@@ -57,7 +57,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """How PID is measured; see ``patch_insertion_deletion``.
+    """Settings of PID; see ``patch_insertion_deletion``.
 
     The first ``max_positives`` images of a class other than 0 are scored (None: all of them).
     """
@@ -69,9 +69,9 @@ class Faithfulness:
 
 
 def predictor(model: nn.Module) -> Predict:
-    """Turn a LABN into a function from images to the perception branch's probabilities.
+    """Return a function from images to the perception branch's probabilities.
 
-    It works on a copy of the network as it is now, in evaluation mode, with batch norm folded into
+    It uses a copy of the network as it is now, in evaluation mode, with batch norm folded into
     the convolutions.
     """
     network = folded(model) if isinstance(model, LABN) else model
@@ -100,13 +100,13 @@ def evaluate(
     on_batch: Callable[[], None] = lambda: None,
     group: Group = SINGLE,
 ) -> Evaluation:
-    """Measure a network in evaluation mode; it is left in that mode.
+    """Score a network in evaluation mode, and leave it in that mode.
 
-    Each rank of a group gives the batches of its share of the part, and its share of the positives
-    in ``faithfulness``; all get the whole evaluation, in which every image counts once.
+    Each rank of a group passes the batches of its share of the subset, and its share of the
+    positives in ``faithfulness``; all return the whole evaluation, in which each image counts once.
 
-    The loss is eq. 8 over the whole part, as training minimises it; PID (eq. 14), unless
-    ``faithfulness`` is None, is that of the attention against the bias image.
+    The loss is eq. 8 over the whole subset, as training minimises it; PID (eq. 14), unless
+    ``faithfulness`` is None, is that of the attention, with the bias image as the baseline.
 
     Raises:
         RunFailed: the network's output is not finite.
@@ -147,7 +147,7 @@ def _gather(group: Group, part: list[T]) -> list[T]:
 
 
 def _gather_sums(group: Group, sums: list[LossSums]) -> LossSums:
-    """Add the batches' sums, in double precision, and then the ranks'."""
+    """Return the total of all batches of all ranks, in double precision."""
     device = sums[0].kl.device if sums else torch.device("cpu")
     rows = [torch.stack(tuple(batch)).double().cpu() for batch in sums]
     total = torch.stack(_gather(group, rows)).sum(dim=0).to(device)
@@ -155,7 +155,7 @@ def _gather_sums(group: Group, sums: list[LossSums]) -> LossSums:
 
 
 class _PositiveScorer:
-    """Collects the PID of the positives, batch by batch."""
+    """The PID of the positives, collected batch by batch."""
 
     def __init__(self, predict: Predict, bias_image: Tensor, settings: Faithfulness) -> None:
         self._predict, self._bias_image, self._settings = predict, bias_image, settings
@@ -163,7 +163,7 @@ class _PositiveScorer:
         self.parts: list[PatchInsertionDeletion] = []
 
     def score(self, batch: Batch, output: LABNOutput) -> None:
-        """Score the positives of one batch, as far as any are still wanted."""
+        """Score the positives of one batch, up to the limit."""
         chosen = (batch.labels > 0).nonzero()[:, 0].tolist()
         if self._settings.max_positives is not None:
             chosen = chosen[: self._settings.max_positives - self._num_scored]

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, given its model, batches and helpers; it knows no cluster."""
+"""The training loop, in plain torch: model, batches and hooks are passed in."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Hooks(Protocol):
-    """What the loop leaves to whoever runs it."""
+    """Callbacks of the training loop."""
 
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
         """Return a model's metrics after an epoch, ``val_loss`` among them."""
@@ -50,10 +50,10 @@ class Hooks(Protocol):
         """Receive the metrics of all epochs so far; the last one has just ended."""
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
-        """Keep a model whose validation loss is the lowest so far."""
+        """Save a model whose validation loss is the lowest so far."""
 
     def save(self, checkpoint: TrainingCheckpoint, global_step: int) -> None:
-        """Keep all that is needed to resume from here."""
+        """Save a checkpoint to resume from."""
 
     def last_checkpoint(self) -> str:
         """Return the name of the newest checkpoint, for a message."""
@@ -67,7 +67,7 @@ class Hooks(Protocol):
 
 @dataclass
 class Progress:
-    """How far training is: plain values, kept in every checkpoint."""
+    """Progress of training: plain values, saved in every checkpoint."""
 
     epoch: int = 0
     step: int = 0
@@ -85,8 +85,8 @@ class Progress:
         return self.epoch - 1 - self.best_epoch if self.epoch else 0
 
 
-class _Taken(NamedTuple):
-    """One step that was taken: its number, its images, its result."""
+class _FinishedStep(NamedTuple):
+    """A finished step: its number, its images and its result."""
 
     global_step: int
     names: tuple[str, ...]
@@ -94,10 +94,10 @@ class _Taken(NamedTuple):
 
 
 class Trainer:
-    """Trains a model, epoch by epoch, until the last one, no more gain, or a request to stop.
+    """The training of a model until the last epoch, early stopping, or a request to stop.
 
-    The ranks of a ``group`` each compute on their share of every batch, and take the step that one
-    process with the whole batch would take, but for batch norm's statistics.
+    Each rank of a ``group`` computes on its share of every batch, and takes the step that one
+    process with the whole batch would take, except for batch norm's statistics.
     """
 
     def __init__(
@@ -127,21 +127,21 @@ class Trainer:
             schedule=schedule,
             average=average,
             settings=settings,
-            gradient_scale=group.size,  # the exchange takes the mean over ranks; the sum is wanted
+            gradient_scale=group.size,  # the exchange averages over ranks; the sum is needed
         )
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether training is finished or has stopped early."""
         patience = self.settings.early_stopping_patience
-        gave_up = patience is not None and self.progress.num_epochs_without_gain >= patience
-        return self.progress.epoch >= self.settings.epochs or gave_up
+        stopped_early = patience is not None and self.progress.num_epochs_without_gain >= patience
+        return self.progress.epoch >= self.settings.epochs or stopped_early
 
     def run(self) -> Progress:
         """Train to the end.
 
         Raises:
-            Interrupted: ``hooks.should_stop`` said so; the state is saved.
+            Interrupted: ``hooks.should_stop`` returned true; the state is saved.
             RunFailed: the loss or a gradient is not finite.
         """
         while not self.is_finished:
@@ -150,18 +150,18 @@ class Trainer:
         return self.progress
 
     def _train_epoch(self) -> None:
-        progress, taken = self.progress, list[_Taken]()
+        progress, finished = self.progress, list[_FinishedStep]()
         self.model.train()
         self.throughput.start()
         for batch in self.throughput.loading(self.batches.epoch(progress.epoch, progress.step)):
-            taken.append(self._take_step(batch))
+            finished.append(self._take_step(batch))
             is_last = progress.step == self.batches.steps_per_epoch
             is_due = progress.global_step % (self.settings.checkpoint_steps or math.inf) == 0
-            is_time = len(taken) >= self.settings.log_steps or is_last or is_due
+            is_time = len(finished) >= self.settings.log_steps or is_last or is_due
             must_stop = self._must_stop(is_time)
             if is_time or must_stop:
-                self._collect(taken)
-                taken = []
+                self._collect(finished)
+                finished = []
             is_due = is_due or (is_time and self.hooks.should_save())
             if must_stop or (is_due and not is_last):
                 self._save()
@@ -169,19 +169,19 @@ class Trainer:
                 raise Interrupted
 
     def _must_stop(self, is_time: bool) -> bool:
-        """Ask whether to stop: one process after every step, a group where it waits anyway."""
+        """Return whether to stop; a group checks only where it waits anyway."""
         if self.group.size > 1 and not is_time:
             return False
         return self.group.any(self.hooks.should_stop(), self.device)
 
-    def _take_step(self, batch: Batch) -> _Taken:
+    def _take_step(self, batch: Batch) -> _FinishedStep:
         weight = self.objective.image_weights(batch.labels).sum()
         num_images = torch.tensor(float(len(batch)), device=self.device)
         weight, num_images = self.group.total(torch.stack([weight, num_images]))
         result = self._step(self._micro_batches(batch), weight, num_images)
         self.progress.step += 1
         self.progress.global_step += 1
-        return _Taken(self.progress.global_step, batch.names, result)
+        return _FinishedStep(self.progress.global_step, batch.names, result)
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         """Yield a batch in pieces; gradients are exchanged once, with those of the last one."""
@@ -191,10 +191,10 @@ class Trainer:
         yield last
 
     def _pieces(self, batch: Batch) -> list[MicroBatch]:
-        """Cut a batch up.
+        """Return a batch as micro-batches.
 
-        A rank without an image passes the bias image through, which counts 0: the others wait for
-        its gradients.
+        A rank without an image passes the bias image through with share 0, because the others wait
+        for its gradients.
         """
         if not len(batch):
             image = self.objective.bias_image[None].to(self.device)
@@ -203,14 +203,14 @@ class Trainer:
         chunks = batch.images.chunk(num_pieces), batch.labels.chunk(num_pieces)
         return [MicroBatch(images, labels) for images, labels in zip(*chunks, strict=True)]
 
-    def _collect(self, taken: list[_Taken]) -> None:
-        """Wait for the device, once for many steps: check that all is finite, and sum up."""
-        results = [step.result for step in taken]
+    def _collect(self, finished: list[_FinishedStep]) -> None:
+        """Wait for the device, once for many steps; check that all is finite, and add up sums."""
+        results = [step.result for step in finished]
         norms = torch.stack([result.gradient_norm for result in results]).tolist()
         rows = torch.stack([torch.stack([result.loss, *result.sums]) for result in results])
         totals = self.group.total(rows).tolist()
         progress = self.progress
-        for step, norm, (loss, *terms) in zip(taken, norms, totals, strict=True):
+        for step, norm, (loss, *terms) in zip(finished, norms, totals, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 names = [name for names in self.group.gather(step.names) for name in names]
                 raise RunFailed(
@@ -218,7 +218,7 @@ class Trainer:
                     f" the gradient's norm {norm}; its images: {', '.join(names)};"
                     f" last good checkpoint: {self.hooks.last_checkpoint()}"
                 )
-            # One by one: the sums of a resumed run, collected at other steps, round alike.
+            # One by one, so that a resumed run, which collects at other steps, rounds the same.
             progress.loss_sums = [a + b for a, b in zip(progress.loss_sums, terms, strict=True)]
             progress.gradient_norm_sum += norm
             self.throughput.count(round(terms[LossSums._fields.index("num_images")]))
@@ -238,7 +238,7 @@ class Trainer:
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sums = [0.0] * len(LossSums._fields)
         progress.gradient_norm_sum = 0.0
-        # In this order: what a kill between the two takes is done again, not left out.
+        # In this order: after a kill between the two, the epoch is repeated, not left out.
         self.hooks.on_epoch(progress.history)
         self._save()
 
@@ -273,7 +273,7 @@ class Trainer:
         self.hooks.save(self.state(), self.progress.global_step)
 
     def state(self) -> TrainingCheckpoint:
-        """Return all that ``load_state`` needs to resume bit by bit the same."""
+        """Return all that ``load_state`` needs to resume bit by bit."""
         return {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -285,7 +285,7 @@ class Trainer:
         }
 
     def load_state(self, checkpoint: TrainingCheckpoint) -> None:
-        """Restore the state in which a checkpoint was taken."""
+        """Restore the state of a checkpoint."""
         self.model.load_state_dict(checkpoint["model"])
         if self.average is not None and checkpoint["average"] is not None:
             self.average.load_state_dict(checkpoint["average"])
@@ -296,7 +296,7 @@ class Trainer:
 
 
 def _plain(progress: dict[str, Any]) -> dict[str, Any]:
-    """Copy what the trainer will change in place."""
+    """Return a copy of what the trainer changes in place."""
     return progress | {
         "history": [dict(metrics) for metrics in progress["history"]],
         "loss_sums": list(progress["loss_sums"]),

@@ -18,10 +18,10 @@ from labn.model.network import LABNOutput, upsample_attention
 
 
 class LossSums(NamedTuple):
-    """Sums over images (0-d tensors): add them over parts of a batch, then divide once.
+    """Sums over images (0-d tensors): add them over pieces of a batch, then divide once.
 
-    ``lpb`` and ``lab`` are class-weighted cross-entropies and go with ``weight``, the sum of the
-    images' class weights; ``kl`` goes with ``num_images``.
+    ``lpb`` and ``lab`` are class-weighted cross-entropies, to be divided by ``weight``, the sum of
+    the images' class weights; ``kl`` is to be divided by ``num_images``.
     """
 
     lpb: Tensor
@@ -31,16 +31,16 @@ class LossSums(NamedTuple):
     num_images: Tensor
 
     def plus(self, other: LossSums) -> LossSums:
-        """Add term by term."""
+        """Return the term-by-term sum."""
         return LossSums(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, factor: float) -> LossSums:
-        """Multiply every term."""
+        """Return every term times a factor."""
         return LossSums(*(factor * term for term in self))
 
 
 class LossTerms(NamedTuple):
-    """Eq. 8 and its terms; ``total = lpb + lambda_lab * lab + lambda_kl * kl``."""
+    """The loss (eq. 8) and its terms; ``total = lpb + lambda_lab * lab + lambda_kl * kl``."""
 
     total: Tensor
     lpb: Tensor
@@ -54,9 +54,9 @@ def mask_with_bias(
     bias_image: Float[Tensor, "c h w"],
     theta_b: float,
 ) -> Float[Tensor, "b c h w"]:
-    """Keep the pixels whose upsampled alpha~ exceeds theta_b; the others become the bias image's.
+    """Replace the pixels whose upsampled alpha~ is at most theta_b by the bias image's.
 
-    Images and bias image are standardised alike. Source: Iida 2022, eq. 12.
+    Images and bias image are standardised in the same way. Source: Iida 2022, eq. 12.
     """
     alpha_bhw = upsample_attention(attention, (images.shape[2], images.shape[3]))
     return torch.where(alpha_bhw.unsqueeze(1) > theta_b, images, bias_image)
@@ -65,7 +65,7 @@ def mask_with_bias(
 def prediction_divergence(
     logits: Float[Tensor, "b classes"], masked_logits: Float[Tensor, "b classes"]
 ) -> Float[Tensor, " b"]:
-    """Compute KL(p(x) || p(x~)) in nats for each image, from logits (Iida 2022, eq. 11)."""
+    """Return KL(p(x) || p(x~)) of each image, in nats, from logits (Iida 2022, eq. 11)."""
     log_p, log_p_masked = logits.log_softmax(dim=1), masked_logits.log_softmax(dim=1)
     return F.kl_div(log_p_masked, log_p, reduction="none", log_target=True).sum(dim=1)
 
@@ -85,7 +85,7 @@ class Objective:
     class_weights: Tensor | None = None
 
     def image_weights(self, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Look up each image's class weight."""
+        """Return each image's class weight."""
         if self.class_weights is None:
             return torch.ones(labels.shape, device=labels.device)
         return self.class_weights[labels]
@@ -93,9 +93,10 @@ class Objective:
     def sums(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]
     ) -> tuple[LABNOutput, LossSums]:
-        """Pass a batch through the model, once more masked if L_KL counts, and sum the losses.
+        """Return the model's output for a batch and the sums of the losses.
 
-        Gradients flow through both passes; the threshold in the mask has none.
+        If L_KL counts, the masked batch is a second pass. Gradients flow through both passes, not
+        through the mask's threshold.
         """
         output: LABNOutput = model(images)
         logits = output.logits.float()
@@ -113,10 +114,10 @@ class Objective:
         return output, LossSums(lpb, lab, kl, weights.sum(), num_images)
 
     def combine(self, sums: LossSums, weight: Tensor, num_images: Tensor) -> LossTerms:
-        """Divide sums by a batch's total weight and number, and add the terms (eq. 8).
+        """Return the loss (eq. 8): sums divided by a batch's total weight and number of images.
 
-        Give the totals of the whole batch when ``sums`` are those of a part of it: the parts'
-        results, and gradients, then add up to the batch's.
+        If ``sums`` are those of a piece of a batch, pass the totals of the whole batch: the
+        results, and gradients, of all pieces then add up to the batch's.
         """
         lpb, lab, kl = sums.lpb / weight, sums.lab / weight, sums.kl / num_images
         return LossTerms(lpb + self.lambda_lab * lab + self.lambda_kl * kl, lpb, lab, kl)

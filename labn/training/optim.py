@@ -1,4 +1,4 @@
-"""AdamW with two learning rates, warm-up then cosine decay, averaged weights, precision."""
+"""The optimizer, its schedule, averaged weights and precision."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _WARMUP_START = 0.01
 
 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
-    """Give the attention branch and the linear layer one learning rate, the rest another.
+    """Return AdamW with one learning rate for the attention branch and the linear layer.
 
-    Source: Iida 2022, Table 1.
+    The rest has the other one. Source: Iida 2022, Table 1.
     """
     head = [p for name, p in model.named_parameters() if name.startswith(_HEAD_PREFIXES)]
     rest = [p for name, p in model.named_parameters() if not name.startswith(_HEAD_PREFIXES)]
@@ -33,7 +33,7 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainConfig, steps_per_epoch: int
 ) -> LRScheduler:
-    """Build linear warm-up, then cosine decay to zero, counted in steps (Iida 2022, 5.1)."""
+    """Return linear warm-up, then cosine decay to zero, counted in steps (Iida 2022, 5.1)."""
     num_steps = settings.epochs * steps_per_epoch
     num_warmup = min(round(settings.warmup_epochs * steps_per_epoch), num_steps - 1)
     cosine = CosineAnnealingLR(optimizer, T_max=max(1, num_steps - num_warmup))
@@ -44,7 +44,7 @@ def build_schedule(
 
 
 def build_average(model: nn.Module, settings: TrainConfig) -> AveragedModel | None:
-    """Build the exponential moving average of the weights and statistics, where asked for."""
+    """Return the exponential moving average of weights and statistics, if configured."""
     if settings.ema_decay is None:
         return None
     average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
@@ -52,5 +52,5 @@ def build_average(model: nn.Module, settings: TrainConfig) -> AveragedModel | No
 
 
 def autocast(settings: TrainConfig, device: torch.device) -> torch.autocast:
-    """Make the context in which the network runs at the configured precision."""
+    """Return the context in which the network runs at the configured precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")

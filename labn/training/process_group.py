@@ -1,4 +1,4 @@
-"""The processes that train one network together: which shares they take, how results are joined."""
+"""The processes that train one network together, and their collective operations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """One process of ``size`` that compute together; its ``rank`` is 0 to size - 1.
+    """One process, of rank 0 to ``size`` - 1, in a group that computes together.
 
     All methods but ``share`` are collective: every rank must call them, in the same order. A group
     of one calls nothing of ``torch.distributed``; a larger one needs its default process group.
@@ -28,20 +28,20 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process keeps files and speaks for all."""
+        """Whether this process writes files and reports for all."""
         return self.rank == 0
 
     def share(self, num: int) -> slice:
-        """Name this rank's part of ``num`` things, in the order of ranks, without padding.
+        """Return this rank's share of ``num`` items, in the order of ranks, without padding.
 
-        The parts differ by one at most; the first ranks have the larger ones.
+        Shares differ by one at most; the first ranks have the larger ones.
         """
         each, rest = divmod(num, self.size)
         start = self.rank * each + min(self.rank, rest)
         return slice(start, start + each + (self.rank < rest))
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over the ranks; each gets the sum, to the same bits."""
+        """Return the sum of a tensor over the ranks, with the same bits on each."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
@@ -49,21 +49,21 @@ class Group:
         return total
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Say whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         return bool(self.total(torch.tensor(float(flag), device=device)) > 0)
 
-    def gather(self, part: T) -> list[T]:
-        """Give every rank the parts of all, in the order of ranks."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in the order of ranks, to every rank."""
         if self.size == 1:
-            return [part]
-        parts: list[T | None] = [None] * self.size
-        dist.all_gather_object(parts, part)
-        return parts  # type: ignore[return-value]  # none is left to be None
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]  # none is left to be None
 
     def from_first(self, value: T) -> T:
-        """Give every rank the value of rank 0; the others' are ignored."""
+        """Return the value of rank 0 to every rank; the others' are ignored."""
         if self.size == 1:
             return value
         box = [value]
@@ -71,18 +71,18 @@ class Group:
         return box[0]
 
     def align_buffers(self, model: nn.Module) -> None:
-        """Give every rank the buffers of rank 0: running statistics differ with the images."""
+        """Copy the buffers of rank 0 to every rank: running statistics depend on the images."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Have the backward pass of every rank leave the mean gradient of all."""
+        """Return the model with gradients averaged over the ranks in the backward pass."""
         if self.size == 1:
             return model
         device = next(model.parameters()).device
         with warnings.catch_warnings():
-            # Of a successor to broadcast_buffers, which older versions do not know.
+            # About a successor of broadcast_buffers that older versions lack.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
                 model,
@@ -94,9 +94,9 @@ class Group:
 
 
 SINGLE = Group()
-"""A process on its own."""
+"""A group of one process."""
 
 
 def no_exchange(network: nn.Module) -> AbstractContextManager[None]:
-    """Leave gradients on the ranks that compute them; ``network`` is what ``wrap`` returned."""
+    """Return a context without gradient exchange; ``network`` is what ``wrap`` returned."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()

@@ -18,7 +18,7 @@ from labn.training.optim import autocast
 
 
 class MicroBatch(NamedTuple):
-    """Images that pass through the network together; their losses count ``share`` times."""
+    """Images that pass through the network together; their losses are multiplied by ``share``."""
 
     images: Tensor
     labels: Tensor
@@ -35,7 +35,7 @@ class StepResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """The change of a network's weights by one batch.
+    """The update of a network's weights by one batch.
 
     ``gradient_scale`` multiplies the loss before the backward pass, for a network that divides
     the gradients of several processes by their number.
@@ -52,7 +52,7 @@ class TrainingStep:
     def __call__(
         self, micro_batches: Iterable[MicroBatch], weight: Tensor, num_images: Tensor
     ) -> StepResult:
-        """Take one step on a batch, given in pieces, of that total class weight and size."""
+        """Take one step on a batch, passed in pieces, with its total class weight and size."""
         loss, sums = torch.zeros_like(weight), LossSums(*[torch.zeros_like(weight)] * 5)
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, share in micro_batches:

@@ -1,4 +1,4 @@
-"""The throughput of a group that trains, and which of its ranks holds up the others."""
+"""The throughput of a training group, and its slowest rank."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BatchT = TypeVar("BatchT", bound=Sized)
 
 
 class Throughput:
-    """Counts the images and the seconds of one epoch, or of what this process did of it.
+    """The images and seconds of one epoch, or of what this process did of it.
 
-    Ranks wait for each other in every step, so that all take the time of the slowest. What tells
-    them apart is the time of their ``own_work``: loading and the forward pass (as far as the host
-    waits for it: on a GPU, only its queueing).
+    Ranks wait for each other in every step, so that all take the time of the slowest. They differ
+    in the time of their ``own_work``: loading and the forward pass (as far as the host waits for
+    it: on a GPU, only its queueing).
     """
 
     def __init__(self, group: Group) -> None:
@@ -34,7 +34,7 @@ class Throughput:
 
     @contextmanager
     def own_work(self) -> Iterator[None]:
-        """Measure work during which no other rank is waited for."""
+        """Measure work that does not wait for another rank."""
         start_s = time.perf_counter()
         yield
         self._own_s += time.perf_counter() - start_s
@@ -59,11 +59,11 @@ class Throughput:
 
     @property
     def images_per_s(self) -> float:
-        """Images per second of the whole group, all it waits for included."""
+        """Images per second of the whole group, waiting included."""
         return self._num_all / max(time.perf_counter() - self._start_s, 1e-9)
 
     def by_rank(self) -> dict[str, float]:
-        """Return the group's images per second, each rank's in its own work, the slowest rank.
+        """Return images per second, of the group and of each rank's own work, and the slowest rank.
 
         Every rank must call it.
         """
