@@ -1,4 +1,4 @@
-"""Experiment tracking: parameters, metrics, files and networks of a run, kept by MLflow."""
+"""Experiment tracking with MLflow: parameters, metrics, files and networks of a run."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def open_tracker(
     spool_dir: Path,
     log_system_metrics: bool = True,
 ) -> Tracker:
-    """Open a run at ``uri``, or go on with the run ``run_id``; ``none`` tracks nothing.
+    """Create a run at ``uri``, or resume the run ``run_id``; ``none`` tracks nothing.
 
-    Once open, the tracker never stops a training run: what cannot be delivered waits in
-    ``spool_dir``.
+    Once open, the tracker never stops a training run: records that cannot be delivered are kept
+    in ``spool_dir``.
 
     Raises:
-        UserError: the tracker cannot be reached, or holds no such run, or ``spool_dir`` is in use
-            by another.
+        UserError: the tracker cannot be reached, or has no such run, or ``spool_dir`` is used by
+            another run.
     """
     if uri == "none":
         return NoTracker()
     spool = Spool(spool_dir)
     if spool and spool.run_id != run_id:
         raise UserError(
-            f"{spool.log}: holds records of run {spool.run_id} that its tracker never received;"
+            f"{spool.log}: contains records of run {spool.run_id} that its tracker never received;"
             " resume that run, move the file away, or give another output_dir"
         )
     tracker = MlflowTracker(

@@ -1,4 +1,4 @@
-"""How MLflow loads a network that was kept; copied beside it, so that it needs no other file."""
+"""MLflow's loader of a saved network; copied beside it, so that it needs no other file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ServedNetwork:
     def predict(
         self, images: NDArray[np.float32], params: dict[str, Any] | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """Map standardised images (n, c, h, w) to ``probabilities`` and ``attention``."""
+        """Return ``probabilities`` and ``attention`` of standardised images (n, c, h, w)."""
         with torch.inference_mode():
             outputs = self._program(torch.from_numpy(np.array(images, dtype=np.float32)))
         return {name: value.numpy() for name, value in outputs.items()}
@@ -28,5 +28,5 @@ class ServedNetwork:
 def _load_pyfunc(path: str) -> ServedNetwork:
     import mlflow.pytorch
 
-    # MLflow hands over {model}/data/program; its own loader refuses programs that hide pickles.
+    # MLflow passes {model}/data/program; its own loader refuses programs that contain pickles.
     return ServedNetwork(mlflow.pytorch.load_model(str(Path(path).parents[1])))

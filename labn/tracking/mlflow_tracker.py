@@ -28,14 +28,14 @@ from labn.tracking.tracker import CallRefused, Status, Tracker
 logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    # MLflow tries a request eight times with a pause of up to 128 s; ResilientTracker's are ours.
+    # MLflow would retry a request eight times, 128 s apart at most; ResilientTracker retries.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# What these say of an outage, ResilientTracker says once.
+# ResilientTracker reports an outage once; these would repeat it.
 _SILENCED = ("mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.utils.autologging_utils")
 _MODEL_NAME = "model"
 _DIGEST_LENGTH = 36
@@ -44,13 +44,13 @@ _DIGEST_LENGTH = 36
 class MlflowTracker(Tracker):
     """A run in an MLflow store.
 
-    It holds no global state of MLflow: several may live in one process, and no run becomes the
-    active one. ``run_id`` goes on with an earlier run; then ``experiment`` and ``run_name`` are
-    not looked at. A parent run is named by the tag ``mlflow.parentRunId``. A new experiment in a
-    SQLite store keeps its files in ``mlruns`` beside the store, wherever the process was started.
+    It uses no global state of MLflow: one process may have several, and no run becomes the active
+    one. ``run_id`` resumes an earlier run; then ``experiment`` and ``run_name`` are ignored. The tag
+    ``mlflow.parentRunId`` names a parent run. A new experiment in a SQLite store keeps its files in
+    ``mlruns`` beside the store, in whatever folder the process started.
 
     Raises:
-        UserError: the store cannot be opened, or holds no such run.
+        UserError: the store cannot be opened, or has no such run.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class MlflowTracker(Tracker):
         self._uri = resolve_uri(uri)
         self._log_system_metrics = log_system_metrics
         self._monitor: Any = None
-        with unreachable_is_the_users(uri), opening(self._uri):
+        with unreachable_as_user_error(uri), opening(self._uri):
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self._uri)
@@ -84,7 +84,7 @@ class MlflowTracker(Tracker):
             self._watch_system()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log settings; MLflow keeps a first value for ever, so another becomes ``changed.*``."""
+        """Log settings; MLflow never changes a value, so a new one becomes a tag ``changed.*``."""
         from mlflow.entities import Param
 
         texts = {key: redact(str(value)) for key, value in params.items()}
@@ -122,12 +122,12 @@ class MlflowTracker(Tracker):
         self._watch_system()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file under its own name, in a folder of the run's artifacts."""
+        """Copy a file, under its own name, to a folder of the run's artifacts."""
         with _refusals():
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
-        """Log the manifest's columns and size as an input; MLflow takes 36 letters of a digest."""
+        """Log the manifest's columns and size as an input, with 36 characters of the digest."""
         import mlflow.data
         from mlflow.entities import Dataset, DatasetInput
 
@@ -140,13 +140,13 @@ class MlflowTracker(Tracker):
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags=[])])
 
     def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
-        """Keep the network as ``model``: ``runs:/{run_id}/model`` loads it."""
+        """Log the network as ``model``, to be loaded from ``runs:/{run_id}/model``."""
         with tempfile.TemporaryDirectory() as scratch:
             save_servable(model, example, Path(scratch, _MODEL_NAME))
             self.log_saved_model(Path(scratch, _MODEL_NAME))
 
     def log_saved_model(self, folder: Path) -> None:
-        """Keep a network that ``save_servable`` has written, and write its ids into it."""
+        """Log a network that ``save_servable`` has written, and write its ids into it."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
@@ -173,18 +173,18 @@ class MlflowTracker(Tracker):
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                kind = {"mlflow.experimentKind": "custom_model_development"}  # what its page shows
+                kind = {"mlflow.experimentKind": "custom_model_development"}  # selects its page
                 root = artifact_root(self._uri)
                 return str(self._client.create_experiment(name, root, tags=kind))
             except MlflowException:
-                # Another client of the same server may have been quicker.
+                # Another client of the same server may have created it first.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise UserError(
                 f"tracking.experiment = {name}: is deleted; restore it"
-                f" (mlflow experiments restore -x {found.experiment_id}) or give another name"
+                f" (mlflow experiments restore -x {found.experiment_id}) or choose another name"
             )
         return str(found.experiment_id)
 
@@ -197,13 +197,13 @@ class MlflowTracker(Tracker):
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"tracking.uri = {redact(self._uri)}: holds no run {run_id};"
-                " give the address that the run was started with"
+                f"tracking.uri = {redact(self._uri)}: has no run {run_id};"
+                " specify the address that the run was started with"
             ) from None
         return self._client.get_run(run_id)
 
     def _pending_model(self) -> Any:
-        """Take up a model whose upload broke off, or create one."""
+        """Return a model whose upload was interrupted, or a new one."""
         same = f"name = '{_MODEL_NAME}' AND source_run_id = '{self.run_id}'"
         for logged in self._client.search_logged_models([self._experiment], same):
             if logged.status == "PENDING":
@@ -213,7 +213,7 @@ class MlflowTracker(Tracker):
         )
 
     def _watch_system(self) -> None:
-        """Start MLflow's monitor, or start it again after an outage, which ends its thread."""
+        """Start MLflow's monitor, or restart it after an outage, which ends its thread."""
         if not self._log_system_metrics:
             return
         if self._monitor is not None:
@@ -241,8 +241,8 @@ def _refusals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unreachable_is_the_users(uri: str) -> Iterator[None]:
-    """Raise what a store that cannot be opened raises as an error of the user's."""
+def unreachable_as_user_error(uri: str) -> Iterator[None]:
+    """Raise a UserError if a store cannot be opened."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -252,5 +252,5 @@ def unreachable_is_the_users(uri: str) -> Iterator[None]:
         reason = redact(" ".join(str(error).split()))
         raise UserError(
             f"tracking.uri = {redact(uri)}: cannot be opened ({reason});"
-            " start its server, mend the address, or give tracking.uri=none to track nothing"
+            " start its server, fix the address, or pass tracking.uri=none to track nothing"
         ) from error

@@ -1,4 +1,4 @@
-"""The tracker's registry of models: networks under a name, in numbered versions."""
+"""The tracker's model registry: networks with a name and numbered versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from labn.tracking.store import resolve_uri
 def register_model(
     uri: str, run_id: str, *, name: str, card: str, tags: Mapping[str, str]
 ) -> int | None:
-    """Register the network that a run logged, with a card in Markdown; give its version.
+    """Register a run's network, with a model card in Markdown; return its version.
 
-    A run is registered once: again, its version gets the new card and tags. None: the run logged no
-    network.
+    A run that is registered already keeps its version, with the new card and tags. None if the run
+    logged no network.
 
     Raises:
-        UserError: the tracker refuses.
+        UserError: the tracker cannot register it.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -49,6 +49,6 @@ def register_model(
         reason = redact(" ".join(str(error).split()))
         raise UserError(
             f"tracking.uri = {redact(uri)}: cannot register a model ({reason}); run the same"
-            " command again once it can"
+            " command again when it can"
         ) from error
     return int(version.version)

@@ -1,4 +1,4 @@
-"""Where a run came from: code, versions, command line; and nothing that must stay secret."""
+"""Provenance of a run: code, versions and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from importlib import metadata
 
 _DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "numpy", "labn")
-# The second form is a password with an unescaped slash, which SQLAlchemy takes.
+# The second form is a password with an unescaped slash, which SQLAlchemy accepts.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/:@]*:[^\s@]*)@")
 _SECRET_FIELD = re.compile(
     r"(?<=[?&;])([\w.-]*(?:password|passwd|pwd|secret|token|key|signature|sig)[\w.-]*)=[^\s&;#'\"]*",
@@ -19,15 +19,15 @@ _SECRET_FIELD = re.compile(
 
 
 def redact(text: str) -> str:
-    """Remove user, password and secret query values from every URL in a text."""
+    """Return a text without user, password and secret query values in its URLs."""
     return _SECRET_FIELD.sub(r"\1=***", _USER_INFO.sub("", text))
 
 
 def environment_tags() -> dict[str, str]:
-    """Describe the code and libraries of this process, as tags of a run.
+    """Return tags that describe the code and libraries of this process.
 
-    ``git.commit`` and ``git.dirty`` are of the checkout around the working directory, and absent
-    where there is none; so is the version of a library that is not installed.
+    ``git.commit`` and ``git.dirty`` describe the checkout around the working directory; they are
+    absent if there is none, as is the version of a library that is not installed.
     """
     versions = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:

@@ -1,4 +1,4 @@
-"""MLflow's warnings about itself, which tell a user nothing."""
+"""A filter for MLflow's warnings about itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MESSAGES = (
     # Raised when its modules are imported:
     "The ``noload`` loader strategy is deprecated",
     r".*Any type hint is inferred as AnyType",
-    # Its two readings of a local path are the same one, registered twice.
+    # The two sources that match a local path are one source, registered twice.
     "The specified dataset source can be interpreted in multiple ways",
     # Labels are never missing.
     "Hint: Inferred schema contains integer column",
@@ -19,7 +19,7 @@ _MESSAGES = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out those warnings; any other is shown."""
+    """Suppress those warnings; show any other."""
     with warnings.catch_warnings():
         for message in _MESSAGES:
             warnings.filterwarnings("ignore", message=message)

@@ -1,4 +1,4 @@
-"""Tracking that outlives its server: what cannot be delivered waits on disk."""
+"""Tracking that survives outages: records that cannot be delivered are kept on disk."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from labn.tracking.tracker import CallRefused, Status, Tracker
 
 logger = logging.getLogger(__name__)
 
-# Uploads may rightly take long; their own requests time out.
+# Uploads may take long; their own requests time out.
 _UNLIMITED = {"log_artifact", "log_saved_model", "finish"}
 
 
 class ResilientTracker(Tracker):
-    """A tracker that never stops a run, and loses nothing while another cannot be reached.
+    """A wrapper of a tracker that never stops a run, and loses no records in an outage.
 
-    A call that fails is tried ``num_tries`` times within ``time_limit_s``; then it is kept in
-    ``spool_dir``, and so are all that follow, until ``retry_after_s`` have passed and they can be
-    delivered in order. One outage is one warning. A call the tracker refuses for good is dropped
-    with a warning. Messages call the tracker ``name``, less any credentials. What an earlier
-    process of the same run left in ``spool_dir`` is delivered first.
+    A call that fails is tried ``num_tries`` times within ``time_limit_s``, then kept in
+    ``spool_dir`` with all that follow; every ``retry_after_s`` the kept calls are delivered in
+    order, if the tracker can be reached. One outage is one warning. A call that the tracker refuses
+    permanently is dropped with a warning. ``name`` is the tracker's in messages, without
+    credentials. Calls that an earlier process of the run left in ``spool_dir`` are delivered first.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ResilientTracker(Tracker):
         self._time_limit_s, self._retry_after_s = time_limit_s, retry_after_s
         self._next_try_s = 0.0
         self._is_losing = False
-        # One thread: a call that hangs holds back later ones, not the training.
+        # One thread: a call that hangs blocks later ones, not the training.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         if self._spool:
             self._replay(None, is_resumed=True)
@@ -79,19 +79,19 @@ class ResilientTracker(Tracker):
         )
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file under its own name, in a folder of the run's artifacts."""
+        """Copy a file, under its own name, to a folder of the run's artifacts."""
         if not path.is_file():
             raise FileNotFoundError(f"log_artifact: no such file: {path}")
         self._deliver("log_artifact", path=path, folder=folder)
 
     def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
-        """Log which images the run saw: one row of ``manifest`` an image."""
+        """Log which images the run saw: one row of ``manifest`` per image."""
         self._deliver(
             "log_dataset", manifest=manifest, name=name, source=redact(source), digest=digest
         )
 
     def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
-        """Keep the network in a form that predicts without this package, if it has one."""
+        """Log the network so that it predicts without this package, if it can be exported."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "model")
             try:
@@ -105,16 +105,16 @@ class ResilientTracker(Tracker):
             self.log_saved_model(folder)
 
     def log_saved_model(self, folder: Path) -> None:
-        """Keep a network that ``save_servable`` has written."""
+        """Log a network that ``save_servable`` has written."""
         self._deliver("log_saved_model", folder=folder)
 
     def finish(self, status: Status) -> None:
-        """Close the run, after a last attempt to deliver what waits."""
+        """Close the run, after a last attempt to deliver the kept records."""
         self._next_try_s = 0.0
         self._deliver("finish", status=status)
         if self._spool:
             logger.warning(
-                "tracking.uri = %s: %d records of run %s could not be delivered; they lie in %s"
+                "tracking.uri = %s: %d records of run %s could not be delivered; they are in %s"
                 " and are delivered when the run is resumed",
                 *(self._name, len(self._spool), self.run_id, self._spool.log),
             )
@@ -125,23 +125,23 @@ class ResilientTracker(Tracker):
             if time.monotonic() >= self._next_try_s:
                 self._replay(None if call == "finish" else self._time_limit_s)
         elif error := self._try(call, arguments):
-            self._put_off()
+            self._postpone()
             reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning(
-                "tracking.uri = %s: cannot be reached (%s); the run goes on, and its records are"
+                "tracking.uri = %s: cannot be reached (%s); the run continues, and its records are"
                 " kept in %s until it can",
                 *(self._name, reason, self._spool.log),
             )
             self._keep(call, arguments)
 
     def _try(self, call: str, arguments: dict[str, Any]) -> Exception | None:
-        """Make a call several times; return the last error if none succeeded."""
+        """Try a call several times; return the last error if none succeeded."""
         end = time.monotonic() + self._time_limit_s
         error: Exception
         for number in range(self._num_tries):
             try:
                 self._call(call, arguments, end=None if call in _UNLIMITED else end)
-            # Whatever a store or its client raises: tracking is not worth a training run.
+            # Any error of a store or its client: tracking must not stop a training run.
             except Exception as raised:  # noqa: BLE001
                 error = raised
             else:
@@ -158,29 +158,31 @@ class ResilientTracker(Tracker):
         try:
             future.result(timeout_s)
         except TimeoutError:
-            raise TimeoutError(f"{call} had no answer within {self._time_limit_s:g} s") from None
+            raise TimeoutError(f"{call} got no answer within {self._time_limit_s:g} s") from None
         finally:
-            # One that waits behind a call that hangs would be made twice: now, and from the spool.
+            # A call queued behind one that hangs would be made twice: now, and from the spool.
             future.cancel()
 
     def _replay(self, time_limit_s: float | None, *, is_resumed: bool = False) -> None:
         end = None if time_limit_s is None else time.monotonic() + time_limit_s
 
         def deliver(call: str, arguments: dict[str, Any]) -> None:
-            # The end of the process before this one is not the end of the run.
+            # The end of an earlier process is not the end of the run.
             if not (is_resumed and call == "finish"):
                 self._call(call, arguments, end=end)
 
-        self._put_off()
+        self._postpone()
         try:
             num_delivered = self._spool.drain(deliver)
         except Exception as error:  # noqa: BLE001 - as in _try
             reason = redact(str(error))
-            logger.debug("tracking.uri = %s: records still wait (%s)", self._name, reason)
+            logger.debug(
+                "tracking.uri = %s: records cannot be delivered yet (%s)", self._name, reason
+            )
         else:
             logger.info("tracking.uri = %s: %d kept records delivered", self._name, num_delivered)
 
-    def _put_off(self) -> None:
+    def _postpone(self) -> None:
         self._next_try_s = time.monotonic() + self._retry_after_s
 
     def _keep(self, call: str, arguments: dict[str, Any]) -> None:
@@ -190,7 +192,7 @@ class ResilientTracker(Tracker):
             if not self._is_losing:
                 self._is_losing = True
                 logger.error(
-                    "%s: cannot be written (%s); the run goes on, but its records are lost",
+                    "%s: cannot be written (%s); the run continues, but its records are lost",
                     *(self._spool.log, error),
                 )
 
@@ -199,4 +201,4 @@ def _unless_refused(tracker: Tracker, call: str, arguments: dict[str, Any]) -> N
     try:
         getattr(tracker, call)(**arguments)
     except CallRefused as error:
-        logger.warning("tracking: %s was refused and is left out (%s)", call, error)
+        logger.warning("tracking: %s was refused and is dropped (%s)", call, error)

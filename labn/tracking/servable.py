@@ -1,4 +1,4 @@
-"""Write a network as an MLflow model that needs MLflow and torch to predict, but not labn."""
+"""Export of a network as an MLflow model that predicts with MLflow and torch, without labn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labn.tracking.quiet import quiet
 
 
 class _Outputs(torch.nn.Module):
-    """A network whose results have names, as MLflow's signatures want them."""
+    """A network with named outputs, as MLflow's signatures require."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ def save_servable(
     """Export a network with its softmax to a new folder, on the CPU and in evaluation mode.
 
     ``mlflow.pyfunc.load_model(folder).predict`` maps (n, c, h, w) float32 to ``probabilities``
-    (n, classes) and ``attention`` (n, 1, h2, w2), for any n; ``mlflow.pytorch.load_model`` gives
-    the program itself. MLflow's own ``mlflow.pytorch.save_model`` is not used because what it
-    writes cannot predict more than one tensor, and silently fixes the batch size where a network
-    does not export with a free one: here that raises.
+    (n, classes) and ``attention`` (n, 1, h2, w2), for any n; ``mlflow.pytorch.load_model``
+    returns the program itself. ``mlflow.pytorch.save_model`` is not used because its models cannot
+    predict more than one tensor, and have a fixed batch size where a network does not export with
+    a free one: here that raises.
     """
     with quiet():
         import mlflow.pyfunc
@@ -48,9 +48,9 @@ def save_servable(
 
     served = _Outputs(copy.deepcopy(model).cpu().eval())
     for parameter in served.parameters():
-        # The archive writer takes channels_last weights for parts of a larger tensor.
+        # The archive writer treats channels_last weights as views of a larger tensor.
         parameter.data = parameter.data.contiguous()
-    # torch.export takes a batch of one for a constant.
+    # torch.export treats a batch size of one as a constant.
     images = torch.from_numpy(np.repeat(example, 2, axis=0).astype(np.float32))
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in served(images).items()}
@@ -72,13 +72,13 @@ def save_servable(
             data_path=str(data),
             code_paths=[labn_served.__file__],
             signature=infer_signature(images.numpy(), outputs),
-            # Kept as JSON text, of which sixteenths need a third.
+            # Saved as JSON text, of which sixteenths need a third.
             input_example=np.round(images[:1].numpy() * 16) / 16,
             pip_requirements=_requirements(),
         )
 
 
 def _requirements() -> list[str]:
-    # A local build ("2.9.0+cu130") is not on the index that a server would install from.
+    # A local version ("2.9.0+cu130") is not on the index that a server would install from.
     names: dict[str, Any] = {name: metadata.version(name) for name in ("mlflow", "numpy", "torch")}
     return [f"{name}=={version.split('+')[0]}" for name, version in names.items()]

@@ -1,4 +1,4 @@
-"""The tracker in a browser: which experiments a store has, and MLflow's server on it."""
+"""The tracker in a browser: a store's experiments, and MLflow's server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from labn.errors import RunFailed, UserError
-from labn.tracking.mlflow_tracker import unreachable_is_the_users
+from labn.tracking.mlflow_tracker import unreachable_as_user_error
 from labn.tracking.provenance import redact
 from labn.tracking.store import opening, resolve_uri, sqlite_path
 
 _START_S, _STOP_S, _POLL_S = 90, 10, 0.2
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Nothing here asks for jobs, and each of their kinds is a process.
+    # No jobs are used here, and each kind of job starts a process.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
@@ -34,18 +34,18 @@ class Experiment:
 
 
 def list_experiments(uri: str) -> list[Experiment]:
-    """List the experiments of a store, the one that was last changed first.
+    """Return the experiments of a store, the most recently changed first.
 
     Raises:
-        UserError: the store is a file that is not there, or cannot be opened.
+        UserError: the store is a file that does not exist, or cannot be opened.
     """
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
         raise UserError(
-            f"tracking.uri = {uri}: no such file ({path}); train something first, or name a run's"
+            f"tracking.uri = {uri}: no such file ({path}); train something first, or pass a run's"
             " folder or configuration"
         )
-    with unreachable_is_the_users(uri), opening(resolve_uri(uri)):
+    with unreachable_as_user_error(uri), opening(resolve_uri(uri)):
         from mlflow import MlflowClient
 
         client = MlflowClient(resolve_uri(uri))
@@ -54,13 +54,13 @@ def list_experiments(uri: str) -> list[Experiment]:
 
 
 def is_server(uri: str) -> bool:
-    """Tell whether a tracker is a server already, so that none need be started."""
+    """Return whether a tracker is a server already, so that none needs to be started."""
     return uri.startswith(("http://", "https://"))
 
 
 @contextmanager
 def serving(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Have MLflow's server answer on a store while entered; end it and its processes after.
+    """Run MLflow's server on a store in a ``with`` block, and end its processes afterwards.
 
     Raises:
         RunFailed: it does not answer.

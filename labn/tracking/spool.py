@@ -1,4 +1,4 @@
-"""Records that could not be delivered, kept on disk in order."""
+"""A queue on disk of records that could not be delivered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Deliver = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class _Record:
-    """One call of one run: its plain arguments, and those that lie as files in ``folder``."""
+    """One call of one run: its plain arguments, and those saved as files in ``folder``."""
 
     run_id: str | None
     call: str
@@ -51,14 +51,14 @@ class Spool:
 
     @property
     def run_id(self) -> str | None:
-        """The run whose records these are; None where there are none."""
+        """Run of the records; None if there are none."""
         return next((record.run_id for record in self._read()), None)
 
     def append(self, run_id: str | None, call: str, arguments: Mapping[str, Any]) -> None:
-        """Keep a call; files and folders among its arguments are copied.
+        """Append a call; files and folders among its arguments are copied.
 
         Raises:
-            OSError: nothing can be written, so the call is not kept.
+            OSError: nothing can be written, so the call is not saved.
         """
         folder = self._files / str(time.time_ns())
         plain: dict[str, Any] = {}
@@ -78,9 +78,9 @@ class Spool:
         append(self.log, json.dumps(asdict(record)) + "\n")
 
     def drain(self, deliver: Deliver) -> int:
-        """Deliver the records in order; return how many.
+        """Deliver the records in order; return their number.
 
-        What ``deliver`` raises is passed on, and then that record and all after it stay.
+        If ``deliver`` raises, the error is passed on, and its record and all after it stay.
         """
         records = self._read()
         delivered = 0
@@ -106,7 +106,7 @@ class Spool:
         )
 
     def _keep(self, records: list[_Record]) -> None:
-        """Replace the log in one step; the files of dropped records are no longer needed then."""
+        """Replace the log atomically, before the files of delivered records are deleted."""
         if not records:
             self.log.unlink(missing_ok=True)
             shutil.rmtree(self._files, ignore_errors=True)
@@ -123,12 +123,12 @@ class Spool:
             try:
                 records.append(_Record(**json.loads(line)))
             except (json.JSONDecodeError, TypeError):
-                logger.warning("%s: line %d is torn and left out", self.log, number)
+                logger.warning("%s: line %d is incomplete and left out", self.log, number)
         return records
 
 
 def _copy(source: Path, target: Path) -> None:
-    for place in source.rglob("*") if source.is_dir() else (source,):
-        if place.is_file():
-            with place.open("rb") as file, replacing(target / place.relative_to(source)) as copy:
+    for path in source.rglob("*") if source.is_dir() else (source,):
+        if path.is_file():
+            with path.open("rb") as file, replacing(target / path.relative_to(source)) as copy:
                 shutil.copyfileobj(file, copy)

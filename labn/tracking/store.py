@@ -1,4 +1,4 @@
-"""SQLite files as MLflow stores: where they lie, and how several processes may create one."""
+"""SQLite files as MLflow stores: their paths, and their creation by concurrent processes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ _LOCK_TIMEOUT_S = 120
 
 
 def resolve_uri(uri: str) -> str:
-    """Make the path of a SQLite URI absolute, so that it means the same in every process."""
+    """Return a URI with an absolute path, if it is a SQLite file's."""
     path = sqlite_path(uri)
     return uri if path is None else f"{_SQLITE}{path}"
 
 
 def artifact_root(uri: str) -> str | None:
-    """Say where a new experiment keeps its files: beside a SQLite store; None: as MLflow likes."""
+    """Return a new experiment's folder, beside a SQLite store; None for MLflow's default."""
     path = sqlite_path(uri)
     return None if path is None else (path.parent / "mlruns").as_uri()
 
 
 @contextlib.contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Hold every other process off a SQLite store while this one opens, and may create, it.
+    """Lock a SQLite store while this process opens, and maybe creates, it.
 
-    MLflow creates its tables without a lock, and leaves a store broken that two processes
-    create together.
+    MLflow creates its tables without a lock, so that two processes at once would break the store.
 
     Raises:
         sqlite3.Error or OSError: the file cannot be used (MLflow itself would retry for minutes).
@@ -48,7 +47,7 @@ def opening(uri: str) -> Iterator[None]:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Give the file of a SQLite store; None for a store of another kind."""
+    """Return the file of a SQLite store; None for another kind of store."""
     if not uri.startswith(_SQLITE):
         return None
     return Path(uri.removeprefix(_SQLITE)).expanduser().absolute()

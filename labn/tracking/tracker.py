@@ -1,4 +1,4 @@
-"""What a run reports to a tracker; here, to none."""
+"""The interface of trackers, which do nothing here."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class CallRefused(Exception):
-    """The tracker was reached and will never take this call, so that repeating it is no use."""
+    """A call that the tracker permanently refuses, so that a retry is useless."""
 
 
 class Tracker:
     """One run of an experiment, open until ``finish``. The methods of this class do nothing.
 
-    Values of parameters and tags are kept as text, with credentials in URLs removed.
+    Parameters and tags are logged as text, without credentials in URLs.
     """
 
     run_id: str | None = None
-    """What resumes this run later; None where runs are not kept."""
+    """Id to resume this run later; None if runs are not kept."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the settings of the run."""
@@ -38,25 +38,25 @@ class Tracker:
     ) -> None:
         """Log metrics of one step, leaving out those that are not finite.
 
-        ``time_ms`` is when they were measured, in milliseconds since 1970; None: now. The same
+        ``time_ms`` is the time of measurement, in milliseconds since 1970; None: now. The same
         metrics logged again with the same step and time count once.
         """
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file under its own name, in a folder of the run's artifacts."""
+        """Copy a file, under its own name, to a folder of the run's artifacts."""
 
     def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
-        """Log which images the run saw: one row of ``manifest`` an image."""
+        """Log which images the run saw: one row of ``manifest`` per image."""
 
     def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
-        """Keep the network in a form that predicts without this package (``save_servable``)."""
+        """Log the network so that it predicts without this package (``save_servable``)."""
 
     def log_saved_model(self, folder: Path) -> None:
-        """Keep a network that ``save_servable`` has written."""
+        """Log a network that ``save_servable`` has written."""
 
     def finish(self, status: Status) -> None:
         """Close the run."""
 
 
 class NoTracker(Tracker):
-    """A tracker that keeps nothing."""
+    """A tracker that records nothing."""

@@ -342,7 +342,7 @@ def test_a_locked_store_costs_no_more_than_the_limit_and_loses_nothing(
         tracker.log_metrics({"loss": 1.0}, step=step)
     # MLflow itself waits 20 s for the lock, three times.
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "log_metrics had no answer within 0.3 s" in warning
+    assert "log_metrics got no answer within 0.3 s" in warning
     assert len((tmp_path / "untracked.jsonl").read_text().splitlines()) == 3
     lock.execute("ROLLBACK")
     lock.close()
@@ -428,7 +428,7 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_there_is_named(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no run 0123abcd"):
+    with pytest.raises(UserError, match="has no run 0123abcd"):
         open_tracker(uri, experiment="e", run_id="0123abcd", spool_dir=tmp_path)
 
 

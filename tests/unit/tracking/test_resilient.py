@@ -308,7 +308,7 @@ def test_records_of_one_run_are_not_given_to_another(
 ) -> None:
     flaky.is_down = True
     wrap().log_metrics({"loss": 1.0}, step=0)
-    with pytest.raises(UserError, match=r"untracked\.jsonl: holds records of run run-1"):
+    with pytest.raises(UserError, match=r"untracked\.jsonl: contains records of run run-1"):
         open_tracker(f"sqlite:///{spool_dir}/new.db", experiment="e", spool_dir=spool_dir)
     assert not (spool_dir / "new.db").exists()
 
@@ -321,7 +321,7 @@ def test_a_refused_call_is_left_out_and_stops_neither_the_run_nor_later_records(
 ) -> None:
     tracker = wrap()
     tracker.set_tags({"never": "1"})
-    assert "set_tags was refused and is left out (this tag is not allowed)" in caplog.text
+    assert "set_tags was refused and is dropped (this tag is not allowed)" in caplog.text
     assert not spool_dir.exists()
     flaky.is_down = True
     tracker.log_metrics({"loss": 1.0}, step=0)
@@ -400,7 +400,7 @@ def test_a_torn_line_is_left_out_with_a_warning(
     flaky.is_down = False
     assert deliver_all(spool_dir, flaky) == 1
     assert flaky.steps == [0]
-    assert f"{log}: line 2 is torn" in caplog.text
+    assert f"{log}: line 2 is incomplete" in caplog.text
 
 
 def test_a_record_is_on_the_disk_when_the_call_returns(
