@@ -1,4 +1,4 @@
-"""Figures of a run: what was attended, how faithful that is, how training went."""
+"""Figures of a run: maps, curves, confusion matrix and training history."""
 
 from __future__ import annotations
 

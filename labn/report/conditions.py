@@ -1,4 +1,4 @@
-"""Conditions of a study beside each other: scores, differences, training, curves."""
+"""Figures that compare the conditions of a study: scores, differences, training, curves."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from labn.report.style import BLUE, COLOURS, GREY, VERMILION, add_heading, new_f
 
 _CONFIDENCE = 0.95
 _FEWEST_SEEDS = 3
-"""Of two, an interval over seeds is so wide that it says nothing."""
+"""With two seeds, the interval is too wide to be of use."""
 
 
 @dataclass(frozen=True)
 class ConditionDifference:
-    """A condition's mean less the reference's, and how sure that is.
+    """A condition's mean minus the reference's, and its uncertainty.
 
-    ``low`` and ``high`` bound it over images, None where they were too few; ``by_seed`` has the
-    difference of each seed that both were trained from.
+    ``low`` and ``high`` bound it over images, None if there were too few; ``by_seed`` holds the
+    difference for each seed that both conditions were trained with.
     """
 
     condition: str
@@ -36,7 +36,7 @@ class ConditionDifference:
 
 @dataclass(frozen=True)
 class ConditionCurves:
-    """Mean insertion and deletion curves of a condition's runs, a row each."""
+    """Mean insertion and deletion curves of a condition's runs, one row per run."""
 
     fractions: Float[np.ndarray, " p"]
     insertion: Float[np.ndarray, "n p"]
@@ -44,9 +44,9 @@ class ConditionCurves:
 
 
 def scores_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], method: str) -> Figure:
-    """Draw a panel a score and a row a condition: every seed as a point, the mean, its interval.
+    """Return a figure of scores, with one panel per score and one row per condition.
 
-    The interval is Student's, over three seeds or more.
+    Points are seeds; bars are Student's interval of the mean, over three seeds or more.
 
     Raises:
         ValueError: there are no scores.
@@ -76,7 +76,7 @@ def scores_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], method: s
 def differences_figure(
     differences: Mapping[str, Sequence[ConditionDifference]], reference: str
 ) -> Figure:
-    """Draw a panel a score and a row a condition: how far it is from the reference condition.
+    """Return a figure of differences from the reference: a panel per score, a row per condition.
 
     Raises:
         ValueError: there are no differences.
@@ -97,17 +97,17 @@ def differences_figure(
     figure.supxlabel(
         "points: pairs of one seed; bars: 95 % interval over images, seeds averaged", fontsize=9
     )
-    add_heading(figure, f"Each condition less {reference}")
+    add_heading(figure, f"Each condition minus {reference}")
     return figure
 
 
 def training_figure(
     histories: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
 ) -> Figure:
-    """Draw a panel a metric and a line a condition: each run thin, their mean over epochs bold.
+    """Return a figure of training, with one panel per metric and one line per condition.
 
-    ``histories`` has, by metric and condition, each run's value of every epoch. The mean goes as
-    far as all of a condition's runs do.
+    ``histories`` holds, by metric and condition, each run's value of every epoch. Runs are thin,
+    their mean is bold, up to the last epoch that all of a condition's runs have.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -133,7 +133,7 @@ def training_figure(
 def condition_curves_figure(
     conditions: Mapping[str, ConditionCurves], method: str, score: str
 ) -> Figure:
-    """Draw a panel a condition: mean insertion and deletion curves, each run thin.
+    """Return a figure of mean insertion and deletion curves, with one panel per condition.
 
     Raises:
         ValueError: there are no conditions.
@@ -164,7 +164,7 @@ def condition_curves_figure(
 
 
 def _rows(panels: Mapping[str, object], rows: Sequence[str]) -> tuple[Figure, Iterator[Axes]]:
-    """Make a panel for each title, whose rows are named at the left."""
+    """Return a figure with a panel for each title, and row names at the left."""
     num_columns = min(4, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = new_figure(1.6 + 2.3 * num_columns, 0.9 + (0.6 + 0.3 * len(rows)) * num_rows)

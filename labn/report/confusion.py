@@ -1,4 +1,4 @@
-"""The confusion matrix."""
+"""The figure of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labn.report.style import new_figure
 
 
 def confusion_figure(confusion: Int[np.ndarray, "c c"], class_names: Sequence[str]) -> Figure:
-    """Draw a confusion matrix, rows the true class, with counts and shares of each row.
+    """Return a figure of a confusion matrix: rows are true classes, with counts and row shares.
 
     Raises:
         ValueError: there are not as many names as classes.

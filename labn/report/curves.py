@@ -1,4 +1,4 @@
-"""Insertion and deletion curves."""
+"""The figure of insertion and deletion curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labn.report.style import BLUE, VERMILION, add_heading, new_figure, polish
 
 @dataclass(frozen=True)
 class MethodCurves:
-    """The curves of one method's maps of n images, and the scores: insertion less deletion."""
+    """The curves of one method's maps of n images, and the scores: insertion minus deletion."""
 
     insertion: Float[np.ndarray, "n p"]
     deletion: Float[np.ndarray, "n p"]
@@ -26,10 +26,10 @@ class MethodCurves:
 def method_curves_figure(
     fractions: Float[np.ndarray, " p"], methods: Mapping[str, MethodCurves], score: str = "PID"
 ) -> Figure:
-    """Draw each method's mean insertion and deletion curves, quartiles, and the area between.
+    """Return a figure of each method's mean curves, their quartiles, and the area between them.
 
     ``fractions`` are the shares of patches taken; curves are probabilities of the true class.
-    ``score`` is what panels call the area.
+    ``score`` is the name of the area.
 
     Raises:
         ValueError: there are no methods or no images.
@@ -57,7 +57,7 @@ def method_curves_figure(
         figure,
         f"Insertion and deletion in {len(fractions)} points, n = {num_images} images, mean ± s.d.",
     )
-    # One entry a label, for panels repeat them and only some have all.
+    # One entry per label: panels repeat them, and only some have all.
     entries = {
         label: handle
         for axes in grid.flat

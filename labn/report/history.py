@@ -1,4 +1,4 @@
-"""How training went."""
+"""The figure of a training history."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HISTORY_PANELS = {
 
 
 def history_figure(history: Sequence[Mapping[str, float | int]]) -> Figure:
-    """Draw loss, PID, classification scores and learning rates over the epochs of a run.
+    """Return a figure of loss, PID, classification scores and learning rates by epoch.
 
-    Entries are epochs 1, 2, ... unless they hold an ``epoch``. A line marks the lowest
+    Entries are epochs 1, 2, ... unless they have an ``epoch``. A line marks the lowest
     ``val_loss``; every key that starts with ``learning_rate`` is drawn.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One page of HTML that holds all of a report: tables, and figures within it."""
+"""A report as one HTML page with tables and embedded figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def page(
     figures: Mapping[str, Path],
     tables: Iterable[tuple[str, Table]],
 ) -> str:
-    """Write a page that opens without a network: a title, lines of text, figures, tables."""
+    """Return a self-contained page: a title, lines of text, figures and tables."""
     paragraphs = "\n".join(f"<p>{escape(line)}</p>" for line in lines)
     pictures = "\n".join(_figure(name, path) for name, path in figures.items())
     sections = "\n".join(f"<h2>{escape(name)}</h2>\n{_table(table)}" for name, table in tables)

@@ -1,4 +1,4 @@
-"""Saliency maps laid over their images."""
+"""Figures of saliency maps over their images."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from labn.report.style import MASK_COLOUR, add_heading, halo, new_figure
 
 _SALIENCY_COLOURS = colormaps["inferno"]
 _OPACITY_RANGE = (0.25, 0.8)
-"""Of the colours where saliency is 0 and 1, so that the unattended image stays readable."""
+"""Opacity at saliency 0 and 1, so that the unattended image stays readable."""
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 _ROUNDING = 1e-6
 _PAIR_WIDTH_IN, _PANEL_WIDTH_IN = 4.2, 1.55
 _PAIR_OFFSET = 1.03
-"""Of the overlay from its image, in widths of the image."""
+"""Distance of the overlay from its image, in widths of the image."""
 
 
 def overlay(
     image: UInt8[np.ndarray, "h w c"], saliency: Float[np.ndarray, "*map"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Blend a saliency map (h, w) in [0, 1], coloured, over an image of 1 or 3 channels.
+    """Return a coloured saliency map (h, w) in [0, 1], blended over an image of 1 or 3 channels.
 
     The image is shown in grey, so that every colour means saliency, and fades as saliency grows.
 
     Raises:
-        ValueError: the map leaves [0, 1], or has another size than the image.
+        ValueError: the map is outside [0, 1], or its size differs from the image's.
     """
     if saliency.shape != image.shape[:2]:
         raise ValueError(f"saliency: got shape {saliency.shape}, must be {image.shape[:2]}")
-    # NaN compares false with everything, so ask for what is right.
+    # NaN compares false with everything, so test for valid values.
     if not np.all(np.abs(saliency - 0.5) <= 0.5 + _ROUNDING):
         raise ValueError("saliency: got NaN or values outside [0, 1]; scale the map")
     grey = image[..., 0] if image.shape[2] == 1 else image @ np.array(_LUMINANCE)
@@ -56,9 +56,9 @@ def attention_sheet(
     masks: Sequence[Bool[np.ndarray, "h w"] | None] | None = None,
     heading: str | None = None,
 ) -> Figure:
-    """Show each image beside its saliency map in [0, 1], laid over it.
+    """Return a figure of each image beside its overlay with a saliency map in [0, 1].
 
-    A lesion mask, where there is one, is outlined on both; a heading stands above all.
+    A lesion mask, if any, is outlined on both.
 
     Raises:
         ValueError: there are no images, or not as many titles or masks.
@@ -91,9 +91,9 @@ def examples_figure(
     masks: Sequence[Bool[np.ndarray, "h w"] | None] | None = None,
     heading: str | None = None,
 ) -> Figure:
-    """Show each image in a row, with every method's map in [0, 1] and its score below that.
+    """Return a figure with one row per image: every method's map in [0, 1], and its score below.
 
-    A lesion mask, where there is one, is outlined everywhere (Iida 2022, Fig. 5).
+    A lesion mask, if any, is outlined in every panel (Iida 2022, Fig. 5).
 
     Raises:
         ValueError: there are no images, or not as many maps, scores, titles or masks.
@@ -141,7 +141,7 @@ def _add_key(
     label: str,
     masks: Sequence[Bool[np.ndarray, "h w"] | None],
 ) -> None:
-    """Add a bar of the colours as overlays show them, over mid-grey, and a mask's line."""
+    """Add a colour bar, as in overlays of mid-grey, and the legend of a mask's outline."""
     ramp = overlay(np.full((1, 256, 1), 128, dtype=np.uint8), np.linspace(0, 1, 256)[None])
     colours = ScalarMappable(cmap=ListedColormap(ramp[0] / 255))
     figure.colorbar(colours, ax=grid, label=label, aspect=15 * len(grid), pad=0.01)
@@ -159,7 +159,7 @@ def _outline(
 ) -> None:
     if mask is None or not mask.any() or mask.all():
         return
-    # With an origin, the extent is that of the pixels' edges, as for the image.
+    # With an origin, the extent covers the pixels' edges, as for the image.
     left, right, bottom, top = extent
     outline = axes.contour(
         mask, [0.5], colors=MASK_COLOUR, origin="lower", extent=(left, right, top, bottom)
@@ -174,7 +174,7 @@ def _draw_pair(
     title: str,
     mask: Bool[np.ndarray, "h w"] | None,
 ) -> None:
-    """Draw image and overlay in one frame, which keeps them together."""
+    """Draw image and overlay in one frame."""
     height, width = saliency.shape
     offset = _PAIR_OFFSET * width
     for left, picture in ((0.0, _as_colour(image)), (offset, overlay(image, saliency))):

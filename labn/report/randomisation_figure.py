@@ -1,4 +1,4 @@
-"""How maps change as a network's weights are randomised."""
+"""The figure of maps' changes as a network's weights are randomised."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MAX_LEVEL_LABELS = 5
 
 
 def sanity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw a line a method: its maps' rank correlation with the trained network's, by stage.
+    """Return a figure of maps' rank correlation with the trained network's: a line per method.
 
-    A row holds ``method``, ``stage``, and the images' ``mean`` and ``std`` (None where there is
-    none); stages are drawn in the order of their first rows, after the trained network itself,
-    whose maps agree with themselves. Bands are one deviation either way.
+    A row holds ``method``, ``stage``, and the images' ``mean`` and ``std`` (None if undefined).
+    Stages are drawn in the order of their first rows, after the trained network itself, whose
+    correlation is 1. Bands are one deviation to each side.
 
     Raises:
         ValueError: there are no rows.

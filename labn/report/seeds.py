@@ -1,4 +1,4 @@
-"""Scores of several runs: every seed, and their mean."""
+"""The figure of scores of several runs: every seed, and the mean."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BAND = 0.7
 
 
 def seeds_figure(seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> Figure:
-    """Draw a panel a score and a row a method, where each run is a point.
+    """Return a figure with one panel per score, one row per method and one point per run.
 
-    ``seeds`` holds, by condition, method and score, one figure a run; every condition has all
-    methods and scores. The mean has a bar of one standard deviation (of the sample) to each side.
+    ``seeds`` holds, by condition, method and score, one value per run; every condition has all
+    methods and scores. Bars are one standard deviation (of the sample) to each side of the mean.
 
     Raises:
         ValueError: there is no run.
@@ -64,7 +64,7 @@ def _draw_condition(
     points = [(value, row) for row, values in rows.items() for value in values]
     axes.plot(*zip(*points, strict=True), marker, ms=3.5, color=colour, mfc="white", zorder=3)
     means = [values.mean() for values in rows.values()]
-    # No bar where there is one run, rather than one of length 0.
+    # No bar for a single run, rather than one of length 0.
     bars = [values.std(ddof=1) if len(values) > 1 else np.nan for values in rows.values()]
     axes.errorbar(
         means,

@@ -1,6 +1,6 @@
-"""What the figures share: colours, canvases, files.
+"""Colours, canvases and files of the figures.
 
-Made without pyplot, so neither a display nor global state is touched, and nothing is left open.
+Figures are made without pyplot: they need neither a display nor global state.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from matplotlib.patheffects import AbstractPathEffect, withStroke
 from labn.storage.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-"""Okabe and Ito's, which any colour vision tells apart."""
+"""Okabe and Ito's colours, distinct for any colour vision."""
 BLUE, VERMILION = COLOURS[:2]
 GREY, MASK_COLOUR = "#595959", "cyan"
 _DPI = 150
 _LETTER_WIDTH_IN = 0.1
-"""At most, on average, of the headings' font."""
+"""Upper bound of the average letter's width in headings."""
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
-    """Make an empty figure that places its panels itself."""
+    """Return an empty figure with automatic layout."""
     figure = Figure(figsize=(width_in, height_in), layout="compressed")
     FigureCanvasAgg(figure)
     return figure
 
 
 def add_heading(figure: Figure, text: str) -> None:
-    """Set a heading above all panels, in as many lines as the figure's width asks for."""
+    """Add a heading above all panels, wrapped to the figure's width."""
     figure.suptitle(fill(text, int(figure.get_figwidth() / _LETTER_WIDTH_IN)), fontsize=11)
 
 
 def polish(axes: Axes) -> None:
-    """Leave of an axes' frame what is needed to read it."""
+    """Reduce an axes' frame to two spines and a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def halo() -> list[AbstractPathEffect]:
-    """Surround a line, so that it is seen on any ground."""
+    """Return a path effect that makes a line visible on any background."""
     return [withStroke(linewidth=2.2, foreground="black")]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG that is either whole or not there, and make its folder."""
+    """Write a PNG atomically, and create its folder."""
     write_atomically(path, partial(figure.savefig, format="png", dpi=_DPI))

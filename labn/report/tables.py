@@ -1,4 +1,4 @@
-"""Tables of results as Markdown, LaTeX (booktabs) and JSON."""
+"""Tables as Markdown, LaTeX (booktabs) and JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard deviation (of the sample), None where there is but one value."""
+    """A mean and the standard deviation (of the sample), None if there is only one value."""
 
     mean: float
     std: float | None
@@ -40,12 +40,12 @@ class Estimate:
 
 
 Cell = str | int | Estimate | None
-"""What a row holds; None is shown as a dash."""
+"""A cell of a row; None is shown as a dash."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; of the estimates below, the greatest is set in bold where more is better."""
+    """A heading; if higher is better, the highest estimate below is set in bold."""
 
     name: str
     is_better_high: bool = False
@@ -53,10 +53,10 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells under headings; ``caption`` says of what and over how many.
+    """Rows of cells under headings, with a caption.
 
     Raises:
-        ValueError: a row has not a cell for each column.
+        ValueError: a row does not have one cell for each column.
     """
 
     columns: tuple[Column, ...]
@@ -73,7 +73,7 @@ class Table:
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Take the mean and the standard deviation (n - 1) of values.
+    """Return the mean and the standard deviation (n - 1) of values.
 
     Raises:
         ValueError: there are no values.
@@ -86,7 +86,7 @@ def estimate(values: ArrayLike) -> Estimate:
 
 
 def as_markdown(table: Table) -> str:
-    """Write a table as Markdown, the caption below it."""
+    """Return a table as Markdown, with the caption below."""
     best = _best_cells(table)
     rows = [
         [
@@ -106,7 +106,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """Write a table as LaTeX for the package booktabs; all text is escaped."""
+    """Return a table as LaTeX for the package booktabs, with all text escaped."""
     best = _best_cells(table)
     heads = [
         column.name.translate(_LATEX) + (r" $\uparrow$" if column.is_better_high else "")
@@ -136,7 +136,7 @@ def as_latex(table: Table) -> str:
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """Give a table's caption, headings, and a mapping from heading to value for each row."""
+    """Return a table's caption, headings, and a mapping from heading to value for each row."""
     names = [column.name for column in table.columns]
     return {
         "caption": table.caption,
@@ -152,7 +152,7 @@ def as_json(table: Table) -> dict[str, Any]:
 
 
 def _best_cells(table: Table) -> set[tuple[int, int]]:
-    """Find the greatest estimate of each column where more is better, as it is printed."""
+    """Return the cells with the highest printed estimate of each column where higher is better."""
     best = set()
     for j, column in enumerate(table.columns):
         means = {
@@ -179,7 +179,7 @@ def _latex_cell(cell: Cell, is_best: bool) -> str:
 
 
 def _text_columns(table: Table) -> list[bool]:
-    """Say which columns hold text, and so are aligned to the left."""
+    """Return which columns contain text, to be aligned to the left."""
     return [any(isinstance(row[j], str) for row in table.rows) for j in range(len(table.columns))]
 
 
