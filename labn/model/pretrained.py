@@ -70,29 +70,29 @@ def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
     Raises:
         UserError: the file is not a state dict, or nothing in it fits.
     """
-    given = _read_state_dict(path)
+    checkpoint = _read_state_dict(path)
     namings = [
         {name: name for name in model.state_dict()},
         dict(_torchvision_names(model)),
         dict(_release_names(model)) if _is_stage_edge(model) else {},
     ]
-    names = max(namings, key=lambda naming: sum(other in given for other in naming.values()))
+    names = max(namings, key=lambda naming: sum(other in checkpoint for other in naming.values()))
     own = model.state_dict()
-    present = [name for name in own if names.get(name) in given]
-    matched = [name for name in present if own[name].shape == given[names[name]].shape]
+    present = [name for name in own if names.get(name) in checkpoint]
+    matched = [name for name in present if own[name].shape == checkpoint[names[name]].shape]
     if not matched:
         raise UserError(
-            f"model.pretrained = {path}: none of its {len(given)} tensors fits the model by name"
-            " and shape; use a checkpoint of this project, of a torchvision ResNet, or of a"
+            f"model.pretrained = {path}: none of its {len(checkpoint)} tensors fits the model by"
+            " name and shape; use a checkpoint of this project, of a torchvision ResNet, or of a"
             " released LABN cut at the same split"
         )
-    model.load_state_dict({name: given[names[name]] for name in matched}, strict=False)
+    model.load_state_dict({name: checkpoint[names[name]] for name in matched}, strict=False)
     used = {names[name] for name in present}
     return PretrainedReport(
         matched=tuple(matched),
         other_shape=tuple(name for name in present if name not in set(matched)),
         not_in_checkpoint=tuple(name for name in own if name not in set(present)),
-        not_in_model=tuple(name for name in given if name not in used),
+        not_in_model=tuple(name for name in checkpoint if name not in used),
     )
 
 

@@ -54,7 +54,7 @@ def open_tracker(
     if spool and spool.run_id != run_id:
         raise UserError(
             f"{spool.log}: contains records of run {spool.run_id} that its tracker never received;"
-            " resume that run, move the file away, or give another output_dir"
+            " resume that run, move the file away, or choose another output_dir"
         )
     tracker = MlflowTracker(
         uri,

@@ -45,9 +45,9 @@ class MlflowTracker(Tracker):
     """A run in an MLflow store.
 
     It uses no global state of MLflow: one process may have several, and no run becomes the active
-    one. ``run_id`` resumes an earlier run; then ``experiment`` and ``run_name`` are ignored. The tag
+    one. ``run_id`` resumes an earlier run; ``experiment`` and ``run_name`` are then ignored. A tag
     ``mlflow.parentRunId`` names a parent run. A new experiment in a SQLite store keeps its files in
-    ``mlruns`` beside the store, in whatever folder the process started.
+    ``mlruns`` beside the store, in every working directory.
 
     Raises:
         UserError: the store cannot be opened, or has no such run.

@@ -40,7 +40,7 @@ def _named_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"train.device = {name}: not usable here ({reason}); give auto, cpu or cuda"
+            f"train.device = {name}: not usable here ({reason}); use auto, cpu or cuda"
         ) from None
     return device
 

@@ -70,7 +70,7 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
         (("data", "check", "FOLDER"), ["expected one of", "tree of at least two class folders"]),
         (("data", "check", "no-such-folder"), ["no-such-folder"]),
         (("data", "synth", "FOLDER"), ["must be a new or an empty folder"]),
-        (("train", "CONFIG", "train.device=nonsense"), ["train.device = nonsense", "give auto"]),
+        (("train", "CONFIG", "train.device=nonsense"), ["train.device = nonsense", "use auto"]),
         (
             ("train", "CONFIG", "loss.class_weights=[1,2,3]"),
             ["loss.class_weights = [1.0, 2.0, 3.0]", "2 classes (negative, positive)"],

@@ -20,7 +20,7 @@ def make_labn(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> LABN:
-    """Return a LABN whose every part has an effect: untrained bottlenecks are the identity."""
+    """Return a LABN in which every module has an effect: untrained bottlenecks are the identity."""
     torch.manual_seed(seed)
     model = build_model(backbone, NUM_CLASSES, CHANNELS, split, theta_alpha, branch_width=4)
     for module in model.modules():

@@ -142,9 +142,9 @@ def test_images_beyond_one_batch_are_compared_with_themselves():
 
 
 def test_every_stage_is_heard_of():
-    heard = []
-    run(on_stage=lambda done, total: heard.append((done, total)))
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    received = []
+    run(on_stage=lambda done, total: received.append((done, total)))
+    assert received == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_networks_of_another_make_are_refused():

@@ -29,7 +29,7 @@ def images_of(seed, *shape):
 
 
 def awake(model):
-    """Give every bottleneck a part in the output, which an untrained one has not."""
+    """Make the output depend on every bottleneck; untrained ones are the identity."""
     for bottleneck in model.bottlenecks:
         nn.init.constant_(bottleneck.bn3.weight, 0.3)
     return model

@@ -37,7 +37,7 @@ def copy_of(state):
 
 
 def released_like(model, cut):
-    """Chain a model's parts as the release does: children in order, cut before child ``cut``."""
+    """Chain a model's modules as the release does: children in order, cut before child ``cut``."""
     stages, first = [], 0
     for depth in model.plan.stage_depths:
         stage = model.bottlenecks[first : first + depth]
@@ -134,17 +134,17 @@ def test_a_torchvision_resnet_gives_all_but_the_3x3_convolutions_and_its_classes
     model = build_model(split=5, branch_width=2)
     before = copy_of(model.state_dict())
     report = load_pretrained(model, resnet50_file)
-    given = torch.load(resnet50_file)
+    checkpoint = torch.load(resnet50_file)
 
     openers = {0: 1, 3: 2, 7: 3, 13: 4}
     stage, position = 0, 0
-    expected = {f"stem.{name}": name for name in given if name.startswith(("conv1.", "bn1."))}
+    expected = {f"stem.{name}": name for name in checkpoint if name.startswith(("conv1.", "bn1."))}
     for index in range(16):
         stage, position = (openers[index], 0) if index in openers else (stage, position + 1)
         theirs = f"layer{stage}.{position}."
         expected |= {
             f"bottlenecks.{index}.{name.removeprefix(theirs)}": name
-            for name in given
+            for name in checkpoint
             if name.startswith(theirs) and ".conv2." not in name
         }
     assert set(report.matched) == set(expected)
@@ -156,7 +156,7 @@ def test_a_torchvision_resnet_gives_all_but_the_3x3_convolutions_and_its_classes
     own = model.state_dict()
     assert set(report.not_in_checkpoint) == set(own) - set(expected) - {"fc.weight", "fc.bias"}
     for name, tensor in own.items():
-        source = given[expected[name]].to(tensor.dtype) if name in expected else before[name]
+        source = checkpoint[expected[name]].to(tensor.dtype) if name in expected else before[name]
         assert torch.equal(tensor, source), name
     assert str(report).startswith("302 tensors loaded, 2 of another shape, ")
 

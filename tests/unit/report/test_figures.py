@@ -33,7 +33,7 @@ def make_sheet(num_images, *, channels=3, height=12, width=16, titles=None, mask
 
 
 def make_curves(seed=0, num_images=9, num_points=17):
-    """Curves that cross, with the PID that the trapezoidal rule gives."""
+    """Curves that cross, with their PID by the trapezoidal rule."""
     rng = np.random.default_rng(seed)
     fractions = np.linspace(0, 1, num_points) ** 1.5
     insertion = np.clip(fractions + rng.normal(0, 0.1, (num_images, num_points)), 0, 1)
@@ -123,7 +123,7 @@ def test_the_overlay_blends_grey_and_colour_pixel_by_pixel():
         grey = 0.299 * red + 0.587 * green + 0.114 * blue
         opacity = 0.25 + 0.55 * saliency[i, j]
         colour = colormaps["inferno"](saliency[i, j])[:3]
-        expected = [(1 - opacity) * grey + opacity * 255 * part for part in colour]
+        expected = [(1 - opacity) * grey + opacity * 255 * channel for channel in colour]
         # Half a level of rounding.
         np.testing.assert_allclose(blend[i, j], expected, atol=0.5 + 1e-9)
 

@@ -422,7 +422,7 @@ def test_a_store_that_cannot_be_opened_is_one_line_that_names_the_key(
 
 
 def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be looked at " * 20)
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be inspected " * 20)
     with pytest.raises(UserError, match="not a database"):
         MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", experiment="e")
 

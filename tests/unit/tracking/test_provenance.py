@@ -1,4 +1,4 @@
-"""What a run says of its code, and what it must not say."""
+"""Provenance of a run, without secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process frees stays with it, where it is asked to keep it."""
+"""Freed memory stays with a process that is configured to keep it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def faults(call, size, **environment):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True,
         env=kept | environment,
     )  # fmt: skip
-    said, count = done.stdout.split()
-    return said, int(count)
+    printed, count = done.stdout.split()
+    return printed, int(count)
 
 
 def num_pages(size):
@@ -45,9 +45,9 @@ def num_pages(size):
 
 @pytest.mark.parametrize("size", [25_000_000, 50_000_000])
 def test_freed_memory_is_used_again_without_asking_the_system(size):
-    said, count = faults("keep_freed_memory()", size)
+    printed, count = faults("keep_freed_memory()", size)
 
-    assert said == "True"
+    assert printed == "True"
     assert count < 0.3 * num_pages(size)
 
 
@@ -59,7 +59,7 @@ def test_large_blocks_are_asked_for_anew_otherwise():
 
 
 def test_thresholds_that_a_user_chose_stay():
-    said, count = faults("keep_freed_memory()", 50_000_000, MALLOC_MMAP_THRESHOLD_="1000000")
+    printed, count = faults("keep_freed_memory()", 50_000_000, MALLOC_MMAP_THRESHOLD_="1000000")
 
-    assert said == "False"
+    assert printed == "False"
     assert count > 0.9 * num_pages(50_000_000)

@@ -19,7 +19,7 @@ from labn.model.network import build_model, upsample_attention
 from labn.training.evaluate import Faithfulness, evaluate, predictor
 from labn.training.losses import mask_with_bias
 
-PART = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
+SUBSET = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
 POSITIVES = [1, 2, 4, 7, 8]
 BATCH_SIZES = [1, 2, 4, 9, 64]
 
@@ -30,19 +30,19 @@ def model():
     model = make_model(seed=4)
     with torch.no_grad():
         model.fc.weight.mul_(20)
-        for batch in evaluation_batches(9, PART):
+        for batch in evaluation_batches(9, SUBSET):
             model.train()(batch.images)
     return model.eval()
 
 
-def whole(part=PART):
-    return next(iter(evaluation_batches(len(part), part)))
+def whole(subset=SUBSET):
+    return next(iter(evaluation_batches(len(subset), subset)))
 
 
-def score(model, *, part=PART, batch_size=4, objective=None, **settings):
+def score(model, *, subset=SUBSET, batch_size=4, objective=None, **settings):
     return evaluate(
         model,
-        evaluation_batches(batch_size, part),
+        evaluation_batches(batch_size, subset),
         objective or make_objective(),
         Faithfulness(**({"patch_size": 8, "num_points": 4} | settings)),
     )
@@ -67,7 +67,7 @@ def attention_maps(model):
 
 
 def slow_loss(model, objective):
-    """Eq. 8 over the part, an image at a time, with the formulas in float64."""
+    """Eq. 8 over the subset, one image at a time, with the formulas in float64."""
     batch = whole()
     weighted = {"lpb": 0.0, "lab": 0.0}
     total_weight = divergence = 0.0
@@ -129,7 +129,7 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
 def test_a_part_without_positives_has_no_pid(model):
     negatives = make_split(4, seed=8, labels=[0, 0, 0, 0])
 
-    evaluation = score(model, part=negatives)
+    evaluation = score(model, subset=negatives)
 
     assert evaluation.pid is None
     metrics = evaluation.as_metrics("val")
@@ -139,7 +139,7 @@ def test_a_part_without_positives_has_no_pid(model):
 
 
 def test_pid_is_left_out_where_it_is_not_asked_for(model):
-    evaluation = evaluate(model, evaluation_batches(4, PART), make_objective(), None)
+    evaluation = evaluate(model, evaluation_batches(4, SUBSET), make_objective(), None)
 
     assert evaluation.pid is None
     expected = score(model).as_metrics("val")
@@ -150,8 +150,8 @@ def test_pid_is_left_out_where_it_is_not_asked_for(model):
 def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability():
     torch.manual_seed(2)
     model = build_model("lambda_cnn", num_classes=3, split=1, theta_alpha=0.0).eval()
-    part = make_split(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
-    evaluation = score(model, part=part)
+    subset = make_split(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
+    evaluation = score(model, subset=subset)
 
     # With all patches inserted, and with none deleted, the network sees the image itself.
     own = evaluation.probabilities[[0, 2, 4, 5], [2, 1, 2, 1]].double()
@@ -164,8 +164,8 @@ def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability
 def test_predictions_are_in_the_order_of_the_part(model, batch_size):
     evaluation = score(model, batch_size=batch_size)
 
-    assert evaluation.names == PART.names
-    assert evaluation.labels.tolist() == PART.labels.tolist()
+    assert evaluation.names == SUBSET.names
+    assert evaluation.labels.tolist() == SUBSET.labels.tolist()
     for position, image in enumerate(whole().images):
         with torch.inference_mode():
             expected = model(image[None]).logits.softmax(dim=1)[0]
@@ -202,7 +202,7 @@ def test_every_batch_is_announced(model, batch_size, num_calls):
     calls = []
     evaluate(
         model,
-        evaluation_batches(batch_size, PART),
+        evaluation_batches(batch_size, SUBSET),
         make_objective(),
         FAITHFULNESS,
         on_batch=lambda: calls.append(None),
@@ -219,5 +219,7 @@ def test_outputs_that_are_not_finite_fail_the_run_and_name_the_images(model, par
             if name.startswith(parameter):
                 value.fill_(math.nan)
 
-    with pytest.raises(RunFailed, match=f"for {PART.names[0]} to {PART.names[3]} are not finite"):
+    with pytest.raises(
+        RunFailed, match=f"for {SUBSET.names[0]} to {SUBSET.names[3]} are not finite"
+    ):
         score(broken)

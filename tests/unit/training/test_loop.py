@@ -1,6 +1,6 @@
 """The training loop on a network that trains in a second.
 
-`PYTHONPATH=tests python tests/unit/training/test_loop.py` prints the golden loss curve anew; after
+`PYTHONPATH=tests python tests/unit/training/test_loop.py` prints the golden loss curve again; after
 a change that is meant to move the losses, write it to tests/golden/loss_curve.json.
 """
 

@@ -210,13 +210,13 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradients(class_weights):
 
     model.zero_grad()
     total_weight = objective.image_weights(labels).sum()
-    parts = []
-    for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
-        _, sums = objective.sums(model, images[part], labels[part])
+    pieces = []
+    for piece in (slice(0, 1), slice(1, 4), slice(4, 5)):
+        _, sums = objective.sums(model, images[piece], labels[piece])
         terms = objective.combine(sums, total_weight, torch.tensor(5.0))
         terms.total.backward()
-        parts.append(terms)
-    for term, whole_term in zip(zip(*parts, strict=True), whole, strict=True):
+        pieces.append(terms)
+    for term, whole_term in zip(zip(*pieces, strict=True), whole, strict=True):
         assert sum(term).item() == pytest.approx(whole_term.item(), rel=1e-6)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-7)

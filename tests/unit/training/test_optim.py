@@ -13,7 +13,7 @@ from labn.training.optim import build_average, build_optimizer, build_schedule
 
 
 def rates_by_step(settings, steps_per_epoch):
-    """Train for as long as the settings say, and list both groups' rates at each step."""
+    """Train as configured, and return both groups' rates at each step."""
     model = nn.ModuleDict({"fc": nn.Linear(1, 1), "stem": nn.Linear(1, 1)})
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, steps_per_epoch)

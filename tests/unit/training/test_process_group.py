@@ -50,7 +50,7 @@ def make_frozen():
 
 
 class SharedHooks(Hooks):
-    """As the tests' hooks, but the validation part is shared out."""
+    """The tests' hooks, with the validation subset shared among the ranks."""
 
     def __init__(self, objective, group, **settings):
         super().__init__(objective, **settings)
@@ -58,8 +58,8 @@ class SharedHooks(Hooks):
 
     def validate(self, model, epoch):
         rows = self.group.share(len(VALIDATION))
-        part = VALIDATION.select(np.arange(len(VALIDATION))[rows])
-        batches = evaluation_batches(split=part) if len(part) else []
+        subset = VALIDATION.select(np.arange(len(VALIDATION))[rows])
+        batches = evaluation_batches(split=subset) if len(subset) else []
         whole = evaluate(model, batches, self.objective, FAITHFULNESS, group=self.group)
         return whole.as_metrics("val")
 

@@ -19,8 +19,8 @@ def clock(monkeypatch):
 class Three(Group):
     """The first of three ranks, of which the others work at 10 and 2 images a second."""
 
-    def gather(self, part):
-        return [part, 10.0, 2.0]
+    def gather(self, value):
+        return [value, 10.0, 2.0]
 
 
 def test_one_process_has_a_speed_and_no_ranks(clock):

@@ -26,7 +26,7 @@ def make_case(seed, *, map_size, field, num_images=2, num_heads=3, key_depth=2, 
 
 
 def slow_position_lambda(queries, values, kernel, map_size):
-    """Form every position's lambda as eq. 6 says, pixel by pixel, and apply it as eq. 7 says."""
+    """Compute every position's lambda (eq. 6), pixel by pixel, and apply it (eq. 7)."""
     q_bhkm, w_krr = queries.numpy(), kernel.numpy()
     height, width = map_size
     v_bvyx = values.numpy().reshape(*values.shape[:2], height, width)
