@@ -33,17 +33,6 @@ def test_two_workers_train_one_run(shared_ray, tmp_path):
     assert min(last["images_per_s_rank_0"], last["images_per_s_rank_1"]) > 0
 
 
-def test_a_workers_message_is_the_commands(shared_ray, tmp_path):
-    """Known to be wrong once the data is read: there are two classes."""
-    config = write_config(tmp_path, loss__class_weights=[1, 1, 1])
-
-    done = run("train", config, *TWO, RAY_ADDRESS=shared_ray)
-
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: loss.class_weights = [1.0, 1.0, 1.0]")
-    assert "Traceback" not in done.stderr
-
-
 def test_workers_that_cannot_share_a_batch_are_refused_at_once(labn, tmp_path):
     done = labn("train", write_config(tmp_path), "--workers", "3")
 

@@ -194,6 +194,17 @@ def test_a_finished_run_is_left_alone_and_needs_no_ray(whole):
     assert after == before
 
 
+def test_a_workers_message_is_the_commands(tmp_path):
+    """Known to be wrong once the data is read: there are two classes."""
+    config = config_in(tmp_path, loss__class_weights=[1, 1, 1])
+
+    done = run("train", config, *TWO)
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: loss.class_weights = [1.0, 1.0, 1.0]")
+    assert "Traceback" not in done.stderr
+
+
 def test_workers_that_this_machine_cannot_hold_are_refused(tmp_path):
     done = run("train", config_in(tmp_path), "--workers", "2", "--cpus-per-worker", "1000")
 

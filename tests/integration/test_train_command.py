@@ -234,6 +234,7 @@ finally:
 """Machine code for each shape of a batch would take two minutes to build."""
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_closely_alike(trained, tmp_path):
     config = write_config(tmp_path, train__compile=True)
 
