@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from command_line import SMALL
 from optuna.trial import TrialState
 from searches import (
     NUM_EPOCHS,
@@ -141,7 +142,7 @@ def test_a_trial_may_be_several_seeds_patch_sizes_and_objectives(tmp_path, labn,
     trial = {"cpus": 0.5, "max_concurrent": 2, "seeds": 2}
     path = write_search(tmp_path, trials=2, pruning=None, objective=objective, trial=trial)
 
-    done = labn("search", path, "train.epochs=2")
+    done = labn("search", path, "train.epochs=1")
 
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "search/summary.json").read_text())
@@ -160,7 +161,10 @@ def test_a_trial_may_be_several_seeds_patch_sizes_and_objectives(tmp_path, labn,
 
 def test_the_best_is_trained_again_and_tested_against_the_base(tmp_path, labn, shared_ray):
     """The search itself is over: its one trial is written by hand."""
-    path = write_search(tmp_path, trials=1, first=[{"model.theta_alpha": 0.6}], trial__cpus=0.5)
+    path = write_search(
+        tmp_path, trials=1, first=[{"model.theta_alpha": 0.6}], trial__cpus=1, pruning=None,
+        base__train=SMALL["train"] | {"epochs": 1},
+    )  # fmt: skip
     search = load_search(path)
     study = SearchStudy(search, Space(search, path))
     number, _ = study.next()

@@ -114,7 +114,15 @@ def train_together(size, folder, **settings):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # A server that has imported what they need forks them; all of this file's share it.
-    mp.set_forkserver_preload(["labn.data.batches", "labn.training.loop", "pytest"])
+    mp.set_forkserver_preload(
+        [
+            "labn.data.batches",
+            "labn.training.evaluate",
+            "labn.training.loop",
+            "pytest",
+            "torch._dynamo",
+        ]
+    )
     mp.start_processes(work, (size, port, folder, settings), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
