@@ -109,4 +109,8 @@ def _ending_processes() -> Generator[None]:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    return process.environ().get(_MARK) == str(os.getpid())
+    """Return whether tests started a process, other than a server of multiprocessing they share."""
+    servers = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+    command = " ".join(process.cmdline())
+    is_server = process.ppid() == os.getpid() and any(name in command for name in servers)
+    return process.environ().get(_MARK) == str(os.getpid()) and not is_server
