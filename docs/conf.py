@@ -26,6 +26,8 @@ apidoc_modules = [
         ],
     }
 ]
+# Types that a package exports stand in the reference twice, in the package and in their module.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -32,6 +32,7 @@ ConfigOrRun = Annotated[
     Path | None,
     typer.Argument(help="A configuration file, or the folder of a run.", show_default=False),
 ]
+Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key=value]...", help="Settings that replace those of the file."),

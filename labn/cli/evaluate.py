@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from labn.cli.app import Json, Overrides, SubsetName, SubsetOption, app, metrics_table, print_result
+from labn.cli.app import (
+    Json,
+    Overrides,
+    Run,
+    SubsetName,
+    SubsetOption,
+    app,
+    metrics_table,
+    print_result,
+)
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
@@ -28,7 +37,7 @@ class PidBaseline(StrEnum):
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    run: Run,
     overrides: Overrides = None,
     subset: SubsetOption = SubsetName.test,
     data: Annotated[
@@ -58,7 +67,7 @@ def evaluate(
         float | None,
         typer.Option(
             help="Add points where curves bend, until each area is accurate to this.",
-            show_default="--points, evenly spread",
+            show_default="--points, evenly spaced",
         ),
     ] = None,
     num_masks: Annotated[int, typer.Option(help="Masks of RISE.")] = 500,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, app, print_result
+from labn.cli.app import Json, Overrides, Run, app, print_result
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 _NUM_SHOWN = 20
 _NUM_IGNORED_SHOWN = 5
-
-Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 
 
 @app.command()

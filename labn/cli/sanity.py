@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, SubsetName, SubsetOption, app, print_result
+from labn.cli.app import Json, Overrides, Run, SubsetName, SubsetOption, app, print_result
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     from labn.explain.randomisation import SanityRow
-
-Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 
 
 @app.command()

@@ -96,7 +96,7 @@ def run(
 @search_app.command()
 def export(
     study: Annotated[Path, typer.Argument(help="A search's output_dir.", show_default=False)],
-    to: Annotated[Format, typer.Option(help="What to write.")] = Format.json,
+    to: Annotated[Format, typer.Option(help="The format.")] = Format.json,
 ) -> None:
     """Print the summary of a search: every trial with its settings, scores and state.
 

@@ -156,7 +156,7 @@ class TrackingConfig(Section):
     """The tracker of runs; ``uri: none`` for no tracking."""
 
     uri: str = Field(default_factory=default_tracking_uri)
-    """Default: the environment's `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`."""
+    """Default: ``MLFLOW_TRACKING_URI`` of the environment, else ``sqlite:///mlflow.db``."""
     experiment: str | None = None
     """None: ``labn/<data set>``."""
     run_name: str | None = None

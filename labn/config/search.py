@@ -119,7 +119,7 @@ class SearchConfig(ManyRuns):
     pruning: PruningConfig | None = PruningConfig()
     trial: TrialConfig = TrialConfig()
     storage: str | None = None
-    """Storage of the study: `sqlite:///FILE`, `journal:FILE`, or a database's URL.
+    """Storage of the study: ``sqlite:///FILE``, ``journal:FILE``, or the URL of a database.
 
-    None: `study.db`, or on a cluster's node `study.journal`.
+    None: ``study.db``, or on a node of a cluster ``study.journal``.
     """

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from captum.attr import LayerGradCam, Saliency  # type: ignore[import-untyped]
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -43,6 +42,9 @@ class GradCam:
                     " output is to be weighted, for only a LABN has one by default"
                 )
             logits, layer = _last_feature_map(model)
+        # Imported here: the names of the methods are needed without it.
+        from captum.attr import LayerGradCam  # type: ignore[import-untyped]
+
         self._model, self._captum = model, LayerGradCam(logits, layer)
 
     def explain(
@@ -55,7 +57,7 @@ class GradCam:
 
 
 class InputGradient:
-    """The effect of each pixel on the class's logit: |gradient|, the maximum over channels.
+    """The absolute gradient of the class's logit at each pixel, the maximum over channels.
 
     ``model`` is a LABN, or a network that returns logits. Source: Simonyan et al. 2014, section 3.
     """
@@ -63,6 +65,8 @@ class InputGradient:
     name = "input gradient"
 
     def __init__(self, model: nn.Module) -> None:
+        from captum.attr import Saliency
+
         self._model, self._captum = model, Saliency(_logits_of(model))
 
     def explain(

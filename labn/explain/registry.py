@@ -98,11 +98,12 @@ def build_method(name: str, context: MethodContext) -> Method:
         return METHODS[name](context)
     added = _added()[name]
     try:
-        method: Method = added.load()(context)
+        build = added.load()
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"--methods {name}: {added.value} cannot be loaded ({error}); reinstall its package"
         ) from error
+    method: Method = build(context)
     if method.name != name:
         raise UserError(
             f"--methods {name}: {added.value} calls itself {method.name!r}; name both alike"

@@ -33,9 +33,10 @@ _Panel = tuple[int, int, int]
 class AdaptiveInsertionDeletion:
     """Scores of each image, the estimated errors of their areas, and their cost.
 
-    ``pid`` and the areas are as in ``PatchInsertionDeletion``. The errors are estimates of
-    |area - area over every n|, and exceed the tolerance only where ``max_points`` stopped the
-    search; the error of ``pid`` is at most their sum. ``num_forwards`` counts the frames predicted.
+    ``pid`` and the areas are as in ``PatchInsertionDeletion``. The errors are estimates of the
+    distance to the area over every n, and exceed the tolerance only where ``max_points`` stopped
+    the search; the error of ``pid`` is at most their sum. ``num_forwards`` counts the frames
+    predicted.
     """
 
     pid: Float64[Tensor, " n"]

@@ -23,10 +23,6 @@ class Reporter:
         """Report the metrics and the duration of a finished epoch."""
 
 
-class SilentReporter(Reporter):
-    """A reporter that shows nothing."""
-
-
 class StoppingReporter(Reporter):
     """A reporter that interrupts resumable work when a stop is requested.
 

@@ -11,7 +11,7 @@ from labn.runs.build import load_dataset
 from labn.runs.folder import RunFolder
 from labn.runs.hooks import Summary, TrainingHooks
 from labn.runs.replicas import Replicas
-from labn.runs.reporter import Reporter, SilentReporter
+from labn.runs.reporter import Reporter
 from labn.training.device import choose_device
 from labn.training.process_group import SINGLE, Group
 
@@ -65,7 +65,7 @@ def assist_run(
     config: Config, group: Group, *, should_save: Callable[[], bool] = lambda: False
 ) -> None:
     """Train on a rank other than 0; only rank 0 writes and reports."""
-    device, reporter = choose_device(config.train.device), SilentReporter()
+    device, reporter = choose_device(config.train.device), Reporter()
     folder = RunFolder(config.output_dir)
     dataset = load_dataset(config.data, config.loss, reporter)
     TrainingHooks(

@@ -16,7 +16,7 @@ from labn.metrics.faithfulness import PatchInsertionDeletion
 from labn.model.fusion import folded
 from labn.model.network import upsample_attention
 from labn.runs.build import require_subset
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 from tests.bench.timing import Row, compare, interleave
 
@@ -35,7 +35,7 @@ def trained_rows(num_rounds: int, runs: list[Path], out: Path) -> list[Row]:
 
 def _row(num_rounds: int, run: TrainedRun) -> Row:
     config, model = run.config, folded(run.model)
-    dataset = run.load_dataset(SilentReporter())
+    dataset = run.load_dataset(Reporter())
     part = require_subset(dataset, "validation")
     positives = part.select((part.labels > 0).nonzero()[0][:_NUM_IMAGES])
     images = standardise(

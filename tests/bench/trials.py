@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from labn.config import load_config, load_search
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.sweeps.search.search_driver import run_search
 from labn.sweeps.search.status import SearchStatus
@@ -113,4 +113,4 @@ def _train_alone(folder: Path, trial: int) -> float:
     """Train a trial's run once more, tracked as before; return the seconds."""
     config = load_config(folder / "search" / "trials" / str(trial) / "config.yaml")
     config = config.model_copy(update={"output_dir": folder / f"alone-{trial}"})
-    return time_s(lambda: train_run(config, SilentReporter()))
+    return time_s(lambda: train_run(config, Reporter()))

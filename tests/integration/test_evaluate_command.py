@@ -28,7 +28,7 @@ from labn.runs.evaluation.image_scores import (
 )
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.folder import RunFolder
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.runs.trained import TrainedRun
 
@@ -53,7 +53,7 @@ COLUMNS = [
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     config = load_config(write_config(folder, train__epochs=1))
-    train_run(config, SilentReporter())
+    train_run(config, Reporter())
     return config.output_dir
 
 
@@ -166,12 +166,12 @@ def score_some(folder, start, parts):
     """Score every other positive, in a process of its own."""
     torch.set_num_threads(1)
     run = TrainedRun.open(folder)
-    dataset = run.load_dataset(SilentReporter())
+    dataset = run.load_dataset(Reporter())
     options = EvaluationOptions.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
     split = dataset.splits["test"]
     scorer = build_scorer(run, split, options, layer=0)
     positions = chosen_positions(split, None)[start::2]
-    score_positions(scorer, positions, parts, SilentReporter())
+    score_positions(scorer, positions, parts, Reporter())
     (parts / f"digest-{start}").write_text(fingerprint(run, dataset.digest, options))
 
 
@@ -294,10 +294,10 @@ def test_the_lambda_layer_is_chosen_on_validation_positives(tmp_path):
         # One step is enough for a network to be there.
         ["train.batch_size=16", "train.warmup_epochs=0"],
     )  # fmt: skip
-    train_run(config, SilentReporter())
+    train_run(config, Reporter())
     choices = {"methods": ("lambda attention", "lambda attention 3"), "patch_sizes": (16,)}
 
-    evaluate_run(config.output_dir, "test", [], SilentReporter(), choices)
+    evaluate_run(config.output_dir, "test", [], Reporter(), choices)
 
     told = metrics_of(config.output_dir)["lambda_attention"]
     assert len(told["means_by_layer"]) == 16

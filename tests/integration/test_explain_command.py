@@ -19,7 +19,7 @@ from labn.data.readers.synthetic import write_synthetic
 from labn.model.network import build_model
 from labn.report import overlay
 from labn.runs import explain_images as explaining
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.training import checkpoint
 
@@ -105,7 +105,7 @@ def trained(tmp_path_factory):
             # Large enough a step that the images' probabilities differ.
             changes |= {"train__learning_rate_head": 0.02, "train__learning_rate_backbone": 0.02}
             config = load_config(write_config(folder, **changes))
-            train_run(config, SilentReporter())
+            train_run(config, Reporter())
             done[kind] = folder / "run", root
         return done[kind]
 

@@ -1,4 +1,4 @@
-"""What the user may get wrong: one line that says what, where and how to mend it; exit code 2."""
+"""What the user may get wrong: one line that says what, where, and how to fix it; exit code 2."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from labn.config import load_config
 from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.plan import plan_run
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.training import checkpoint
 
@@ -43,7 +43,7 @@ def train(tmp_path, cache):
         number += 1
         output = {"output_dir": tmp_path / f"run-{number}", "data__cache_dir": cache}
         config = load_config(write_config(tmp_path, **(output | changes)))
-        train_run(config, SilentReporter(), should_stop)
+        train_run(config, Reporter(), should_stop)
         return config.output_dir
 
     return call
@@ -131,7 +131,7 @@ def test_a_run_stopped_at_once_has_nothing_to_score_but_goes_on(train, tmp_path)
         train(output_dir=folder, should_stop=lambda: True)
 
     with pytest.raises(UserError, match="has no trained network yet"):
-        evaluate_run(folder, "test", [], SilentReporter())
+        evaluate_run(folder, "test", [], Reporter())
     train(output_dir=folder)
 
     expected = train()
@@ -154,7 +154,7 @@ def test_pretrained_weights_are_where_training_starts(train):
 def test_scores_say_how_they_were_measured(train):
     folder = train(train__epochs=1)
 
-    scores = evaluate_run(folder, "test", ["validation.pid_patch_size=16"], SilentReporter())
+    scores = evaluate_run(folder, "test", ["validation.pid_patch_size=16"], Reporter())
 
     told = json.loads((folder / "evaluation/test/metrics.json").read_text())
     assert told["metrics"] == scores.metrics
@@ -172,7 +172,7 @@ def test_a_plan_is_what_training_does(tmp_path, cache, train):
     folder = train()
     config = load_config(folder / "config.yaml")
 
-    plan = plan_run(config, SilentReporter())
+    plan = plan_run(config, Reporter())
 
     state = checkpoint.load(folder / "checkpoints" / "step-00000008.pt")
     assert plan.schedule["num_steps"] == state["progress"]["global_step"]

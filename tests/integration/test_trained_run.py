@@ -21,7 +21,7 @@ from labn.runs.comparison.compare import compare_runs
 from labn.runs.comparison.read_runs import read_runs
 from labn.runs.evaluation import sanity_check as sanity
 from labn.runs.evaluation.evaluate_run import evaluate_run
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.runs.trained import TrainedRun
 from labn.sweeps.ablation.ablation_figures import draw_study
@@ -39,9 +39,9 @@ def original(tmp_path_factory):
     config = load_config(
         write_config(folder, data__name="folder", data__root=root, train__epochs=1)
     )
-    train_run(config, SilentReporter())
+    train_run(config, Reporter())
     choices = {"methods": ("LABN",), "patch_sizes": (8,)}
-    evaluate_run(config.output_dir, "test", [], SilentReporter(), choices)
+    evaluate_run(config.output_dir, "test", [], Reporter(), choices)
     return folder
 
 
@@ -82,7 +82,7 @@ def prepare(root, names, best):
     return torch.from_numpy((pixels - mean) / std).permute(0, 3, 1, 2)
 
 
-class SearchReporter:
+class RecordingMethod:
     """A method of explanation that keeps the images that it is given."""
 
     name = "edges"
@@ -95,8 +95,8 @@ class SearchReporter:
         return images.mean(dim=1)
 
 
-class Listener(SilentReporter):
-    """Keeps the lines that are said."""
+class Listener(Reporter):
+    """A reporter that keeps its messages."""
 
     def __init__(self):
         self.lines = []
@@ -108,7 +108,7 @@ class Listener(SilentReporter):
 def test_sanity_standardises_as_in_training_wherever_the_data_lies(labn, trained, monkeypatch):
     other = Path(shutil.copytree(trained / "data", trained / "other"))
     repaint(other, brighten)
-    watcher = SearchReporter()
+    watcher = RecordingMethod()
     monkeypatch.setattr(sanity, "quick_methods", lambda model: [watcher])
 
     done = labn("sanity", trained / "run", f"data.root={other}")

@@ -27,7 +27,7 @@ NEGATIVE_NAME = re.compile(r"(?i:negative|neg|normal|healthy|none|no|0|no[ _-].+
 
 
 class FolderReader:
-    """Reader of ROOT/CLASS/* or ROOT/SUBSET/CLASS/*, with optional masks.
+    """Reader of the files in ROOT/CLASS or ROOT/SUBSET/CLASS, with optional masks.
 
     SUBSET is train, val (or validation) or test. Class 0 is ``negative_class`` or, if None, the
     first class whose name matches ``NEGATIVE_NAME``; the others are numbered by name. ROOT/masks/

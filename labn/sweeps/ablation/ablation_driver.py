@@ -16,7 +16,7 @@ from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import RunFailed, Stopped
 from labn.runs.folder import RunFolder, locked
-from labn.runs.reporter import Reporter, SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.tracked import closing_entry, log_settings
 from labn.sweeps.ablation.ablation_report import StudySummary, summarise
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
@@ -210,7 +210,7 @@ def _run_task(
 def _complete(run: AblationRun, worker: Worker, should_stop: Callable[[], bool]) -> Outcome:
     if should_stop():
         return Outcome(state="interrupted")
-    return _record(run, worker.complete(run.config, SilentReporter(), should_stop, run.tags))
+    return _record(run, worker.complete(run.config, Reporter(), should_stop, run.tags))
 
 
 def _record(run: AblationRun, outcome: Outcome) -> Outcome:

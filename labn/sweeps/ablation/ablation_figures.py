@@ -26,7 +26,7 @@ from labn.runs.comparison.differences import Cell
 from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.evaluation.evaluation_figures import lesion_masks
 from labn.runs.folder import RunFolder
-from labn.runs.reporter import Reporter, SilentReporter
+from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 
 _NUM_IMAGES = 4
@@ -155,7 +155,7 @@ def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
     maps: dict[str, Float[np.ndarray, "n h w"]] = {}
     for condition, run in chosen.items():
         trained = TrainedRun.open(run.path)
-        split = trained.load_dataset(SilentReporter()).splits[comparison.subset]
+        split = trained.load_dataset(Reporter()).splits[comparison.subset]
         positions = _positions(names, split, run)
         pixels = split.pixels(np.array(positions))
         if not maps:

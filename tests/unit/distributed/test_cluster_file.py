@@ -1,4 +1,4 @@
-"""`labn cluster check`: the shipped files pass, and each kind of mistake is named with its mend."""
+"""`labn cluster check`: the shipped files pass, and each kind of mistake is named with its fix."""
 
 from __future__ import annotations
 

@@ -280,15 +280,15 @@ def test_a_data_root_is_looked_for_only_where_one_is_given(checks, tmp_path):
 
 EXAMPLES = [
     Check("memory", "ok", "16.0 GB available"),
-    Check("data.root", "warn", "a detail", "mend it"),
+    Check("data.root", "warn", "a detail", "fix it"),
 ]
 
 
-def test_the_text_is_aligned_and_says_how_to_mend():
+def test_the_text_is_aligned_and_says_how_to_fix_it():
     assert as_text([*EXAMPLES, Check("ray", "fail", "not there", "install it")]) == (
         "ok    memory     16.0 GB available\n"
         "warn  data.root  a detail\n"
-        "                 -> mend it\n"
+        "                 -> fix it\n"
         "FAIL  ray        not there\n"
         "                 -> install it"
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a node, in one line with its mend. Real nodes: tests/integration."""
+"""What is wrong with a node, in one line with its fix. Real nodes: tests/integration."""
 
 from __future__ import annotations
 

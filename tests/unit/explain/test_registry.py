@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -20,6 +21,11 @@ class Brightness:
 
     def explain(self, images, labels, names):
         return images.mean(dim=1)
+
+
+class Broken(Brightness):
+    def __init__(self, context):
+        context.absent
 """
 
 
@@ -87,3 +93,18 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 def test_a_layer_that_the_network_has_not_is_refused():
     with pytest.raises(UserError, match="must be lambda attention 0 to 0"):
         build_method("lambda attention 3", make_context())
+
+
+def test_a_defect_of_a_methods_own_constructor_is_not_taken_for_a_broken_package(install):
+    install("labn_bright", "brightness = labn_bright:Broken")
+
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        build_method("brightness", make_context())
+
+
+def test_the_names_of_methods_are_known_without_captum():
+    code = (
+        "import sys; import labn.runs.comparison.read_runs, labn.sweeps.ablation.ablation_study;"
+        "sys.exit('captum' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

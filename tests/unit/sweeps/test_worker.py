@@ -12,7 +12,7 @@ from labn.config import Config
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
 from labn.errors import RunFailed, UserError
-from labn.runs.reporter import SilentReporter
+from labn.runs.reporter import Reporter
 from labn.sweeps import worker
 from labn.sweeps.worker import Outcome, Worker, describe_error
 
@@ -48,7 +48,7 @@ def calls(monkeypatch):
 
 def complete(config, evaluate=None, should_stop=lambda: False):
     return Worker(processes=Workers(num=1), evaluate=evaluate).complete(
-        config, SilentReporter(), should_stop
+        config, Reporter(), should_stop
     )
 
 

@@ -11,7 +11,7 @@ from labn.training.throughput import Throughput
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes one second further at each look."""
+    """A clock that advances by one second each time it is read."""
     ticks = itertools.count()
     monkeypatch.setattr(labn.training.throughput.time, "perf_counter", lambda: float(next(ticks)))
 
