@@ -75,7 +75,8 @@ def make_model(seed: int = 0, split: int = 0) -> LABN:
 
 
 def make_objective(**changes: Any) -> Objective:
-    settings: dict[str, Any] = {"theta_b": 0.5, "lambda_lab": 1.0, "lambda_kl": 1.0}
+    settings: dict[str, Any] = {"lambda_lab": 1.0, "lambda_kl": 1.0}
+    settings |= {"theta_b": 0.5, "mask_rule": "share"}
     return Objective(bias_image=STATISTICS.bias_image, **(settings | changes))
 
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from labn.config.ablation import StudyConfig
 from labn.config.messages import Sources, describe, describe_unknown, shown, source_of
-from labn.config.run import TRACKER_FILE, Config, known_keys
+from labn.config.run import EARLIER_VALUES, TRACKER_FILE, Config, known_keys
 from labn.config.search import SearchConfig
-from labn.config.section import ManyRuns, Section
+from labn.config.section import ManyRuns, Section, flatten
 from labn.errors import UserError
 from labn.storage.remote import is_remote
 
@@ -39,6 +39,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         set_key(tree, key, value)
     sources = {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE)
     _keep_tracker(tree)
+    _keep_earlier_values(tree)
     config = validate(Config, tree, sources)
     check_paths(config, sources)
     return config
@@ -114,10 +115,31 @@ def resolve_base(
             raise UserError(f"{sources[key]}{key} = {shown(value)}: {describe_unknown(key)}")
         set_key(tree, key, value)
     _keep_tracker(tree)
+    _keep_earlier_values(tree)
     config = validate(Config, tree, sources)
     if needs_data:
         check_paths(config, sources)
     return config
+
+
+def fill_earlier_values(tree: dict[str, Any], record: Mapping[str, Any]) -> None:
+    """Set the keys that a run's recorded settings lack, because they are newer, as they were then.
+
+    Settings that no release has recorded, which lack keys of the first one too, change nothing.
+    """
+    recorded = flatten(record).keys()
+    if recorded >= set(known_keys()) - EARLIER_VALUES.keys():
+        for key in EARLIER_VALUES.keys() - recorded - flatten(tree).keys():
+            set_key(tree, key, EARLIER_VALUES[key])
+
+
+def _keep_earlier_values(tree: dict[str, Any]) -> None:
+    """Resume the runs in the output folder, if any, with the settings that they started with."""
+    fill_earlier_values(tree, tree)
+    place = Path(str(tree.get("output_dir"))).expanduser()
+    for pattern in ("config.yaml", "trials/*/**/config.yaml", "*/seed-*/config.yaml"):
+        for file in sorted(place.glob(pattern))[:1]:
+            fill_earlier_values(tree, read_yaml(file))
 
 
 def _keep_tracker(tree: dict[str, Any]) -> None:

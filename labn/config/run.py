@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,9 @@ class LossConfig(Section):
     """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL."""
 
     theta_b: Fraction = 0.2
+    mask_rule: Literal["share", "threshold"] = "share"
+    """The pixels that x~ keeps: the share theta_b with the largest alpha~, or all with alpha~ above
+    theta_b (eq. 12 to the letter)."""
     lambda_lab: NonNegative = 1.0
     lambda_kl: NonNegative = 1.0
     class_weights: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -213,6 +216,10 @@ class Config(Section):
                 f"must not exceed data.image_size ({self.data.image_size})",
             )
         return self
+
+
+EARLIER_VALUES: dict[str, Any] = {"loss.mask_rule": "threshold"}
+"""For each key that is newer than the first release, the value that means what that one did."""
 
 
 def known_keys() -> list[str]:

@@ -149,6 +149,7 @@ def build_objective(
     return Objective(
         bias_image=statistics.bias_image.to(device),
         theta_b=loss.theta_b,
+        mask_rule=loss.mask_rule,
         lambda_lab=loss.lambda_lab,
         lambda_kl=loss.lambda_kl,
         class_weights=torch.tensor(weights, device=device) if weights else None,

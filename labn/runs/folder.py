@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from labn.config import Config, dump_config, flatten, load_config
-from labn.config.run import TRACKER_FILE
+from labn.config.run import EARLIER_VALUES, TRACKER_FILE
 from labn.errors import UserError
 from labn.storage import files
 from labn.storage.files import write_atomically, write_json
@@ -146,9 +146,10 @@ def differences(tree: Mapping[str, Any], config: Config) -> str:
     """Return text on how another run's settings differ from these; "" if it is the same run."""
     old, new = flatten(tree), flatten(config.model_dump(mode="json"))
     changed = [
-        f"{key} is {old.get(key)} there, {new.get(key)} now"
+        f"{key} is {before} there, {new.get(key)} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(INCIDENTAL_KEYS)
+        if (before := old.get(key, EARLIER_VALUES.get(key))) != new.get(key)
+        and not key.startswith(INCIDENTAL_KEYS)
     ]
     return "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
 

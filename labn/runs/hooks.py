@@ -256,6 +256,12 @@ class TrainingHooks:
         time_s, self._epoch_start_s = now_s - self._epoch_start_s, now_s
         metrics, speeds = history[-1], self.trainer.speeds
         self.folder.save_history(history)
+        if _is_mask_inert(metrics) and not any(map(_is_mask_inert, history[:-1])):
+            self.reporter.message(
+                f"x~ keeps {metrics['train_kept_share']:.1%} of the pixels"
+                f" (loss.theta_b = {self.config.loss.theta_b}, loss.mask_rule ="
+                f" {self.config.loss.mask_rule}), so that L_KL teaches hardly anything"
+            )
         about = {"epoch_time_s": time_s, "restarts": float(self._num_restarts)}
         self.tracker.log_metrics(metrics | speeds | about, step=int(metrics["epoch"]))
         self.reporter.epoch(metrics | speeds, self.config.train.epochs, time_s)
@@ -297,3 +303,8 @@ class TrainingHooks:
 
     def _config_tree(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
+
+
+def _is_mask_inert(metrics: Metrics) -> bool:
+    """Return whether L_KL's mask kept nearly all pixels, or nearly none."""
+    return not 0.01 <= metrics.get("train_kept_share", 0.5) <= 0.99

@@ -29,7 +29,7 @@ class Evaluation:
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
     ``names``. ``pid`` holds the scores of the network's attention for the positives, in that order,
     None if there are none or PID was not requested. ``bias_probability``, the predicted probability
-    that the bias image is positive, caps PID.
+    that the bias image is positive, caps PID. ``mask`` are the metrics of L_KL's mask.
     """
 
     names: tuple[str, ...]
@@ -39,6 +39,7 @@ class Evaluation:
     classification: ClassificationScores
     pid: PatchInsertionDeletion | None
     bias_probability: float
+    mask: dict[str, float]
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
         """Return every defined score, named ``<prefix>_<score>``."""
@@ -52,6 +53,7 @@ class Evaluation:
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
         scores = self.classification.as_metrics(prefix)
+        metrics |= self.mask
         return {f"{prefix}_{name}": value for name, value in metrics.items()} | scores
 
 
@@ -139,6 +141,7 @@ def evaluate(
         classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
         pid=_join(pids) if pids else None,
         bias_probability=bias_probability,
+        mask=objective.mask_metrics(total),
     )
 
 

@@ -176,7 +176,7 @@ class Trainer:
 
     def _take_step(self, batch: Batch) -> _FinishedStep:
         weight = self.objective.image_weights(batch.labels).sum()
-        num_images = torch.tensor(float(len(batch)), device=self.device)
+        num_images = torch.full((), float(len(batch)), device=self.device)
         weight, num_images = self.group.total(torch.stack([weight, num_images]))
         result = self._step(self._micro_batches(batch), weight, num_images)
         self.progress.step += 1
@@ -259,11 +259,13 @@ class Trainer:
         sums = LossSums(*(torch.tensor(s, dtype=torch.float64) for s in self.progress.loss_sums))
         terms = self.objective.combine(sums, sums.weight, sums.num_images)
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        return {
-            "train_loss": terms.total.item(),
-            "train_loss_lpb": terms.lpb.item(),
-            "train_loss_lab": terms.lab.item(),
-            "train_loss_kl": terms.kl.item(),
+        losses = {
+            "loss": terms.total.item(),
+            "loss_lpb": terms.lpb.item(),
+            "loss_lab": terms.lab.item(),
+            "loss_kl": terms.kl.item(),
+        } | self.objective.mask_metrics(sums)
+        return {f"train_{name}": value for name, value in losses.items()} | {
             "gradient_norm": self.progress.gradient_norm_sum / self.progress.step,
             "learning_rate_head": rates[0],
             "learning_rate_backbone": rates[1],
@@ -299,5 +301,6 @@ def _plain(progress: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of what the trainer changes in place."""
     return progress | {
         "history": [dict(metrics) for metrics in progress["history"]],
-        "loss_sums": list(progress["loss_sums"]),
+        # The first release did not sum the last term.
+        "loss_sums": [*progress["loss_sums"], 0.0][: len(LossSums._fields)],
     }

@@ -7,21 +7,24 @@ L_LPB / L_LAB cross-entropies, L_KL divergence between the predictions for x and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from labn.model.network import LABNOutput, upsample_attention
+
+MaskRule = Literal["share", "threshold"]
 
 
 class LossSums(NamedTuple):
     """Sums over images (0-d tensors): add them over pieces of a batch, then divide once.
 
     ``lpb`` and ``lab`` are class-weighted cross-entropies, to be divided by ``weight``, the sum of
-    the images' class weights; ``kl`` is to be divided by ``num_images``.
+    the images' class weights; ``kl`` and ``kept``, the share of an image's pixels that x~ keeps,
+    are to be divided by ``num_images``.
     """
 
     lpb: Tensor
@@ -29,6 +32,7 @@ class LossSums(NamedTuple):
     kl: Tensor
     weight: Tensor
     num_images: Tensor
+    kept: Tensor
 
     def plus(self, other: LossSums) -> LossSums:
         """Return the term-by-term sum."""
@@ -48,18 +52,30 @@ class LossTerms(NamedTuple):
     kl: Tensor
 
 
-def mask_with_bias(
-    images: Float[Tensor, "b c h w"],
+def kept_pixels(
     attention: Float[Tensor, "b 1 h2 w2"],
-    bias_image: Float[Tensor, "c h w"],
+    size: tuple[int, int],
     theta_b: float,
-) -> Float[Tensor, "b c h w"]:
-    """Replace the pixels whose upsampled alpha~ is at most theta_b by the bias image's.
+    rule: MaskRule,
+) -> Bool[Tensor, "b h w"]:
+    """Return the pixels that x~ keeps of the image, by upsampled alpha~.
 
-    Images and bias image are standardised in the same way. Source: Iida 2022, eq. 12.
+    ``share`` keeps the round(theta_b * h * w) largest, at least one, and of equal ones the first in
+    row-major order; ``threshold`` keeps those above theta_b. Nothing here waits for a GPU.
+
+    Source: Iida 2022, eq. 12 is ``threshold``, but its text calls theta_b "the mask ratio", and the
+    authors' code keeps a share. Read as a threshold, training escapes L_KL by raising alpha~.
     """
-    alpha_bhw = upsample_attention(attention, (images.shape[2], images.shape[3]))
-    return torch.where(alpha_bhw.unsqueeze(1) > theta_b, images, bias_image)
+    alpha_bhw = upsample_attention(attention, size)
+    if rule == "threshold":
+        return alpha_bhw > theta_b
+    alpha_bn = alpha_bhw.flatten(1)
+    num_kept = max(1, round(theta_b * alpha_bn.shape[1]))
+    smallest_b1 = alpha_bn.topk(num_kept, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    is_larger, is_tied = alpha_bn > smallest_b1, alpha_bn == smallest_b1
+    num_tied_b1 = num_kept - is_larger.sum(dim=1, keepdim=True)
+    is_kept = is_larger | (is_tied & (is_tied.cumsum(dim=1) <= num_tied_b1))
+    return is_kept.view_as(alpha_bhw)
 
 
 def prediction_divergence(
@@ -75,11 +91,13 @@ class Objective:
     """The loss as a function of a model and a batch.
 
     ``bias_image`` (c, h, w) is standardised like the images; ``class_weights`` (classes,) weigh
-    the cross-entropies. With ``lambda_kl`` zero the masked image is never passed through.
+    the cross-entropies. ``theta_b`` and ``mask_rule`` decide what x~ keeps, see ``kept_pixels``.
+    With ``lambda_kl`` zero the masked image is never passed through.
     """
 
     bias_image: Tensor
     theta_b: float
+    mask_rule: MaskRule
     lambda_lab: float
     lambda_kl: float
     class_weights: Tensor | None = None
@@ -88,7 +106,7 @@ class Objective:
         """Return each image's class weight."""
         if self.class_weights is None:
             return torch.ones(labels.shape, device=labels.device)
-        return self.class_weights[labels]
+        return self.class_weights.index_select(0, labels)
 
     def sums(
         self, model: nn.Module, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]
@@ -96,22 +114,29 @@ class Objective:
         """Return the model's output for a batch and the sums of the losses.
 
         If L_KL counts, the masked batch is a second pass. Gradients flow through both passes, not
-        through the mask's threshold.
+        through the mask.
         """
         output: LABNOutput = model(images)
         logits = output.logits.float()
         weights = self.image_weights(labels)
         lpb = (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
         lab_losses = F.cross_entropy(output.branch_logits.float(), labels, reduction="none")
-        kl = torch.zeros((), device=images.device)
+        kl = kept = torch.zeros((), device=images.device)
         if self.lambda_kl > 0:
-            masked = mask_with_bias(
-                images, output.attention.detach().float(), self.bias_image, self.theta_b
-            )
+            attention, size = output.attention.detach().float(), (images.shape[2], images.shape[3])
+            is_kept_bhw = kept_pixels(attention, size, self.theta_b, self.mask_rule)
+            masked = torch.where(is_kept_bhw.unsqueeze(1), images, self.bias_image)
             kl = prediction_divergence(logits, model(masked).logits.float()).sum()
+            kept = is_kept_bhw.float().mean(dim=(1, 2)).sum()
         lab = (weights * lab_losses).sum()
-        num_images = torch.tensor(float(len(labels)), device=images.device)
-        return output, LossSums(lpb, lab, kl, weights.sum(), num_images)
+        num_images = torch.full((), float(len(labels)), device=images.device)
+        return output, LossSums(lpb, lab, kl, weights.sum(), num_images, kept)
+
+    def mask_metrics(self, sums: LossSums) -> dict[str, float]:
+        """Return the mean share of pixels that x~ kept, or nothing if there was no x~."""
+        if self.lambda_kl == 0:
+            return {}
+        return {"kept_share": (sums.kept / sums.num_images).item()}
 
     def combine(self, sums: LossSums, weight: Tensor, num_images: Tensor) -> LossTerms:
         """Return the loss (eq. 8): sums divided by a batch's total weight and number of images.

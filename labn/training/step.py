@@ -53,7 +53,7 @@ class TrainingStep:
         self, micro_batches: Iterable[MicroBatch], weight: Tensor, num_images: Tensor
     ) -> StepResult:
         """Take one step on a batch, passed in pieces, with its total class weight and size."""
-        loss, sums = torch.zeros_like(weight), LossSums(*[torch.zeros_like(weight)] * 5)
+        loss, sums = torch.zeros_like(weight), LossSums(*[torch.zeros_like(weight)] * 6)
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, share in micro_batches:
             with autocast(self.settings, images.device):

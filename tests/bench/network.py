@@ -157,7 +157,11 @@ def training_step(
 ) -> Callable[[], None]:
     """Return a function that takes one training step, with L_KL."""
     objective = Objective(
-        bias_image=torch.zeros_like(images[0]), theta_b=0.2, lambda_lab=1.0, lambda_kl=1.0
+        bias_image=torch.zeros_like(images[0]),
+        theta_b=0.2,
+        mask_rule="share",
+        lambda_lab=1.0,
+        lambda_kl=1.0,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     num_images = torch.tensor(float(len(images)))

@@ -38,12 +38,12 @@ def train(tmp_path, cache):
     """Train the small configuration with changes; give the run's folder."""
     number = 0
 
-    def call(*, should_stop=lambda: False, **changes):
+    def call(*, should_stop=lambda: False, reporter=None, **changes):
         nonlocal number
         number += 1
         output = {"output_dir": tmp_path / f"run-{number}", "data__cache_dir": cache}
         config = load_config(write_config(tmp_path, **(output | changes)))
-        train_run(config, Reporter(), should_stop)
+        train_run(config, reporter or Reporter(), should_stop)
         return config.output_dir
 
     return call
@@ -68,6 +68,29 @@ def test_the_four_ablations_train_and_differ(train):
         divergences = table[["train_loss_kl", "val_loss_kl"]]
         has_divergence = ABLATIONS[name]["loss__lambda_kl"] > 0
         assert ((divergences > 0) == has_divergence).all(axis=None), name
+
+
+class Messages(Reporter):
+    """A reporter that keeps the messages."""
+
+    def __init__(self):
+        self.texts = []
+
+    def message(self, text):
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize(("theta_b", "num_messages"), [(0.3, 0), (1.0, 1)])
+def test_a_mask_that_keeps_everything_is_reported_once(train, theta_b, num_messages):
+    messages = Messages()
+    folder = train(loss__theta_b=theta_b, reporter=messages)
+
+    kept = history(folder)[["train_kept_share", "val_kept_share"]]
+    assert len(kept) > 1
+    assert kept.to_numpy() == pytest.approx(theta_b, abs=1e-3)
+    found = [text for text in messages.texts if "L_KL teaches hardly anything" in text]
+    assert len(found) == num_messages
+    assert best(folder)["config"]["loss"]["mask_rule"] == "share"
 
 
 def test_masking_and_scoring_use_the_same_bias_image_whether_it_is_trained_on_or_not(train):

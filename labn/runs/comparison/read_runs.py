@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from labn.config import Config, flatten
+from labn.config.reading import fill_earlier_values
 from labn.data.readers.reader import Subset
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
@@ -131,9 +132,15 @@ def _read_config(folder: RunFolder) -> Config:
         )
     return _read(
         folder.config_file,
-        lambda file: Config.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))),
+        _recorded_config,
         "give a run that this version of labn trained",
     )
+
+
+def _recorded_config(file: Path) -> Config:
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    fill_earlier_values(tree, tree)
+    return Config.model_validate(tree)
 
 
 def _read(path: Path, read: Callable[[Path], Content], fix: str) -> Content:

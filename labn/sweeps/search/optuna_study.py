@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from labn.config import flatten
+from labn.config.run import EARLIER_VALUES
 from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import INCIDENTAL_KEYS
@@ -212,9 +213,9 @@ class SearchStudy:
             self.optuna.set_user_attr(_DEFINITION, new)
             return
         changed = [
-            f"{key} is {old.get(key)} there, {new.get(key)} now"
+            f"{key} is {before} there, {new.get(key)} now"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
+            if (before := old.get(key, EARLIER_VALUES.get(key))) != new.get(key)
         ]
         if changed:
             raise UserError(

@@ -202,7 +202,7 @@ def test_a_key_of_no_section_is_answered_with_the_sections(tmp_path, key):
 
 def test_a_section_is_no_key(tmp_path):
     message = message_for(write(tmp_path, SMALLEST), "loss=3")
-    expected = "loss = 3: must be one key of this section: theta_b, lambda_lab, lambda_kl, class_w"
+    expected = "loss = 3: must be one key of this section: theta_b, mask_rule, lambda_lab, lambda_"
     assert message.startswith(f"command line: {expected}")
 
 

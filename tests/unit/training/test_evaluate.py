@@ -17,7 +17,7 @@ from labn.errors import RunFailed
 from labn.metrics.faithfulness import patch_insertion_deletion
 from labn.model.network import build_model, upsample_attention
 from labn.training.evaluate import Faithfulness, evaluate, predictor
-from labn.training.losses import mask_with_bias
+from labn.training.losses import kept_pixels
 
 SUBSET = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
 POSITIVES = [1, 2, 4, 7, 8]
@@ -74,9 +74,8 @@ def slow_loss(model, objective):
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         with torch.inference_mode():
             output = model(image[None])
-            masked = mask_with_bias(
-                image[None], output.attention, objective.bias_image, objective.theta_b
-            )
+            is_kept = kept_pixels(output.attention, (24, 24), objective.theta_b, "share")
+            masked = torch.where(is_kept[:, None], image[None], objective.bias_image)
             assert not torch.equal(masked[0], image)
             log_q = model(masked).logits.double().log_softmax(1)[0].tolist()
         log_p = output.logits.double().log_softmax(1)[0].tolist()

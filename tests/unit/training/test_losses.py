@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from labn.config import Config
 from labn.model.network import LABNOutput, build_model
-from labn.training.losses import LossSums, Objective, mask_with_bias, prediction_divergence
+from labn.training.losses import LossSums, Objective, kept_pixels, prediction_divergence
 
 # A few dozen float64 operations on numbers of order 1.
 ROUNDING = 1e-12
 
 NUM_CLASSES, CHANNELS, HEIGHT, WIDTH = 3, 2, 8, 6
+RULES = ["share", "threshold"]
 
 
 class StubModel(nn.Module):
@@ -50,8 +52,11 @@ def make_case(seed, num_images=5):
 
 def objective_of(bias_image, **settings):
     return Objective(
-        **{"bias_image": bias_image, "theta_b": 0.5, "lambda_lab": 0.7, "lambda_kl": 1.3} | settings
-    )
+        **{
+            "bias_image": bias_image, "theta_b": 0.5, "mask_rule": "share", "lambda_lab": 0.7,
+            "lambda_kl": 1.3,
+        } | settings
+    )  # fmt: skip
 
 
 def loss_of(objective, model, images, labels):
@@ -80,6 +85,21 @@ def enlarged(map_yx):
     return result
 
 
+def slow_mask(alpha_yx, theta_b, rule):
+    """Return which pixels x~ keeps, one by one."""
+    is_kept = np.zeros(alpha_yx.shape, dtype=bool)
+    if rule == "threshold":
+        for place in np.ndindex(alpha_yx.shape):
+            is_kept[place] = alpha_yx[place] > theta_b
+        return is_kept
+    for _ in range(max(1, round(theta_b * alpha_yx.size))):
+        left = [place for place in np.ndindex(alpha_yx.shape) if not is_kept[place]]
+        is_kept[max(left, key=lambda place: alpha_yx[place])] = (
+            True  # max takes the first of equals
+        )
+    return is_kept
+
+
 def slow_loss(model, images, labels, objective):
     """Eq. 8 to 12, image by image."""
     bias_cyx = objective.bias_image.numpy()
@@ -92,9 +112,9 @@ def slow_loss(model, images, labels, objective):
         p, p_lab = (softmax(logits[0].detach().numpy()) for logits in output[:2])
         alpha_yx = enlarged(output.attention[0, 0].detach().numpy())
         masked_cyx = np.empty_like(x_cyx)
+        is_kept = slow_mask(alpha_yx, objective.theta_b, objective.mask_rule)
         for i, j in np.ndindex(HEIGHT, WIDTH):
-            source = x_cyx if objective.theta_b < alpha_yx[i, j] else bias_cyx
-            masked_cyx[:, i, j] = source[:, i, j]
+            masked_cyx[:, i, j] = (x_cyx if is_kept[i, j] else bias_cyx)[:, i, j]
         p_masked = softmax(model(torch.from_numpy(masked_cyx)[None]).logits[0].detach().numpy())
         lpb -= weights[y] * np.log(p[y])
         lab -= weights[y] * np.log(p_lab[y])
@@ -105,11 +125,12 @@ def slow_loss(model, images, labels, objective):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("class_weights", [None, [2.0, 1.0, 0.25]])
-def test_the_loss_and_its_terms_are_those_of_equations_8_to_12(seed, class_weights):
+def test_the_loss_and_its_terms_are_those_of_equations_8_to_12(seed, class_weights, rule):
     model, images, labels, bias_image = make_case(seed)
     weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
-    objective = objective_of(bias_image, class_weights=weights)
+    objective = objective_of(bias_image, class_weights=weights, mask_rule=rule)
     # Logits are taken in float32, whose rounding a mean of logarithms keeps.
     terms = loss_of(objective, model, images, labels)
     for term, expected in zip(terms, slow_loss(model, images, labels, objective), strict=True):
@@ -154,19 +175,69 @@ def test_the_divergence_s_gradients_agree_with_finite_differences():
 
 def test_a_pixel_at_the_threshold_is_the_bias_image_s():
     attention = torch.tensor([[[[0.2, 0.5], [0.5000001, 0.8]]]])
-    images, bias_image = torch.ones(1, 3, 2, 2), torch.zeros(3, 2, 2)
-    masked = mask_with_bias(images, attention, bias_image, 0.5)
-    assert masked[0].tolist() == [[[0, 0], [1, 1]]] * 3
+    is_kept = kept_pixels(attention, (2, 2), 0.5, "threshold")
+    assert is_kept[0].tolist() == [[False, False], [True, True]]
 
 
-def test_the_mask_is_cut_from_the_enlarged_attention():
+@pytest.mark.parametrize("rule", RULES)
+def test_the_mask_is_cut_from_the_enlarged_attention(rule):
     attention = torch.from_numpy(np.random.default_rng(4).random((2, 1, 4, 3)))
-    _, images, _, bias_image = make_case(5, num_images=2)
-    masked = mask_with_bias(images, attention, bias_image, 0.4)
+    is_kept = kept_pixels(attention, (HEIGHT, WIDTH), 0.4, rule)
     for image in range(2):
-        is_kept = torch.from_numpy(enlarged(attention[image, 0].numpy()) > 0.4)
-        assert is_kept.any() and not is_kept.all()
-        assert torch.equal(masked[image], torch.where(is_kept, images[image], bias_image))
+        expected = slow_mask(enlarged(attention[image, 0].numpy()), 0.4, rule)
+        assert expected.any() and not expected.all()
+        assert is_kept[image].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("theta_b", [0.0, 0.04, 0.2, 0.5, 0.77, 1.0])
+def test_a_share_of_the_pixels_is_kept_whatever_their_level_and_the_first_of_equal_ones(theta_b):
+    """The maps: two levels with many ties, one level, and a steep one of which all is tiny."""
+    levels = np.random.default_rng(1).integers(0, 3, (HEIGHT, WIDTH)) / 2
+    maps = np.stack([levels, np.full((HEIGHT, WIDTH), 0.3), 1e-6 * levels**3 * levels.T.sum()])
+    attention = torch.from_numpy(maps)[:, None]
+
+    is_kept = kept_pixels(attention, (HEIGHT, WIDTH), theta_b, "share")
+
+    num_kept = max(1, round(theta_b * HEIGHT * WIDTH))
+    assert is_kept.sum(dim=(1, 2)).tolist() == [num_kept] * 3
+    for ours, alpha_yx in zip(is_kept, maps, strict=True):
+        assert ours.tolist() == slow_mask(alpha_yx, theta_b, "share").tolist()
+    # Of one level, the first in row-major order.
+    assert is_kept[1].flatten().tolist() == [place < num_kept for place in range(HEIGHT * WIDTH)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_kept_share_is_reported_over_all_images(rule):
+    model, images, labels, bias_image = make_case(10)
+    objective = objective_of(bias_image, mask_rule=rule, theta_b=0.3)
+    _, one = objective.sums(model, images[:2], labels[:2])
+    _, other = objective.sums(model, images[2:], labels[2:])
+    attention = model(images).attention
+    masks = [slow_mask(enlarged(a[0].detach().numpy()), 0.3, rule) for a in attention]
+    expected = np.mean(masks)
+    assert objective.mask_metrics(one.plus(other))["kept_share"] == pytest.approx(expected)
+    assert 0 < expected < 1
+    assert objective_of(bias_image, lambda_kl=0.0).mask_metrics(one) == {}
+
+
+class Synchronised(TorchDispatchMode):
+    """Fails where an operator makes the host wait for the device, or has a shape of its data."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert torch.Tag.data_dependent_output not in func.tags, func
+        assert torch.Tag.dynamic_output_shape not in func.tags, func
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_loss_never_waits_for_the_device(rule):
+    model, images, labels, bias_image = make_case(11)
+    weights = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+    objective = objective_of(bias_image, mask_rule=rule, class_weights=weights)
+    with Synchronised():
+        loss_of(objective, model, images, labels).total.backward()
+    with Synchronised(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        images.sum().item()
 
 
 @pytest.mark.parametrize("bias_copies", [0, 1])
@@ -183,6 +254,7 @@ def test_the_four_ablations_are_settings_and_only_l_kl_costs_a_second_pass(bias_
     objective = objective_of(
         bias_image,
         theta_b=config.loss.theta_b,
+        mask_rule=config.loss.mask_rule,
         lambda_lab=config.loss.lambda_lab,
         lambda_kl=config.loss.lambda_kl,
     )
@@ -191,8 +263,8 @@ def test_the_four_ablations_are_settings_and_only_l_kl_costs_a_second_pass(bias_
     assert model.seen[0] is images
     if lambda_kl:
         attention = StubModel(6)(images).attention
-        expected = mask_with_bias(images, attention, bias_image, config.loss.theta_b)
-        assert torch.equal(model.seen[1], expected)
+        is_kept = kept_pixels(attention, (HEIGHT, WIDTH), config.loss.theta_b, "share")
+        assert torch.equal(model.seen[1], torch.where(is_kept[:, None], images, bias_image))
         assert terms.kl.item() > 0
     else:
         assert terms.kl.item() == 0
@@ -224,7 +296,7 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradients(class_weights):
 
 def test_sums_add_up_before_they_are_divided():
     objective = objective_of(torch.zeros(1, 1, 1), lambda_lab=2.0, lambda_kl=0.5)
-    sums = LossSums(*(torch.tensor(value) for value in (6.0, 9.0, 8.0, 3.0, 4.0)))
+    sums = LossSums(*(torch.tensor(value) for value in (6.0, 9.0, 8.0, 3.0, 4.0, 1.0)))
     terms = objective.combine(sums, sums.weight, sums.num_images)
     assert [term.item() for term in terms] == [2 + 2 * 3 + 0.5 * 2, 2.0, 3.0, 2.0]
 

@@ -64,11 +64,20 @@ class SharedHooks(Hooks):
         return whole.as_metrics("val")
 
 
-def train(group, *, network="frozen", batch_size=5, accumulation_steps=1, start=None, **hooks):
+def train(
+    group,
+    *,
+    network="frozen",
+    batch_size=5,
+    accumulation_steps=1,
+    start=None,
+    rule="share",
+    **hooks,
+):
     """Train 5 epochs, 20 steps of 5 images or more; what each rank saw."""
     torch.set_num_threads(1)
     model = make_frozen() if network == "frozen" else make_model()
-    objective = make_objective(class_weights=torch.tensor([2.0, 1.0]))
+    objective = make_objective(class_weights=torch.tensor([2.0, 1.0]), mask_rule=rule)
     batches = TrainingBatches(
         TRAIN, STATISTICS, batch_size=batch_size, seed=0, bias_copies=1, balanced=False,
         augment=Augmentation(horizontal_flip=True, rotation_deg=10), device=CPU, shard=group.share,
@@ -132,7 +141,7 @@ def train_together(size, folder, **settings):
     [
         (2, {}),
         (3, {"batch_size": 4}),  # the last batch of an epoch is two images: one rank has none
-        (2, {"batch_size": 6, "accumulation_steps": 2}),
+        (2, {"batch_size": 6, "accumulation_steps": 2, "rule": "threshold"}),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ from small_run import (
     make_trainer,
 )
 
-from labn.training.losses import mask_with_bias
+from labn.training.losses import kept_pixels
 from labn.training.optim import build_optimizer, build_schedule
 from labn.training.step import MicroBatch, TrainingStep
 
@@ -30,7 +30,8 @@ def test_the_gradient_is_that_of_eq_8_in_however_many_pieces_it_is_computed(num_
     objective = make_objective(class_weights=weights, lambda_lab=0.3, lambda_kl=1.5)
     model = PlainNetwork()
     output = model(batch.images)
-    masked = mask_with_bias(batch.images, output.attention, objective.bias_image, 0.5)
+    is_kept = kept_pixels(output.attention, batch.images.shape[2:], 0.5, "share")
+    masked = torch.where(is_kept[:, None], batch.images, objective.bias_image)
     divergence = F.kl_div(
         model(masked).logits.log_softmax(1),
         output.logits.softmax(1),
