@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model import kernels
-from labn.model.kernels.half import at_least_float32
 
 
 class Projections(NamedTuple):
@@ -91,19 +90,18 @@ class LambdaLayer(nn.Module):
         q, k, v = self.conv_qkv(x).split(
             [self.num_heads * self.key_depth, self.key_depth, self.value_depth], dim=1
         )
-        # Sums over hundreds of positions follow: they are taken in float32 even under autocast.
-        dtype = at_least_float32(x).dtype
+        dtype = kernels.product_dtype(q)
         q, v = kernels.norm(self.norm_q, q, dtype=dtype), kernels.norm(self.norm_v, v, dtype=dtype)
         return Projections(
             q.reshape(q.shape[0], self.num_heads, self.key_depth, -1),
-            at_least_float32(k.flatten(2).softmax(dim=-1)),
+            k.flatten(2).softmax(dim=-1, dtype=torch.promote_types(dtype, torch.float32)).to(dtype),
             v.flatten(2),
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Apply content and position lambdas to the queries (eq. 3-7)."""
         q_bhkm, k_bkm, v_bvm = self.project(x)  # eq. 3 and 4
-        w_krr: Tensor = self.lambda_conv.weight[:, 0, 0]
+        w_krr = self.lambda_conv.weight.flatten(0, 2)
         bias_k: Tensor = self.lambda_conv.bias  # type: ignore[assignment]
         with kernels.recomputed(q_bhkm, v_bvm):
             lambda_c_bkv = content_lambda(k_bkm, v_bvm)  # eq. 5

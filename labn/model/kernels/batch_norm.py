@@ -24,7 +24,7 @@ def _with_matching_gradient(x: Tensor) -> Tensor:
     batch of one whose gradient has channels_last strides and a batch stride that fits no such
     tensor.
     """
-    if x.requires_grad and not torch.compiler.is_exporting():
+    if x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling():
         # The second is a no-op for a batch of one, whatever its strides.
         last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format

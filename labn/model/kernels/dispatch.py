@@ -12,12 +12,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labn.model.kernels import batch_norm, compiled_lambda, compiled_norm, position_lambda
+from labn.model.kernels import (
+    batch_norm,
+    compiled_lambda,
+    compiled_norm,
+    position_lambda,
+    product_lambda,
+)
+from labn.model.kernels.half import at_least_float32
 
 PositionLambda = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 """Queries, values, kernel and the map's size to y: a function in ``position_lambda``."""
 _MAX_DENSE_POSITIONS = 256
 _MIN_VALUES_FOR_TILES = 16
+
+
+def is_accelerator(x: Tensor) -> bool:
+    """Return whether a tensor's device is best served by few, large products."""
+    return x.device.type != "cpu"
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of the operands of sums over positions.
+
+    It is the tensor's own on an accelerator, whose matrix units add the products of bfloat16 up in
+    float32, and at least float32 on a CPU, whose kernels compute in float32.
+    """
+    return x.dtype if is_accelerator(x) else at_least_float32(x).dtype
 
 
 def lambdas(
@@ -40,6 +61,15 @@ def lambdas(
             # Channels last in and out, as the surrounding convolutions prefer.
             y_bmhv = compiled_lambda.apply_lambdas(
                 queries.permute(0, 3, 1, 2), values.mT, content, kernel, map_size
+            )
+            return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
+        if is_accelerator(queries) and not torch.compiler.is_exporting():
+            y_bmhv = product_lambda.apply_lambdas(
+                queries.permute(0, 3, 1, 2),
+                values.mT,
+                content.to(queries.dtype),
+                kernel.to(queries.dtype),
+                map_size,
             )
             return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
         y_bhvm = torch.einsum("bhkm,bkv->bhvm", queries, content)
@@ -75,6 +105,9 @@ def norm(
     a shortcut or a ReLU.
     """
     if not compiled_norm.is_available(module, x):
+        if is_accelerator(x) and not x.is_contiguous():
+            # Channels cut out of a map would take kernels of CUDA's that are several times slower.
+            x = x.contiguous(memory_format=torch.channels_last)
         return batch_norm.normalise(module, x, relu=relu, shortcut=shortcut, dtype=dtype)
     assert isinstance(module, nn.BatchNorm2d)
     dtype = dtype or _half_of_autocast(x) or x.dtype

@@ -32,7 +32,7 @@ _CHUNK_BYTES = 4 << 20  # a strip of S that stays in a core's cache
 
 def dense(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
     """Treat the whole map as one tile, without the taps that cannot reach it."""
-    taps_mkn = _taps(w_krr, map_size, map_size, margin=w_krr.shape[-1] // 2)
+    taps_mkn = taps(w_krr, map_size, map_size, margin=w_krr.shape[-1] // 2)
     y_bhmv = _contract(q_bhkm.transpose(2, 3), v_bvm.transpose(1, 2), taps_mkn)
     return y_bhmv.transpose(2, 3)
 
@@ -54,7 +54,7 @@ def tiled(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int
     y = _contract(
         q.reshape(-1, h, _TILE * _TILE, k),
         values.reshape(-1, seen * seen, v),
-        _taps(w_krr, (_TILE, _TILE), (seen, seen), 0),
+        taps(w_krr, (_TILE, _TILE), (seen, seen), 0),
     )
     y = y.view(b, rows, columns, h, _TILE, _TILE, v).permute(0, 3, 6, 1, 4, 2, 5)
     y = y.reshape(b, h, v, rows * _TILE, columns * _TILE)
@@ -74,10 +74,8 @@ def by_fft(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, in
     return torch.einsum("bhkm,bkvm->bhvm", q_bhkm, lambda_bkvm)
 
 
-def _taps(
-    w_krr: Tensor, out_size: tuple[int, int], in_size: tuple[int, int], margin: int
-) -> Tensor:
-    """Return W[k, n - m + margin] for every output m and input n; zero beyond the kernel.
+def taps(w_krr: Tensor, out_size: tuple[int, int], in_size: tuple[int, int], margin: int) -> Tensor:
+    """Return W[k, n - m + margin] for every output m and input n (m k n); zero beyond the kernel.
 
     Each (m, k) row is a window of the padded kernel, so one strided view holds them all; only the
     order of m has to be reversed, since strides cannot be negative.
@@ -94,6 +92,31 @@ def _taps(
         start_y * stride_y + start_x * stride_x,
     )
     return windows.flip(0, 1).flatten(3, 4).flatten(0, 1)
+
+
+def taps_gradient(
+    dtaps: Tensor, reach: int, out_size: tuple[int, int], in_size: tuple[int, int], margin: int
+) -> Tensor:
+    """Return the gradient of the kernel (k, reach, reach) from that of ``taps``, (m k n).
+
+    The sum over m of what lies at n = m + tap - margin, first down the columns, then along the
+    rows. Unlike autograd's, it adds in the same order every time.
+    """
+    d = dtaps.reshape(*out_size, -1, *in_size).permute(0, 1, 2, 4, 3)
+    (rows, columns, k), width = d.shape[:3], in_size[1]
+    d = _sum_diagonals(d.reshape(rows, -1, in_size[0]), margin, reach)
+    d = d.view(columns, k, width, reach).transpose(2, 3).reshape(columns, k * reach, width)
+    return _sum_diagonals(d, margin, reach).view(k, reach, reach)
+
+
+def _sum_diagonals(x_man: Tensor, margin: int, reach: int) -> Tensor:
+    """Return sum_m x[m, a, m + d - margin] for d from 0 to reach - 1, zero beyond x."""
+    m, a, n = x_man.shape
+    before, after = max(0, margin), max(0, m + reach - 1 - margin - n)
+    padded = F.pad(x_man, (before, after))
+    row = padded.shape[2]
+    # One row further, one position further: the strides run along the diagonals.
+    return padded.as_strided((m, a, reach), (a * row + 1, row, 1), before - margin).sum(0)
 
 
 def _contract(q_bhmk: Tensor, v_bnv: Tensor, taps_mkn: Tensor) -> Tensor:
