@@ -11,6 +11,7 @@ import typer
 from labn.cli.app import Json, Overrides, app, print_result, resolve_config
 from labn.cli.progress import ConsoleReporter
 from labn.config import DataConfig
+from labn.errors import UserError
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or make the synthetic one.")
 app.add_typer(data_app, name="data")
@@ -52,6 +53,8 @@ def data_check(
     from labn.data.readers.open_reader import detect_layout
     from labn.runs.build import build_reader
 
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or configuration file")
     if path.is_dir() and not (path / "config.yaml").is_file():
         layout = name or detect_layout(path)
         reader = build_reader(DataConfig.model_validate({"name": layout, "root": path}))

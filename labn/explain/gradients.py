@@ -51,7 +51,7 @@ class GradCam:
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
         """Return the layer's channels weighted for each image's class; not negative."""
-        with _differentiable(self._model, images, labels) as (inputs, targets):
+        with differentiable(self._model, images, labels) as (inputs, targets):
             maps = self._captum.attribute(inputs, targets, relu_attributions=True)
         return upsample_map(maps.detach()[: len(images)], images)
 
@@ -73,18 +73,19 @@ class InputGradient:
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
         """Return the gradient of each image's own class; not negative."""
-        with _differentiable(self._model, images, labels) as (inputs, targets):
+        with differentiable(self._model, images, labels) as (inputs, targets):
             gradients: Tensor = self._captum.attribute(inputs, targets)
         return gradients[: len(images)].amax(dim=1)
 
 
 @contextmanager
-def _differentiable(
+def differentiable(
     model: nn.Module, images: Tensor, labels: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Enable gradients, even if the caller disabled them, and yield copies that require them.
 
-    Without autocast: its cache may hold weights that were cast while gradients were disabled.
+    A single image is yielded twice. Without autocast: its cache may hold weights that were cast
+    while gradients were disabled.
     """
     # A single image is repeated: on the CPU, batch normalisation's backward (seen in torch 2.15)
     # misreads gradients of a batch of one whose strides are those of no memory format.

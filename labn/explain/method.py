@@ -23,7 +23,7 @@ class Method(Protocol):
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
     ) -> Float[Tensor, "b h w"]:
-        """Return maps of standardised images: higher is more important, on any scale.
+        """Return maps of standardised images, at least 0: higher is more important, on any scale.
 
         An image's map does not depend, up to rounding, on the others in the batch. ``labels`` are
         the classes to explain, ``names`` those of the images. Maps stay on the images' device.

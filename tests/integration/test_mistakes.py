@@ -68,7 +68,10 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
         (("train", "--resume", "FOLDER"), ["is a folder but not a run"]),
         (("evaluate", "FOLDER"), ["not a run (it has no config.yaml)"]),
         (("data", "check", "FOLDER"), ["expected one of", "tree of at least two class folders"]),
-        (("data", "check", "no-such-folder"), ["no-such-folder"]),
+        (
+            ("data", "check", "no-such-folder"),
+            ["no-such-folder: no such folder or configuration file"],
+        ),
         (("data", "synth", "FOLDER"), ["must be a new or an empty folder"]),
         (("train", "CONFIG", "train.device=nonsense"), ["train.device = nonsense", "use auto"]),
         (

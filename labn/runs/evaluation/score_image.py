@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur  # type: ignore[import-untyped]
 
 from labn.data.dataset import ChannelStatistics
+from labn.errors import UserError
 from labn.explain.method import Method
 from labn.metrics.adaptive import AdaptiveInsertionDeletion, adaptive_insertion_deletion
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
@@ -90,7 +91,8 @@ def score_image(
     standardised with.
 
     Raises:
-        ValueError: a map is not finite, or an argument is invalid.
+        UserError: a method's map is invalid.
+        ValueError: an argument is invalid.
     """
     maps = explain(sample, methods)
     rows: list[dict[str, Any]] = []
@@ -119,11 +121,26 @@ def score_image(
 
 
 def explain(sample: Sample, methods: Sequence[Method]) -> Float[Tensor, "k h w"]:
-    """Return each method's map of an image."""
+    """Return each method's map of an image.
+
+    Raises:
+        UserError: a map has not the size of the image, is not finite, or is below 0.
+    """
+    return torch.cat([_explain(sample, method) for method in methods])
+
+
+def _explain(sample: Sample, method: Method) -> Float[Tensor, "1 h w"]:
     images = sample.image[None]
     labels = torch.tensor([sample.label], device=images.device)
-    maps = [method.explain(images, labels, (sample.name,)) for method in methods]
-    return torch.cat([single.detach().float() for single in maps])
+    maps = method.explain(images, labels, (sample.name,)).detach().float()
+    shape = (1, *images.shape[2:])
+    if maps.shape != shape or not maps.isfinite().all() or maps.min() < 0:
+        values = f" with values from {maps.min():.4g} to {maps.max():.4g}" if maps.numel() else ""
+        raise UserError(
+            f"--methods {method.name}: got maps of shape {tuple(maps.shape)}{values} for"
+            f" {sample.name}, must be of shape {shape}, finite and not below 0"
+        )
+    return maps
 
 
 def baseline_image(

@@ -13,17 +13,17 @@ from labn.explain.registry import METHODS, MethodContext, build_method, resolve_
 from labn.model.network import build_model
 
 PACKAGE = """
-class Brightness:
-    name = "brightness"
+class Glow:
+    name = "glow"
 
     def __init__(self, context):
         self.model = context.model
 
     def explain(self, images, labels, names):
-        return images.mean(dim=1)
+        return images.abs().mean(dim=1)
 
 
-class Broken(Brightness):
+class Broken(Glow):
     def __init__(self, context):
         context.absent
 """
@@ -42,7 +42,7 @@ def install(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
 
     yield call
-    for module in ("labn_bright", "labn_other"):
+    for module in ("labn_glow", "labn_other"):
         sys.modules.pop(module, None)
 
 
@@ -60,21 +60,21 @@ def test_each_method_bears_the_name_that_it_is_listed_under(name):
 
 
 def test_a_method_of_another_package_is_found_by_its_entry_point(install):
-    install("labn_bright", "brightness = labn_bright:Brightness")
+    install("labn_glow", "glow = labn_glow:Glow")
     images = torch.rand(2, 3, 8, 8)
 
-    (name,) = resolve_names(["Brightness"])
+    (name,) = resolve_names(["Glow"])
     maps = build_method(name, make_context()).explain(images, torch.tensor([0, 1]), ["a", "b"])
 
-    assert torch.equal(maps, images.mean(dim=1))
+    assert torch.equal(maps, images.abs().mean(dim=1))
 
 
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
-        ("brightness = labn_other:Absent", "cannot be loaded"),
-        ("brightness = labn_absent:Brightness", "cannot be loaded"),
-        ("glare = labn_other:Brightness", "calls itself 'brightness'"),
+        ("glow = labn_other:Absent", "cannot be loaded"),
+        ("glow = labn_absent:Glow", "cannot be loaded"),
+        ("glare = labn_other:Glow", "calls itself 'glow'"),
     ],
 )
 def test_a_package_whose_method_is_broken_is_named(install, entry, fault):
@@ -96,10 +96,10 @@ def test_a_layer_that_the_network_has_not_is_refused():
 
 
 def test_a_defect_of_a_methods_own_constructor_is_not_taken_for_a_broken_package(install):
-    install("labn_bright", "brightness = labn_bright:Broken")
+    install("labn_glow", "glow = labn_glow:Broken")
 
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
-        build_method("brightness", make_context())
+        build_method("glow", make_context())
 
 
 def test_the_names_of_methods_are_known_without_captum():

@@ -10,6 +10,7 @@ import torch
 from small_run import STATISTICS, make_model, make_split
 
 from labn.data.batches import standardise
+from labn.errors import UserError
 from labn.explain.attention import LabnAttention
 from labn.explain.controls import EdgeEnergy, RandomMap
 from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
@@ -180,10 +181,23 @@ def test_each_baseline_leads_to_other_scores(model, methods):
     assert len({round(value, 6) for value in values}) == 4
 
 
-def test_a_map_that_is_not_finite_is_refused(model):
-    broken = SimpleNamespace(
-        name="broken",
-        explain=lambda images, labels, names: torch.full((1, 24, 24), math.nan),
-    )
-    with pytest.raises(ValueError, match="saliency: got NaN or infinity"):
+@pytest.mark.parametrize(
+    ("shape", "value", "fault"),
+    [
+        ((1, 24, 24), math.nan, "values from nan to nan"),
+        ((1, 24, 24), -0.5, "values from -0.5 to -0.5"),
+        ((1, 1, 24, 24), 0.5, r"shape \(1, 1, 24, 24\)"),
+        ((1, 12, 12), 0.5, r"shape \(1, 12, 12\)"),
+        ((0, 24, 24), 0.5, r"shape \(0, 24, 24\) for"),
+    ],
+)
+def test_a_method_whose_map_is_invalid_is_named(model, shape, value, fault):
+    def explain(images, labels, names):
+        return torch.full(shape, value)
+
+    broken = SimpleNamespace(name="broken", explain=explain)
+
+    with pytest.raises(
+        UserError, match=f"--methods broken: got maps of .*{fault}.*must be of shape"
+    ):
         score(model, (broken,), sample(0))
