@@ -24,6 +24,7 @@ def plan_as_text(plan: Plan) -> str:
             f"network: {counts['total']:,} parameters"
             f" (LFE {counts['lfe']:,}, LAB {counts['lab']:,}, LPB {counts['lpb']:,});"
             f" attention map {height} x {width}",
+            f"device: {plan.device}, precision {plan.precision}",
             "data:",
             *subsets,
             f"  mean {plan.data['mean']}, standard deviation {plan.data['std']}",

@@ -67,6 +67,9 @@ def train(
     placement: Annotated[
         Placement, typer.Option(help="Workers on few nodes, or on many; STRICT: or not at all.")
     ] = Placement.PACK,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take bf16 even where no instruction computes in it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a network, on this machine or with `--workers` on a Ray cluster.
@@ -92,6 +95,8 @@ def train(
     if resume is not None and config_or_run is not None:
         # With --resume, the first argument is a setting too.
         overrides = [str(config_or_run), *(overrides or [])]
+    if force:
+        overrides = [*(overrides or []), "train.force_precision=true"]
     config = resolve_config(resume or config_or_run, overrides)
     if dry_run:
         _print_plan(config, as_json)

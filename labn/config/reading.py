@@ -123,13 +123,14 @@ def resolve_base(
 
 
 def fill_earlier_values(tree: dict[str, Any], record: Mapping[str, Any]) -> None:
-    """Set the keys that a run's recorded settings lack, because they are newer, as they were then.
+    """Set the keys that are newer than a run's recorded settings, or had another default then.
 
     Settings that no release has recorded, which lack keys of the first one too, change nothing.
     """
     recorded = flatten(record).keys()
-    if recorded >= set(known_keys()) - EARLIER_VALUES.keys():
-        for key in EARLIER_VALUES.keys() - recorded - flatten(tree).keys():
+    is_record = recorded >= set(known_keys()) - EARLIER_VALUES.keys()
+    if is_record and not recorded >= EARLIER_VALUES.keys():
+        for key in EARLIER_VALUES.keys() - flatten(tree).keys():
             set_key(tree, key, EARLIER_VALUES[key])
 
 

@@ -70,6 +70,8 @@ class DataConfig(Section):
     """What to do with identical training images that carry different labels."""
     bias_copies: Whole = 1
     """Copies of the bias image in an epoch, as negatives; 0 leaves it out of the training set."""
+    on_device: Literal["auto", "always", "never"] = "auto"
+    """Keep all images in the GPU's memory; auto: where they take at most a quarter of it."""
     augment: AugmentConfig = AugmentConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
 
@@ -119,7 +121,10 @@ class TrainConfig(Section):
     gradient_clip: Positive | None = None
     """Largest norm of the gradient."""
     ema_decay: InnerFraction | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """Of products and activations; auto: bf16 on GPUs that have it, float32 elsewhere."""
+    force_precision: bool = False
+    """Take bf16 even where no instruction computes in it."""
     channels_last: bool = True
     compile: bool = False
     device: str = "auto"
@@ -218,8 +223,13 @@ class Config(Section):
         return self
 
 
-EARLIER_VALUES: dict[str, Any] = {"loss.mask_rule": "threshold"}
-"""For each key that is newer than the first release, the value that means what that one did."""
+EARLIER_VALUES: dict[str, Any] = {
+    "data.on_device": "never",
+    "loss.mask_rule": "threshold",
+    "train.force_precision": False,
+    "train.precision": "float32",
+}
+"""For each key that is newer than the first release, or had another default, what that one did."""
 
 
 def known_keys() -> list[str]:

@@ -1,9 +1,12 @@
-"""Batches of standardised images, straight from the memory-mapped cache."""
+"""Batches of standardised images, from the memory-mapped cache or the memory of a GPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +24,10 @@ Shard = Callable[[int], slice]
 """A function from the size of a batch to the slice of it that this process loads."""
 
 
+OnDevice = Literal["auto", "always", "never"]
+Item = TypeVar("Item")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
     """Standardised images; ``positions`` are indices in the subset, -1 for the bias image."""
@@ -34,16 +41,92 @@ class Batch:
         return len(self.names)
 
 
+class _Gathered(NamedTuple):
+    """What a training batch is made of: positions in the subset, pixels and random draws."""
+
+    positions: Int64[np.ndarray, " b"]
+    pixels: Tensor
+    draws: Float[Tensor, "6 b"]
+
+
 def standardise(
     pixels: UInt8[np.ndarray, "b h w c"], statistics: ChannelStatistics, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
     """Return pixels standardised by the training mean and standard deviation, channels_last."""
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
-    mean, std = (
-        values.to(device, torch.float32).view(-1, 1, 1)
-        for values in (statistics.mean, statistics.std)
-    )
+    return _standardise(torch.from_numpy(pixels).to(device), statistics.to(device))
+
+
+def _standardise(
+    pixels: UInt8[Tensor, "b h w c"], statistics: ChannelStatistics
+) -> Float[Tensor, "b c h w"]:
+    images = pixels.permute(0, 3, 1, 2).float()
+    mean, std = (values.view(-1, 1, 1) for values in (statistics.mean, statistics.std))
     return images.div_(255).sub_(mean).div_(std)
+
+
+class _Source:
+    """The images of a subset, on the way to a device or there already.
+
+    Nothing that it does on a GPU waits for it: what is copied lies in pinned memory.
+    """
+
+    def __init__(
+        self,
+        subset: Split,
+        statistics: ChannelStatistics,
+        device: torch.device,
+        on_device: OnDevice,
+    ) -> None:
+        self._subset, self._device = subset, device
+        self._is_gpu = _is_gpu(device)
+        self.statistics = statistics.to(device)
+        self._pixels: Tensor | None = None
+        if self._is_gpu and _fits(subset, device, on_device):
+            self._pixels = torch.from_numpy(subset.pixels(np.arange(len(subset)))).to(device)
+
+    def gather(self, positions: Int64[np.ndarray, " b"]) -> Tensor:
+        """Return what is to be copied for the images at these positions of the subset."""
+        found = positions if self._pixels is not None else self._subset.pixels(positions)
+        return self._pinned(torch.from_numpy(found))
+
+    def images(self, gathered: Tensor) -> Float[Tensor, "b c h w"]:
+        """Copy to the device and standardise what ``gather`` returned."""
+        moved = gathered.to(self._device, non_blocking=True)
+        pixels = moved if self._pixels is None else self._pixels.index_select(0, moved)
+        return _standardise(pixels, self.statistics)
+
+    def move(self, values: Tensor) -> Tensor:
+        """Copy a small tensor to the device."""
+        return self._pinned(values).to(self._device, non_blocking=True)
+
+    def ahead(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield the same items, each fetched by a thread while its predecessor is in use.
+
+        Only if that takes time: on a CPU the thread would take a core from the network.
+        """
+        return _ahead(items) if self._is_gpu and self._pixels is None else items
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        return values.pin_memory() if self._is_gpu else values
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _fits(subset: Split, device: torch.device, on_device: OnDevice) -> bool:
+    if on_device != "auto":
+        return on_device == "always"
+    num_bytes = len(subset) * math.prod(subset.images.shape[1:])
+    return num_bytes <= torch.cuda.get_device_properties(device).total_memory / 4
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 class TrainingBatches:
@@ -70,13 +153,14 @@ class TrainingBatches:
         balanced: bool,
         augment: Augmentation,
         device: torch.device,
+        on_device: OnDevice = "auto",
         shard: Shard = slice,
     ) -> None:
         self._shard = shard
-        self._split, self._statistics = split, statistics
+        self._split, self._source = split, _Source(split, statistics, device, on_device)
         self._batch_size, self._seed = batch_size, seed
         self._bias_copies, self._balanced = bias_copies, balanced
-        self._augment, self._device = augment, device
+        self._augment = augment
         if balanced:
             _balanced_counts(split, bias_copies)
 
@@ -88,6 +172,10 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from ``start_step`` if a run resumes within it."""
+        for gathered in self._source.ahead(self._gathered(epoch, start_step)):
+            yield self._batch(gathered)
+
+    def _gathered(self, epoch: int, start_step: int) -> Iterator[_Gathered]:
         order = self._order(np.random.default_rng([self._seed, epoch]))
         last_step = self.steps_per_epoch - 1
         for step in range(start_step, last_step + 1):
@@ -97,7 +185,10 @@ class TrainingBatches:
             generator = torch.Generator().manual_seed(int(words[0]))
             draws = draw_changes(end - start, generator)
             rows = self._shard(end - start)
-            yield self._load(order[start:end][rows], draws[:, rows])
+            positions = order[start:end][rows]
+            # Rows of the bias image are read as image 0 and replaced: one gather for all rows.
+            pixels = self._source.gather(np.maximum(positions, 0))
+            yield _Gathered(positions, pixels, draws[:, rows])
 
     def _order(self, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
         bias = np.full(self._bias_copies, BIAS_POSITION)
@@ -109,24 +200,23 @@ class TrainingBatches:
         ]
         return rng.permutation(np.concatenate([*draws, bias]))
 
-    def _load(self, positions: Int64[np.ndarray, " b"], draws: Float[Tensor, "6 b"]) -> Batch:
+    def _batch(self, gathered: _Gathered) -> Batch:
+        source, positions = self._source, gathered.positions
         is_bias = positions == BIAS_POSITION
-        # Rows of the bias image are read as image 0 and overwritten: one gather for all rows.
-        indices = np.where(is_bias, 0, positions)
-        images = standardise(self._split.pixels(indices), self._statistics, self._device)
-        images = change_batch(images, self._augment, draws)
-        images = images.contiguous(memory_format=torch.channels_last)
-        images[torch.from_numpy(is_bias)] = self._statistics.bias_image.to(self._device)
+        labels = np.where(is_bias, 0, self._split.labels[np.maximum(positions, 0)])
+        images = source.images(gathered.pixels)
+        images = change_batch(images, self._augment, source.move(gathered.draws))
+        is_bias_b111 = source.move(torch.from_numpy(is_bias)).view(-1, 1, 1, 1)
+        # Not by a boolean index, which would wait for the device.
+        images = torch.where(is_bias_b111, source.statistics.bias_image, images)
         return Batch(
-            images=images,
-            labels=torch.from_numpy(np.where(is_bias, 0, self._split.labels[indices])).to(
-                self._device
-            ),
+            images=images.contiguous(memory_format=torch.channels_last),
+            labels=source.move(torch.from_numpy(labels)),
             names=tuple(
-                BIAS_NAME if bias else self._split.names[index]
-                for bias, index in zip(is_bias, indices, strict=True)
+                BIAS_NAME if position == BIAS_POSITION else self._split.names[position]
+                for position in positions
             ),
-            positions=torch.from_numpy(positions).to(self._device),
+            positions=source.move(torch.from_numpy(positions)),
         )
 
 
@@ -153,19 +243,25 @@ class EvaluationBatches:
         statistics: ChannelStatistics,
         batch_size: int,
         device: torch.device,
+        on_device: OnDevice = "auto",
     ) -> None:
-        self._split, self._statistics = split, statistics
-        self._batch_size, self._device = batch_size, device
+        self._split, self._batch_size = split, batch_size
+        self._source = _Source(split, statistics, device, on_device)
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        source, split = self._source, self._split
+        for positions, pixels in source.ahead(self._gathered()):
+            yield Batch(
+                images=source.images(pixels),
+                labels=source.move(torch.from_numpy(split.labels[positions])),
+                names=split.names[positions[0] : positions[-1] + 1],
+                positions=source.move(torch.from_numpy(positions)),
+            )
+
+    def _gathered(self) -> Iterator[tuple[Int64[np.ndarray, " b"], Tensor]]:
         for start in range(0, len(self._split), self._batch_size):
             positions = np.arange(start, min(start + self._batch_size, len(self._split)))
-            yield Batch(
-                images=standardise(self._split.pixels(positions), self._statistics, self._device),
-                labels=torch.from_numpy(self._split.labels[positions]).to(self._device),
-                names=self._split.names[start : positions[-1] + 1],
-                positions=torch.from_numpy(positions).to(self._device),
-            )
+            yield positions, self._source.gather(positions)

@@ -73,6 +73,11 @@ class ChannelStatistics:
     std: Float[Tensor, " c"]
     bias_image: Float[Tensor, "c h w"]
 
+    def to(self, device: torch.device) -> ChannelStatistics:
+        """Return the statistics on a device, in float32."""
+        moved = {name: values.to(device, torch.float32) for name, values in vars(self).items()}
+        return ChannelStatistics(**moved)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:

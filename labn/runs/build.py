@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from labn.config import DataConfig, LossConfig, ModelConfig, TrainConfig, ValidationConfig
+from labn.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, ValidationConfig
 from labn.data.augment import Augmentation
-from labn.data.batches import TrainingBatches
+from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
 from labn.data.decode import Progress
 from labn.data.readers.open_reader import open_reader
@@ -173,7 +173,17 @@ def training_batches(
         balanced=train.balanced_sampling,
         augment=Augmentation(**data.augment.model_dump()),
         device=device,
+        on_device=data.on_device,
         shard=group.share,
+    )
+
+
+def evaluation_batches(
+    subset: Split, statistics: ChannelStatistics, config: Config, device: torch.device
+) -> EvaluationBatches:
+    """Build the batches of a subset for validation and evaluation."""
+    return EvaluationBatches(
+        subset, statistics, config.validation.batch_size, device, config.data.on_device
     )
 
 

@@ -117,7 +117,7 @@ def _network_digest(trained: TrainedRun) -> str:
     with trained.folder.best_file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     config, data = trained.config, trained.config.data
-    settings = (data.name, data.image_size, config.model.model_dump_json(), config.train.precision)
+    settings = (data.name, data.image_size, config.model.model_dump_json(), trained.precision)
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]
 

@@ -27,7 +27,9 @@ INCIDENTAL_KEYS = (
     "tracking.",
     "data.root",
     "data.cache_dir",
+    "data.on_device",
     "train.device",
+    "train.force_precision",
     "train.storage",
 )
 

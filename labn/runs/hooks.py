@@ -22,6 +22,7 @@ from labn.report import history_figure, save_figure
 from labn.runs.build import (
     build_initial_network,
     build_objective,
+    evaluation_batches,
     faithfulness,
     place_network,
     require_subset,
@@ -43,7 +44,8 @@ from labn.training.device import release_freed_memory
 from labn.training.evaluate import evaluate
 from labn.training.loop import Metrics, Trainer
 from labn.training.losses import Objective
-from labn.training.optim import autocast, build_average, build_optimizer, build_schedule
+from labn.training.optim import build_average, build_optimizer, build_schedule
+from labn.training.precision import autocast, resolve_precision
 from labn.training.process_group import Group
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class TrainingHooks:
         self.validation: Split = require_subset(dataset, "validation")
         self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
+        self._validation_batches = self._build_validation_batches()
         self.tracker: Tracker = NoTracker()
         if group.is_first:
             self.tracker = open_entry(config, folder)
@@ -141,6 +144,7 @@ class TrainingHooks:
             "world_size": str(self.group.size),
             "restarts": str(self._num_restarts),
             "kernels": compiled.form(self.device),
+            "precision": resolve_precision(self.config.train, self.device),
         }
         self.tracker.set_tags(environment_tags() | tags)
         write_atomically(self.folder.manifest_file, self.dataset.manifest.to_csv(index=False))
@@ -212,14 +216,17 @@ class TrainingHooks:
 
     # The hooks of the training loop.
 
+    def _build_validation_batches(self) -> EvaluationBatches:
+        """Build the batches of this rank's share of the validation subset."""
+        whole, rows = self.validation, self.group.share(len(self.validation))
+        share = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
+        return evaluation_batches(share, self.dataset.statistics, self.config, self.device)
+
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
         """Evaluate the validation subset, each rank its share."""
         assert isinstance(model, LABN)
-        whole, rows = self.validation, self.group.share(len(self.validation))
-        share = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
-        settings, statistics = self.config.validation, self.dataset.statistics
-        batches = EvaluationBatches(share, statistics, settings.batch_size, self.device)
-        num_positives_before = int((whole.labels[: rows.start] > 0).sum())
+        rows, batches = self.group.share(len(self.validation)), self._validation_batches
+        num_positives_before = int((self.validation.labels[: rows.start] > 0).sum())
         num_done = 0
 
         def advance() -> None:
@@ -233,7 +240,7 @@ class TrainingHooks:
                 model,
                 batches,
                 self.objective,
-                faithfulness(settings, epoch + 1, num_positives_before),
+                faithfulness(self.config.validation, epoch + 1, num_positives_before),
                 on_batch=advance,
                 group=self.group,
             )
@@ -290,6 +297,7 @@ class TrainingHooks:
             return
         content["config"] = self._config_tree()
         content["kernels"] = compiled.form(self.device)
+        content["precision"] = resolve_precision(self.config.train, self.device)
         path = checkpoint.step_path(self.folder.checkpoints, global_step)
         checkpoint.save_atomically(content, path)
         checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)

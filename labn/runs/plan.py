@@ -15,7 +15,9 @@ from labn.data.dataset import Dataset
 from labn.model.network import LABN
 from labn.runs.build import build_initial_network, load_dataset, training_batches
 from labn.runs.reporter import Reporter
+from labn.training.device import choose_device
 from labn.training.optim import build_optimizer, build_schedule
+from labn.training.precision import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Plan:
     config: dict[str, Any]
     parameters: dict[str, int]
     attention_size: tuple[int, int]
+    device: str
+    precision: str
     data: dict[str, Any]
     schedule: dict[str, Any]
 
@@ -37,6 +41,7 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
     Raises:
         UserError: training would refuse the settings or the data.
     """
+    device = choose_device(config.train)
     dataset = load_dataset(config.data, config.loss, reporter)
     model = build_initial_network(config.model, dataset, reporter, seed=config.train.seed)
     batches = training_batches(dataset, config.data, config.train, torch.device("cpu"))
@@ -45,6 +50,8 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
         config=config.model_dump(mode="json"),
         parameters=_count_parameters(model),
         attention_size=_attention_size(model, bias_image[None]),
+        device=str(device),
+        precision=resolve_precision(config.train, device),
         data=_describe_data(dataset),
         schedule=_describe_schedule(config.train, batches.steps_per_epoch, model),
     )

@@ -49,7 +49,7 @@ def train_run(
         if folder.summary_file.is_file():
             reporter.message(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
-        device = choose_device(config.train.device)
+        device = choose_device(config.train)
         dataset = load_dataset(config.data, config.loss, reporter)
         run = TrainingHooks(
             config, folder, device, dataset, reporter, should_stop, group, replicas, should_save
@@ -65,7 +65,7 @@ def assist_run(
     config: Config, group: Group, *, should_save: Callable[[], bool] = lambda: False
 ) -> None:
     """Train on a rank other than 0; only rank 0 writes and reports."""
-    device, reporter = choose_device(config.train.device), Reporter()
+    device, reporter = choose_device(config.train), Reporter()
     folder = RunFolder(config.output_dir)
     dataset = load_dataset(config.data, config.loss, reporter)
     TrainingHooks(

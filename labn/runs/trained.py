@@ -21,7 +21,7 @@ from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device
-from labn.training.optim import autocast
+from labn.training.precision import Precision, autocast, resolve_precision
 
 _WITHOUT_DATA = {"data.root": ".", "model.pretrained": "null"}
 
@@ -52,7 +52,7 @@ class TrainedRun:
         """
         folder = RunFolder(path)
         config = folder.load_config(list(overrides))
-        return cls.restore(folder, config, choose_device(config.train.device))
+        return cls.restore(folder, config, choose_device(config.train))
 
     @classmethod
     def restore(cls, folder: RunFolder, config: Config, device: torch.device) -> TrainedRun:
@@ -115,6 +115,11 @@ class TrainedRun:
     def prepare(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Tensor, "b c h w"]:
         """Standardise images as in training, on the network's device."""
         return standardise(pixels, self.statistics, self.device)
+
+    @property
+    def precision(self) -> Precision:
+        """The precision in which the network runs on this device."""
+        return resolve_precision(self.config.train, self.device)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs at its precision."""

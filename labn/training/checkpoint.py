@@ -21,8 +21,8 @@ class TrainingCheckpoint(TypedDict):
     """All that a training run needs to resume as if it had never stopped.
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
-    sampler's position too. ``kernels`` is the value of ``labn.model.kernels.compiled.form``, absent
-    from the first checkpoints.
+    sampler's position too. ``kernels`` is the value of ``labn.model.kernels.compiled.form`` and
+    ``precision`` the resolved one, both absent from the first checkpoints.
     """
 
     model: dict[str, Any]
@@ -33,6 +33,7 @@ class TrainingCheckpoint(TypedDict):
     random_states: dict[str, Any]
     config: dict[str, Any]
     kernels: NotRequired[str]
+    precision: NotRequired[str]
 
 
 class ModelCheckpoint(TypedDict):

@@ -1,4 +1,4 @@
-"""The choice of a device, and the process's handling of freed memory."""
+"""The choice of a device, and the process's arithmetic and handling of freed memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 
 import torch
 
+from labn.config import TrainConfig
 from labn.errors import UserError
+from labn.training.precision import allow_precision, resolve_precision
 
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -16,18 +18,20 @@ _LARGEST_B = 1 << 30
 _CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; for ``auto``, the best available one.
+def choose_device(settings: TrainConfig) -> torch.device:
+    """Return the device of the settings; for ``auto``, the best available one.
 
-    On a CPU, make the process keep the memory that it frees, from now on.
+    From now on this process computes in the configured precision, and on a CPU keeps the memory
+    that it frees.
 
     Raises:
-        UserError: the device does not exist.
+        UserError: the device does not exist, or not in this precision.
     """
-    if name == "auto":
+    if settings.device == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        device = _named_device(name)
+        device = _named_device(settings.device)
+    allow_precision(resolve_precision(settings, device))
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from labn.config import TrainConfig
 from labn.training.losses import LossSums, Objective
-from labn.training.optim import autocast
+from labn.training.precision import autocast
 
 
 class MicroBatch(NamedTuple):

@@ -94,10 +94,11 @@ def _check_torch() -> Check:
     except (ImportError, OSError) as error:
         fix = "install PyTorch again, the build for this machine (https://pytorch.org)"
         return Check("torch", "fail", f"cannot be imported: {_one_line(error)}", fix)
-    # Absent before torch 2.10.
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
-    has_bf16 = any(value for name, value in get_capabilities().items() if "bf16" in name)
-    bf16 = "bf16 in the CPU's hardware" if has_bf16 else "no bf16 detected in the CPU's hardware"
+    from labn.training.precision import cpu_has_bf16
+
+    bf16 = (
+        "bf16 in the CPU's hardware" if cpu_has_bf16() else "no bf16 detected in the CPU's hardware"
+    )
     return Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads, {bf16}")
 
 

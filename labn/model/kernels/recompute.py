@@ -24,6 +24,8 @@ def recomputed(*maps: Tensor) -> AbstractContextManager[object]:
     Recomputing them is one pass over what batch norm saves anyway, and costs less than keeping
     them. Changes nothing for maps that the compiled kernel did not compute.
     """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     sources = [y if y._base is None else y._base for y in maps]
     functions = {_key(y): f for y in sources if (f := compiled_norm.recomputation(y)) is not None}
     if not functions:

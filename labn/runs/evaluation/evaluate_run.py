@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Split
 from labn.data.readers.reader import Subset
 from labn.errors import UserError
-from labn.runs.build import build_objective, require_subset
+from labn.runs.build import build_objective, evaluation_batches, require_subset
 from labn.runs.evaluation.evaluation_figures import (
     draw_attention,
     draw_confusion,
@@ -157,7 +156,7 @@ class SubsetEvaluation:
     def _classify(self) -> Evaluation:
         trained, num_done = self.trained, 0
         config, statistics, device = trained.config, trained.statistics, trained.device
-        batches = EvaluationBatches(self._split, statistics, config.validation.batch_size, device)
+        batches = evaluation_batches(self._split, statistics, config, device)
 
         def advance() -> None:
             nonlocal num_done

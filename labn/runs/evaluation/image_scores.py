@@ -163,7 +163,7 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
     score_options = asdict(options)
     del score_options["thresholds"]  # failures are classified after scoring
     config = trained.config
-    settings = [score_options, config.model.theta_alpha, config.train.precision, data_digest]
+    settings = [score_options, config.model.theta_alpha, trained.precision, data_digest]
     digest.update(json.dumps(settings).encode())
     tensors = (*trained.model.state_dict().values(), *vars(trained.statistics).values())
     for tensor in tensors:

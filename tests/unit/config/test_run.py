@@ -90,7 +90,7 @@ WRONG_VALUES = [
     ("train.learning_rate_head", "false", "must not be true or false"),
     ("train.learning_rate_head", ".inf", "must be a finite number"),
     ("train.channels_last", "maybe", "must be true or false; for example train.channels_last=true"),
-    ("train.precision", "fp16", 'must be one of float32, bf16. Did you mean "bf16"?'),
+    ("train.precision", "fp16", 'must be one of auto, float32, tf32, bf16. Did you mean "bf16"?'),
     ("model.theta_alpha", "1.5", "must be less than or equal to 1; for example model.theta_alpha"),
     ("model.theta_alpha", "-0.5", "must be greater than or equal to 0"),
     ("model.theta_alpha", ".nan", "must be "),

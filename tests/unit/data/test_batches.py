@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from labn.data import batches
 from labn.data.augment import Augmentation
 from labn.data.batches import BIAS_NAME, EvaluationBatches, TrainingBatches, standardise
 from labn.data.dataset import ChannelStatistics, Split, measure_statistics
@@ -226,3 +229,68 @@ def test_evaluation_of_no_images_is_no_batch():
     split = make_split()
     nothing = split.select(np.array([], dtype=np.int64))
     assert list(EvaluationBatches(nothing, measure_statistics(split), 6, CPU)) == []
+
+
+def assert_same_batches(found, expected):
+    pairs = list(zip(found, expected, strict=True))
+    assert pairs
+    for one, other in pairs:
+        assert one.names == other.names
+        for name in ("images", "labels", "positions"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert one.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("is_resident", [True, False], ids=["on the device", "one batch ahead"])
+def test_a_gpu_gets_the_same_batches_bit_by_bit(monkeypatch, is_resident):
+    """There is no GPU here: the CPU takes its path, without pinned memory."""
+    split, changes = make_split(), {"augment": ALL_ON, "bias_copies": 3}
+    statistics = measure_statistics(split)
+    expected = list(training(split, **changes).epoch(1, 1))
+    expected_evaluation = list(EvaluationBatches(split, statistics, 6, CPU))
+
+    threads = set()
+    gather = batches._Source.gather
+
+    def watched(source, positions):
+        threads.add(threading.current_thread().name)
+        return gather(source, positions)
+
+    monkeypatch.setattr(batches._Source, "gather", watched)
+    monkeypatch.setattr(batches, "_is_gpu", lambda device: True)
+    monkeypatch.setattr(batches, "_fits", lambda *_: is_resident)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    assert_same_batches(training(split, **changes).epoch(1, 1), expected)
+    assert_same_batches(EvaluationBatches(split, statistics, 6, CPU), expected_evaluation)
+    assert all(name.startswith("batches") != is_resident for name in threads)
+
+
+def test_an_error_while_fetching_ahead_reaches_the_reader():
+    def items():
+        yield 1
+        raise OSError("the disk is gone")
+
+    ahead = batches._ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+
+
+def test_reading_ahead_ends_with_its_reader():
+    ahead = batches._ahead(iter(range(100)))
+    assert list(islice(ahead, 3)) == [0, 1, 2]
+    ahead.close()
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("setting", "memory", "expected"),
+    [("auto", 4 * 20 * 192, True), ("auto", 4 * 20 * 192 - 1, False), ("always", 1, True),
+     ("never", 1 << 40, False)],
+)  # fmt: skip
+def test_images_stay_on_a_gpu_where_they_take_a_quarter_of_it(
+    monkeypatch, setting, memory, expected
+):
+    properties = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert batches._fits(make_split(), torch.device("cuda"), setting) is expected

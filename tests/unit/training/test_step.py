@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from bitwise import assert_same
 from small_run import (
+    STEPS_PER_EPOCH,
     FixedBatches,
     Hooks,
     PlainNetwork,
@@ -17,6 +18,7 @@ from small_run import (
     make_settings,
     make_trainer,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from labn.training.losses import kept_pixels
 from labn.training.optim import build_optimizer, build_schedule
@@ -121,3 +123,46 @@ def test_the_scale_multiplies_the_gradients_and_not_the_loss():
 
     assert_same((other.loss, other.sums), (result.loss, result.sums))
     assert_same(scaled, [2 * gradient for gradient in gradients])
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on every operator that makes the host wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "unique2", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.strip("_")
+        assert name not in {one.strip("_") for one in self.WAITING}, f"{name} waits"
+        if name in ("index", "index_put", "index_put_impl"):
+            indices = [one for one in args[1] if one is not None]
+            assert not any(one.dtype == torch.bool for one in indices), f"{name} by booleans waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", ["share", "threshold"])
+@pytest.mark.parametrize("changes", [{}, {"accumulation_steps": 2, "gradient_clip": 1.0}])
+def test_a_step_and_its_batch_never_wait_for_the_device(rule, changes):
+    objective = make_objective(mask_rule=rule, class_weights=torch.ones(2))
+    trainer = make_trainer(objective=objective, **changes)
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True  # as on a GPU; the CPU's default reads its number of steps
+    batches = trainer.batches.epoch(0)
+    with NoWaiting():
+        for batch in batches:
+            trainer._take_step(batch)
+    assert trainer.progress.step == STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.index_put_((x > 0,), torch.zeros(())),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.nonzero(),
+    ],
+)
+def test_the_check_for_waiting_notices_it(wait):
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        wait(torch.ones(3))
