@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 
-from labn.distributed.checks.kuberay_schema import SCHEMAS
+from labn.distributed.checks.kuberay_schema import KINDS, schema_of
 from labn.distributed.checks.machine import Check
 from labn.distributed.checks.ray_schema import described
 from labn.distributed.checks.versions import check_versions
@@ -41,17 +41,17 @@ def _check_schema(file: ClusterFile) -> Check:
     fix = "fix that field; KubeRay's API reference (ray.io/v1) has them all"
     for document in file.documents:
         kind = str(document.get("kind"))
-        if kind not in SCHEMAS:
-            detail = f"kind = {kind}: not one of those checked ({', '.join(SCHEMAS)})"
+        if kind not in KINDS:
+            detail = f"kind = {kind}: not one of those checked ({', '.join(KINDS)})"
             return Check("schema", "fail", detail, "keep other objects in a separate file")
         error = jsonschema.exceptions.best_match(
-            jsonschema.Draft202012Validator(SCHEMAS[kind]).iter_errors(document)
+            jsonschema.Draft202012Validator(schema_of(kind)).iter_errors(document)
         )
         if error is not None:
             return Check("schema", "fail", f"{kind}: {described(error)}", fix)
     if not file.of_kind("RayCluster"):
         return Check("schema", "fail", "there is no RayCluster", "see cluster/kuberay.yaml")
-    return Check("schema", "ok", "valid for KubeRay, as far as labn's own schema goes")
+    return Check("schema", "ok", "valid by KubeRay's own definitions")
 
 
 def _templates(file: ClusterFile) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 Status = Literal["ok", "warn", "fail"]
 
 MIN_PYTHON = (3, 11)
+MIN_RAY = (2, 58)
+"""The first version with all that is called: ``ray.train.get_preemption_info``."""
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 5.0
 TRACKER_TIMEOUT_S = 3.0
@@ -186,7 +188,12 @@ def _check_ray() -> Check:
     if importlib.util.find_spec("ray") is None:
         detail = "not installed: no search, and no training on several workers"
         return Check("ray", "warn", detail, 'install "ray[train,tune,default]"')
-    return Check("ray", "ok", f"{importlib.metadata.version('ray')}, installed (not started)")
+    version = importlib.metadata.version("ray")
+    if tuple(map(int, version.split(".")[:2])) < MIN_RAY:
+        needed = ".".join(map(str, MIN_RAY))
+        detail = f"{version}, older than {needed}, which first reports nodes that are taken back"
+        return Check("ray", "fail", detail, f'install "ray[train,tune,default]>={needed}"')
+    return Check("ray", "ok", f"{version}, installed (not started)")
 
 
 def check_tracker(uri: str) -> Check:

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from sample import FILES, ROOT, VALUES, change, lay_out
 
+from labn.distributed.checks import kuberay_schema
 from labn.distributed.checks.cluster_file import check_cluster
-from labn.distributed.checks.kuberay_schema import SCHEMAS
+from labn.distributed.checks.kuberay_schema import KINDS, schema_of
 from labn.distributed.launch.cluster_files import read_cluster
 from labn.errors import UserError
 
@@ -89,8 +90,10 @@ MISTAKES = [
      ("idle_timeout_minutes: 5", "idle_timeout_minutes: 0")),
     ("kuberay.yaml", "schema", "spec.headGroupSpec: unknown key serviceTyp. Did you mean",
       ("serviceType: ClusterIP", "serviceTyp: ClusterIP")),
-    ("kuberay.yaml", "schema", "rayStartParams",
-     ("      rayStartParams:\n        object-store-memory: \"500000000\"\n", "")),
+    ("kuberay.yaml", "schema", "'groupName' is a required property",
+     ("- groupName: gpu\n      replicas: 0", "- replicas: 0")),
+    ("kuberay.yaml", "schema", "apiVersion = 'ray.io/v1alpha1'",
+     ("apiVersion: ray.io/v1\nkind: RayCluster", "apiVersion: ray.io/v1alpha1\nkind: RayCluster")),
     ("kuberay.yaml", "schema", "RayJob: spec: unknown key backofLimit. Did you mean",
      ("backoffLimit: 0", "backofLimit: 0")),
     ("kuberay.yaml", "schema", "kind = RayClusters: not one of those checked",
@@ -164,7 +167,29 @@ def test_a_file_that_is_none_ends_in_one_line(tmp_path, content, said):
 
 def test_the_schema_of_kubernetes_knows_every_object_that_is_shipped():
     documents = list(yaml.safe_load_all((ROOT / "cluster/kuberay.yaml").read_text()))
-    assert {document["kind"] for document in documents} == set(SCHEMAS)
+    assert {document["kind"] for document in documents} == set(KINDS)
+
+
+@pytest.mark.real_data
+def test_the_definitions_of_kuberay_are_the_published_ones(test_data):
+    published = {place.name: place.read_bytes() for place in test_data.glob("kuberay_crd/*.gz")}
+    shipped = {place.name: place.read_bytes() for place in kuberay_schema._FOLDER.glob("*.gz")}
+    assert len(published) == 2
+    assert shipped == published
+
+
+def test_the_definitions_of_kuberay_refuse_unknown_keys_at_every_depth():
+    def objects(schema):
+        if isinstance(schema, dict):
+            if isinstance(schema.get("properties"), dict):
+                yield schema
+            for value in schema.values():
+                yield from objects(value)
+
+    for kind in ("RayCluster", "RayJob"):
+        every = list(objects(schema_of(kind)))
+        assert len(every) > 500
+        assert not [one for one in every if one.get("additionalProperties") is not False]
 
 
 def test_all_files_install_the_same():

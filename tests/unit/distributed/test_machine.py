@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from sample import ROOT
 
 from labn.distributed.checks import machine as doctor
 from labn.distributed.checks.machine import Check, as_json, as_text, run_checks
@@ -170,6 +173,27 @@ def test_a_folder_that_refuses_writes_fails(checks, monkeypatch):
     assert check.status == "fail"
     assert "Read-only file system" in check.detail
     assert "data.cache_dir=PATH" in check.fix
+
+
+def test_a_ray_that_lacks_what_is_called_fails_with_the_version_that_has_it(checks, monkeypatch):
+    installed = importlib.metadata.version
+    for version, status in (("2.57.1", "fail"), ("2.58.0", "ok"), ("3.0.0.dev0", "ok")):
+        versions = {"ray": version}
+        monkeypatch.setattr(
+            importlib.metadata,
+            "version",
+            lambda name, versions=versions: versions.get(name) or installed(name),
+        )
+        check = checks()["ray"]
+        assert (check.status, check.detail.split(",")[0]) == (status, version)
+        assert check.fix == (
+            'install "ray[train,tune,default]>=2.58"' if status == "fail" else None
+        )
+
+
+def test_the_oldest_ray_that_is_accepted_is_the_one_that_is_required():
+    requirement = re.search(r'"ray\[.*\]>=([\d.]+),', (ROOT / "pyproject.toml").read_text())[1]
+    assert tuple(map(int, requirement.split("."))) == doctor.MIN_RAY
 
 
 def test_a_missing_ray_is_a_warning(checks, monkeypatch):
