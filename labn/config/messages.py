@@ -77,7 +77,7 @@ def describe(
     places = [_locate(problem, schema) for problem in problems]
     first, place = problems[0], places[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), ConfigProblem):
-        key, value, rule = cause.key, cause.value, cause.rule
+        key, value, rule = ".".join([*place.parts, cause.key]), cause.value, cause.rule
     else:
         key, value, rule = place.key, place.value_in(tree), _rule(first, place, schema)
     given = "" if value is _ABSENT else f" = {shown(value)}"

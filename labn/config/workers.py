@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from labn.config.section import Count, NonNegative, Positive, Section
+from pydantic import model_validator
+
+from labn.config.section import ConfigProblem, Count, NonNegative, Positive, Section
 
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 """Placement of workers on few nodes or on many; STRICT: on one, or each on its own."""
@@ -39,6 +41,12 @@ class ProcessesConfig(Section):
     workers: Count = 1
     """Processes; more than one train together through Ray Train."""
 
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ProcessesConfig:
+        if fault := fault_of_gpus(self.gpus, self.workers):
+            raise ConfigProblem("gpus", f"{self.gpus:g}", fault)
+        return self
+
     @property
     def processes(self) -> Workers:
         """The processes of one run."""
@@ -58,6 +66,16 @@ def fault_of_sharing(batch_size: int, workers: Workers) -> str | None:
     return (
         f"leaves some of {workers.num} workers without an image; give at most {batch_size} workers,"
         " or a larger train.batch_size"
+    )
+
+
+def fault_of_gpus(gpus: float, num_workers: int) -> str | None:
+    """Return why this many processes cannot train together with so many GPUs each."""
+    if num_workers < 2 or gpus == 0 or gpus >= 1:
+        return None
+    return (
+        f"{num_workers} workers of one run need a whole GPU each, since NCCL refuses two processes"
+        " on one GPU; give each worker 1 GPU, or the run 1 worker"
     )
 
 
