@@ -21,11 +21,15 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """The end of a run on request; everything done so far is saved."""
+    """The end of work on request; everything done so far is saved.
 
+    The command line prints the message alone and exits with 1.
+    """
 
-class Stopped(RunFailed):
-    """The end of work on request; it can be resumed."""
+    def __init__(
+        self, message: str = "stopped as asked; run the same command again to resume"
+    ) -> None:
+        super().__init__(message)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 
 _INTERRUPTED = 130
 """Typer's exit code after a KeyboardInterrupt."""
@@ -35,7 +35,7 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error), 2)
-    except RunFailed as error:
+    except (RunFailed, Interrupted) as error:
         _fail(str(error), 1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:

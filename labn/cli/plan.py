@@ -13,7 +13,7 @@ def plan_as_text(plan: Plan) -> str:
     """Return a plan as text: the configuration as YAML, then what follows from it."""
     subsets = [
         f"  {subset:10}  " + ", ".join(f"{count} {name}" for name, count in counts.items())
-        for subset, counts in plan.data["parts"].items()
+        for subset, counts in plan.data["subsets"].items()
     ]
     height, width = plan.attention_size
     counts = plan.parameters

@@ -25,6 +25,7 @@ from labn.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
     from labn.config.workers import Workers
+    from labn.runs.hooks import Summary
 
 
 class Placement(StrEnum):
@@ -142,7 +143,7 @@ def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
         as_json,
         vars(summary),
         f"{summary.run}: best epoch {summary.best_epoch} of {summary.num_epochs}\n"
-        f"{metrics_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary.tracker)}",
+        f"{metrics_table(summary.metrics)}\npictures:\n{pictures}\n{_tracker_hint(summary)}",
     )
 
 
@@ -182,10 +183,11 @@ def _print_plan(config: Config, as_json: bool) -> None:
     print_result(as_json, vars(plan), plan_as_text(plan))
 
 
-def _tracker_hint(tracker: dict[str, str | None]) -> str:
+def _tracker_hint(summary: Summary) -> str:
+    tracker = summary.tracker
     if tracker["run_id"] is None:
         return "not tracked (tracking.uri=none)"
     uri = tracker["uri"] or ""
     if uri.startswith("http"):
         return f"tracked at {uri}, run {tracker['run_id']}"
-    return f"see it in the tracker: mlflow ui --backend-store-uri {uri}"
+    return f"see it in the tracker: labn ui {summary.run}"

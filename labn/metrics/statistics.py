@@ -31,7 +31,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class WelchTest:
     """Welch's test of two methods; ``difference`` is the mean of ``a`` minus that of ``b``.
 
     ``p`` is two-sided, and None where the test does not apply, for the ``reason``.
@@ -42,16 +42,6 @@ class Comparison:
     a: Summary
     b: Summary
     reason: str | None = None
-
-    @property
-    def n_a(self) -> int:
-        """Number of seeds of the first method."""
-        return self.a.n
-
-    @property
-    def n_b(self) -> int:
-        """Number of seeds of the second method."""
-        return self.b.n
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def summarise(values: ArrayLike) -> Summary:
     return Summary(statistics.mean(values_n), sd, len(values_n))
 
 
-def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
+def welch(a: ArrayLike, b: ArrayLike) -> WelchTest:
     """Compare two methods over their seeds by Welch's t-test (Welch 1947; Iida 2022, 5.2).
 
     Raises:
@@ -100,7 +90,7 @@ def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
     """
     summary_a, summary_b = summarise(a), summarise(b)
     p, reason = _welch_p(summary_a, summary_b)
-    return Comparison(p, summary_a.mean - summary_b.mean, summary_a, summary_b, reason)
+    return WelchTest(p, summary_a.mean - summary_b.mean, summary_a, summary_b, reason)
 
 
 def _welch_p(a: Summary, b: Summary) -> tuple[float | None, str | None]:

@@ -82,7 +82,7 @@ def _describe_data(dataset: Dataset) -> dict[str, Any]:
         subsets[subset] = {name: counts[label] for label, name in enumerate(dataset.class_names)}
     statistics = dataset.statistics
     return {
-        "parts": subsets,
+        "subsets": subsets,
         "mean": [round(value, 4) for value in statistics.mean.tolist()],
         "std": [round(value, 4) for value in statistics.std.tolist()],
         "digest": dataset.digest,

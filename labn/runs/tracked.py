@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from labn.config import Config
-from labn.errors import Interrupted, Stopped
+from labn.errors import Interrupted
 from labn.runs.folder import RunFolder
 from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
 
@@ -51,7 +51,7 @@ def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
     try:
         yield tracker
         status = "FINISHED"
-    except (Interrupted, Stopped):
+    except Interrupted:
         raise
     except Exception:
         status = "FAILED"

@@ -178,7 +178,7 @@ def test_a_setting_that_was_refused_does_not_bind_the_folder(labn, tmp_path):
     refused = labn("train", config, "loss.class_weights=[1,2,3]")
     assert refused.returncode == 2
 
-    mended = labn("train", config, "loss.class_weights=[1,2]")
+    fixed = labn("train", config, "loss.class_weights=[1,2]")
 
-    assert mended.returncode == 0, mended.stderr
+    assert fixed.returncode == 0, fixed.stderr
     assert (tmp_path / "run" / "summary.json").is_file()

@@ -177,7 +177,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):
     parameters = plan["parameters"]
     assert parameters["total"] == parameters["lfe"] + parameters["lab"] + parameters["lpb"]
     assert plan["attention_size"] == [8, 8]
-    assert plan["data"]["parts"]["train"] == {"negative": 12, "positive": 13}
+    assert plan["data"]["subsets"]["train"] == {"negative": 12, "positive": 13}
     assert plan["schedule"]["num_steps"] == 7 * plan["schedule"]["steps_per_epoch"] == 28
 
     text = labn("train", config, "--dry-run").stdout

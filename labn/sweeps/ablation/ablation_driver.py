@@ -14,7 +14,7 @@ import ray
 from labn.distributed.capacity import check_capacity, max_concurrent, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
-from labn.errors import RunFailed, Stopped
+from labn.errors import Interrupted, RunFailed
 from labn.runs.folder import RunFolder, locked
 from labn.runs.reporter import Reporter
 from labn.runs.tracked import closing_entry, log_settings
@@ -74,7 +74,7 @@ def _run_all(
     """Run the unfinished runs; return which of them failed, if any did.
 
     Raises:
-        Stopped: ``should_stop`` returned True.
+        Interrupted: ``should_stop`` returned True.
     """
     every = study.runs(entry_id)
     left = [run for run in every if not study.is_finished(run)]
@@ -90,7 +90,7 @@ def _run_all(
             check_nodes(Requirements.of(study.base, processes), reporter.message)
             session.run_on_ray(left)
     if session.is_stopping:
-        raise Stopped(
+        raise Interrupted(
             f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
             " others saved: run the same command again to resume"
         )

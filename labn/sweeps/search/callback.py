@@ -12,7 +12,7 @@ from ray.tune import Callback, Stopper
 
 from labn.config.search import SearchConfig
 from labn.distributed.capacity import demand, supply
-from labn.errors import RunFailed, Stopped
+from labn.errors import Interrupted, RunFailed
 from labn.sweeps.search.optuna_study import STATES, SearchStudy, metrics_of
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
@@ -50,7 +50,7 @@ class TuneCallback(Unpickled, Callback):
         self._should_stop = should_stop
         self._failure_kinds: list[str] = []
         self._last_run_s = time.monotonic()
-        self.problem: RunFailed | None = None
+        self.problem: RunFailed | Interrupted | None = None
         self.stopper = _Stop(self)
         for trial in study.trials:
             if trial.state != TrialState.RUNNING:
@@ -60,7 +60,7 @@ class TuneCallback(Unpickled, Callback):
     def must_stop(self) -> bool:
         """Return whether the search must end early."""
         if self.problem is None and self._should_stop():
-            self.problem = Stopped("stopped as asked; run the same command again to resume")
+            self.problem = Interrupted()
         return self.problem is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -23,7 +23,7 @@ from labn.config.search import SearchConfig
 from labn.distributed.capacity import check_capacity, max_concurrent, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
-from labn.errors import RunFailed, UserError
+from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.folder import locked
 from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.callback import TuneCallback
@@ -82,7 +82,7 @@ def _search(
     outputs: SearchOutputs,
     reporter: SearchReporter,
     should_stop: Callable[[], bool],
-) -> RunFailed | None:
+) -> RunFailed | Interrupted | None:
     """Run the rest of the budget; return what ended it early, if anything did."""
     num_done = len(study.trials) - len(study.interrupted)
     if num_done:

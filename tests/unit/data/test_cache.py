@@ -296,7 +296,7 @@ def test_a_missing_file_is_an_unreadable_image(tmp_path):
         build(reader, tmp_path / "cache")
 
 
-def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):
+def test_a_full_disk_is_the_users_to_fix(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -323,7 +323,7 @@ def test_a_disk_that_fills_up_with_masks_is_a_user_error(tmp_path, monkeypatch):
         build(reader, tmp_path / "cache")
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path):
+def test_a_folder_that_cannot_be_written_is_the_users_to_fix(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data.cache_dir = .*file/cache.*data.cache_dir=PATH"):
         build(make_reader(tmp_path), tmp_path / "file" / "cache")

@@ -55,7 +55,7 @@ def test_a_node_that_has_all_has_no_fault():
          "cannot run our code (ModuleNotFoundError: No module named 'labn'); is labn installed"),
     ],
 )  # fmt: skip
-def test_each_lack_is_one_line_with_its_mend(change, said):
+def test_each_lack_is_one_line_with_its_fix(change, said):
     (fault,) = find_faults([GOOD, replace(GOOD, **change)], REQUIREMENTS, "secret", VERSIONS)
 
     assert said in fault

@@ -58,7 +58,7 @@ def test_welch_gives_the_p_of_textbook_examples(a, b, p):
     a, b = ([float(value) for value in text.split()] for text in (a, b))
     comparison = welch(a, b)
     assert comparison.p == pytest.approx(p, abs=1e-13)
-    assert (comparison.n_a, comparison.n_b) == (len(a), len(b))
+    assert (comparison.a.n, comparison.b.n) == (len(a), len(b))
     assert comparison.difference == pytest.approx(sum(a) / len(a) - sum(b) / len(b))
     assert comparison.reason is None
 

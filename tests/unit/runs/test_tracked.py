@@ -12,7 +12,7 @@ import yaml
 import labn
 from labn.config import Config, load_config, load_study
 from labn.config.reading import resolve_base
-from labn.errors import Interrupted, Stopped, UserError
+from labn.errors import Interrupted, UserError
 from labn.runs.tracked import closing_entry, experiment_name, log_settings
 from labn.tracking import NoTracker
 
@@ -38,7 +38,6 @@ class Remembering(NoTracker):
         (RuntimeError("out of memory"), "FAILED"),
         (UserError("no such data"), "FAILED"),
         (Interrupted(), "KILLED"),
-        (Stopped("stopped as asked"), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
         (SystemExit(1), "KILLED"),
     ],

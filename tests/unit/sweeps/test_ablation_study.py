@@ -166,7 +166,7 @@ def test_the_shipped_studies_are_table_4(name):
         ({"base": "nowhere.yaml"}, ["nowhere.yaml: no such configuration file"]),
     ],
 )
-def test_a_mistake_is_named_with_its_key_rule_and_mend(read, changes, parts):
+def test_a_mistake_is_named_with_its_key_rule_and_fix(read, changes, parts):
     with pytest.raises(UserError) as caught:
         read(**changes)
 

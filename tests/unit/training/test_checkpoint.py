@@ -109,7 +109,7 @@ def test_on_a_full_disk_the_old_file_stays_and_the_user_is_told(tmp_path, old):
         assert number_in(load(path)) == 1
 
 
-def test_a_place_that_cannot_be_a_folder_is_the_user_s_to_mend(tmp_path):
+def test_a_place_that_cannot_be_a_folder_is_the_users_to_fix(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         save_atomically(content_of(1), tmp_path / "file" / "best.pt")
