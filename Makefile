@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Two at a time; tests that must not run together are in one group (tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
 
-.PHONY: help demo seeds test test-slow test-all check lint unit bench docs ui clean
+.PHONY: help demo seeds test test-slow test-all check lint unit bench gpu docs ui clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ unit: $(INSTALLED)
 bench: $(INSTALLED)  ## Measure speed and memory, side by side with other implementations
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --out runs/bench
+
+gpu:  ## Prove exactness and speed on one GPU; needs no Ray, MLflow or Optuna
+	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) -m tests.gpu --out runs/gpu
 
 docs: $(INSTALLED)  ## Build the pages and the reference into docs/_build; warnings are errors
 	$(BIN)/pip install --quiet --editable '.[docs]'

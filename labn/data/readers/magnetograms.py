@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from labn.data.readers.flare_table import FlareRow, read_flare_table
@@ -105,6 +104,9 @@ def _open_year(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_fits(path: Path) -> NDArray[np.floating]:
+    # Imported where it is used: other data sets do without it.
+    from astropy.io import fits
+
     with decoding(path), fits.open(path, memmap=False) as units:
         for unit in units:
             if unit.is_image and unit.header["NAXIS"] == 2:
