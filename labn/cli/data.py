@@ -39,7 +39,7 @@ def data_check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a data set for defects: files, labels, duplicates, balance.
+    """Check a data set for defects: files, labels, duplicates, groups, balance.
 
     Exits with 2 if something must be fixed.
 
@@ -57,13 +57,16 @@ def data_check(
         raise UserError(f"{path}: no such folder or configuration file")
     if path.is_dir() and not (path / "config.yaml").is_file():
         layout = name or detect_layout(path)
-        reader = build_reader(DataConfig.model_validate({"name": layout, "root": path}))
+        settings = DataConfig.model_validate({"name": layout, "root": path})
     else:
-        reader = build_reader(resolve_config(path, overrides).data)
+        settings = resolve_config(path, overrides).data
+    reader = build_reader(settings)
     with ConsoleReporter() as reporter:
         found = audit(
             reader,
             report_progress=lambda done, total: reporter.advance("reading images", done, total),
+            group_by=settings.group_by,
+            group_gap_s=settings.group_gap_s,
         )
     print_result(as_json, found.as_json(), found.as_text())
     raise typer.Exit(2 if found.has_errors else 0)

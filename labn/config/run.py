@@ -64,6 +64,15 @@ class DataConfig(Section):
     test_fraction: InnerFraction = 0.2
     """The same for testing, if the data set has no subsets at all."""
     split_seed: Whole = 0
+    group_by: str | None = "auto"
+    """Groups that no split separates: `time` (images taken within `group_gap_s` of one another),
+    `folder`, or `FILE:COLUMN` of a table; null: none, as in the paper; auto: `time` for `idrid`."""
+    group_gap_s: Positive = 120.0
+    """Seconds without a capture that end a group of `time`."""
+    folds: Annotated[Integer, Field(ge=2)] | None = None
+    """Number of stratified, grouped folds of the training images; one of them validates."""
+    fold: Whole = 0
+    """The fold that validates, from 0."""
     cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
     """What to do with a training image whose identical copy is in the test subset."""
     conflicting_labels: Literal["drop", "keep", "error"] = "drop"
@@ -199,6 +208,7 @@ class Config(Section):
                 self.model.split,
                 f"must be 0 to {num_bottlenecks}, the bottlenecks of {self.model.backbone}",
             )
+        self._check_folds()
         for key, place in (("data.root", self.data.root), ("train.storage", self.train.storage)):
             if place is not None and is_remote(place) and (fault := address_error(str(place))):
                 raise ConfigProblem(key, without_secrets(str(place)), fault)
@@ -222,8 +232,23 @@ class Config(Section):
             )
         return self
 
+    def _check_folds(self) -> None:
+        data = self.data
+        if data.group_by not in (None, "auto", "time", "folder") and ":" not in data.group_by:
+            raise ConfigProblem(
+                "data.group_by", data.group_by, "must be auto, time, folder, FILE:COLUMN or null"
+            )
+        if data.group_by == "folder" and data.name != "folder":
+            raise ConfigProblem("data.group_by", "folder", f"{data.name} has no folders of groups")
+        if data.fold >= (data.folds or 1):
+            raise ConfigProblem("data.fold", data.fold, f"must be below data.folds ({data.folds})")
+
 
 EARLIER_VALUES: dict[str, Any] = {
+    "data.fold": 0,
+    "data.folds": None,
+    "data.group_by": None,
+    "data.group_gap_s": 120.0,
     "data.on_device": "never",
     "loss.mask_rule": "threshold",
     "train.force_precision": False,

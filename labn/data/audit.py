@@ -18,6 +18,7 @@ from labn.data.duplicates import (
     fingerprint,
     near_groups,
 )
+from labn.data.groups import Groups, find_groups
 from labn.data.readers.reader import SUBSETS, Problem, Reader, Record
 
 UNASSIGNED = "unassigned"
@@ -40,13 +41,17 @@ def audit(
     *,
     report_progress: Callable[[int, int], None] | None = None,
     near_duplicate_threshold: float = NEAR_DUPLICATE_THRESHOLD,
+    group_by: str | None = None,
+    group_gap_s: float = 0,
 ) -> Audit:
     """Decode every image of a data set once, and return all its defects.
 
     ``reader.read`` is called from several threads. ``report_progress`` receives the number of
-    images decoded and of all images. Only 4 kB per image are kept in memory.
+    images decoded and of all images. Only 4 kB per image are kept in memory. Groups are those of
+    ``labn.data.groups.find_groups``.
     """
     scan = reader.scan()
+    groups = find_groups(reader, scan.records, group_by, group_gap_s)
     images, problems = [], list(scan.problems)
     for record, trace in _decode_all(reader, scan.records, report_progress):
         if isinstance(trace, Problem):
@@ -58,6 +63,7 @@ def audit(
         *map(_from_problem, problems),
         *_find_absence(balances),
         *_find_copies(images, near_duplicate_threshold),
+        *_find_divided_groups(images, scan.records, groups),
         *_find_blanks(images),
         *_find_imbalance(balances),
     ]
@@ -148,6 +154,19 @@ def _find_copies(images: Sequence[_Image], near_duplicate_threshold: float) -> I
     subsets = np.array([known.index(group[0].record.subset) for group in distinct], np.int_)
     for positions in near_groups(thumbnails, subsets, near_duplicate_threshold):
         yield _group_finding("near_duplicates", [i for p in positions for i in distinct[p]])
+
+
+def _find_divided_groups(
+    images: Sequence[_Image], records: Sequence[Record], groups: Groups | None
+) -> Iterator[Finding]:
+    """Report the groups that the data set itself divides among subsets."""
+    name_of = dict(zip((r.name for r in records), groups or (), strict=False))
+    members = defaultdict(list)
+    for image in images if groups else ():
+        members[name_of[image.record.name]].append(image)
+    for group in members.values():
+        if len({image.record.subset for image in group}) > 1:
+            yield _group_finding("cross_partition_groups", group)
 
 
 def _group_finding(kind: str, group: Sequence[_Image]) -> Finding:

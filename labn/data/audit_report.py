@@ -34,6 +34,10 @@ MEANINGS = {
         "nearly identical images, or frames of a series, in different subsets",
         "training keeps them, though scores on images seen in training are too high: check them",
     ),
+    "cross_partition_groups": (
+        "groups of images (data.group_by), such as one patient's, in different subsets",
+        "training keeps them, since the data set names the subsets: scores may be too high",
+    ),
     "duplicates": (
         "identical images in one subset",
         "training keeps them, all in one subset",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
+from labn.data.groups import find_groups
 from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, Subset
 from labn.data.splits import assign_subsets
 from labn.errors import UserError
@@ -106,6 +107,10 @@ def prepare_dataset(
     split_seed: int,
     cross_partition_duplicates: Literal["drop_train", "keep", "error"],
     conflicting_labels: Literal["drop", "keep", "error"],
+    group_by: str | None = None,
+    group_gap_s: float = 0,
+    folds: int | None = None,
+    fold: int = 0,
     report_progress: Progress | None = None,
 ) -> Dataset:
     """Scan and cache a data set, assign its subsets and measure its statistics.
@@ -125,6 +130,9 @@ def prepare_dataset(
         seed=split_seed,
         cross_partition_duplicates=cross_partition_duplicates,
         conflicting_labels=conflicting_labels,
+        groups=find_groups(reader, records, group_by, group_gap_s),
+        folds=folds,
+        fold=fold,
     )
     splits = {name: _split(records, cache, assignment.subsets, name) for name in SUBSETS}
     manifest = _manifest(records, cache, assignment.subsets)

@@ -2,7 +2,8 @@
 
 If the data set names no subsets, test and validation images are drawn, stratified by grade; if it
 names some, only validation images are drawn, from the training subset. Copies of one image are
-recognised by their digest.
+recognised by their digest. Where images are grouped, or where one of several folds validates, whole
+groups are drawn, and copies are of one group.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
-from sklearn.model_selection import train_test_split
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
+from labn.data.groups import Groups, merge_groups
 from labn.data.readers.reader import SUBSETS, Record, Subset
 from labn.errors import UserError
 
 _NUM_NAMES_SHOWN = 10
+_MAX_PARTS = 20
+"""Into so many equal parts at most are groups divided to draw a share of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,9 @@ def assign_subsets(
     seed: int,
     cross_partition_duplicates: Literal["drop_train", "keep", "error"],
     conflicting_labels: Literal["drop", "keep", "error"],
+    groups: Groups | None = None,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> SubsetAssignment:
     """Assign every record to the subset that the data set names, or to one that is drawn.
 
@@ -47,9 +56,14 @@ def assign_subsets(
     identical to one of a later subset (training, validation, test); ``conflicting_labels`` covers
     training and validation.
 
+    With ``groups``, a name per record, groups are drawn whole; the fraction is then met as closely
+    as they allow. With ``folds`` the validation subset is number ``fold`` of as many, which cover
+    the training subset; their grades are balanced as closely as groups allow.
+
     Raises:
         UserError: a setting is "error" and such images exist, a grade has too few images to draw
-            from, or the training subset has no positives or no negatives.
+            from, the training subset has no positives or no negatives, there are too few groups,
+            or the data set names the validation subset that folds would draw.
     """
     subsets: list[Subset | None] = [record.subset or "train" for record in records]
     leaked = _find_leaked(subsets, sha256)
@@ -59,10 +73,17 @@ def assign_subsets(
     contradicted = _find_contradicted(subsets, sha256, records)
     notes += _apply_policy("conflicting_labels", conflicting_labels, contradicted, records, subsets)
     # A data set that names a training but no test subset is not divided again for one.
+    draw = _Draw(records, sha256, groups, seed)
     if all(record.subset is None for record in records):
-        notes.append(_draw(subsets, "test", test_fraction, seed, records, sha256))
-    if "validation" not in set(subsets):
-        notes.append(_draw(subsets, "validation", validation_fraction, seed, records, sha256))
+        notes.append(draw.share(subsets, "test", test_fraction))
+    if folds is not None and "validation" in subsets:
+        raise UserError(
+            f"data.folds = {folds}: the data set names its validation images; set data.folds=null"
+        )
+    if folds is not None:
+        notes.append(draw.fold(subsets, folds, fold))
+    elif "validation" not in subsets:
+        notes.append(draw.share(subsets, "validation", validation_fraction))
     _check_training_subset(records, subsets)
     return SubsetAssignment(subsets=tuple(subsets), notes=tuple(notes))
 
@@ -128,30 +149,86 @@ def _apply_policy(
     return [f"data.{key} = {policy}: {len(found)} {verb}, {what}: {listing}"]
 
 
-def _draw(
-    subsets: list[Subset | None],
-    target: Literal["test", "validation"],
-    fraction: float,
-    seed: int,
-    records: Sequence[Record],
-    sha256: Sequence[str],
-) -> str:
-    """Move a share of training images, stratified by grade, to ``target``; return a note on it."""
-    pool = [position for position, subset in enumerate(subsets) if subset == "train"]
-    copied = {position for group in _groups(sha256, pool) for position in group}
-    eligible = [position for position in pool if position not in copied]
-    grades = [records[position].grade for position in eligible]
-    # Rounded first: 0.07 * 100 is a little more than 7 in floating point.
-    num_drawn = math.ceil(round(fraction * len(pool), 9))
-    _check_drawable(target, fraction, num_drawn, len(pool), Counter(grades))
-    _, drawn = train_test_split(
-        eligible, test_size=num_drawn, stratify=grades, random_state=seed % 2**32
-    )
-    for position in drawn:
-        subsets[position] = target
-    return (
-        f"drew {num_drawn} of {len(pool)} training images as the {target} subset"
-        f" (data.{target}_fraction = {fraction}, data.split_seed = {seed})"
+@dataclass(frozen=True)
+class _Draw:
+    """What images are drawn from for a subset, and how."""
+
+    records: Sequence[Record]
+    sha256: Sequence[str]
+    groups: Groups | None
+    seed: int
+
+    def share(
+        self, subsets: list[Subset | None], target: Literal["test", "validation"], fraction: float
+    ) -> str:
+        """Move a share of training images, stratified by grade, to a subset; return a note."""
+        pool = [position for position, subset in enumerate(subsets) if subset == "train"]
+        settings = f"data.{target}_fraction = {fraction}, data.split_seed = {self.seed}"
+        if self.groups is None:
+            drawn = self._images(pool, target, fraction)
+            shown = ""
+        else:
+            parts = Fraction(fraction).limit_denominator(_MAX_PARTS)
+            num_drawn, num_parts = max(1, parts.numerator), max(2, parts.denominator)
+            number_of = self._parts(pool, num_parts, f"data.{target}_fraction = {fraction}")
+            drawn = [position for position in pool if number_of[position] < num_drawn]
+            shown = ", whole groups by data.group_by"
+        for position in drawn:
+            subsets[position] = target
+        return (
+            f"drew {len(drawn)} of {len(pool)} training images as the {target} subset"
+            f" ({settings}{shown})"
+        )
+
+    def fold(self, subsets: list[Subset | None], num_folds: int, fold: int) -> str:
+        """Move one of several folds of the training images to validation; return a note."""
+        pool = [position for position, subset in enumerate(subsets) if subset == "train"]
+        number_of = self._parts(pool, num_folds, f"data.folds = {num_folds}")
+        drawn = [position for position in pool if number_of[position] == fold]
+        for position in drawn:
+            subsets[position] = "validation"
+        return (
+            f"fold {fold} of {num_folds}: {len(drawn)} of {len(pool)} training images are the"
+            f" validation subset (data.fold = {fold}, data.split_seed = {self.seed}"
+            f"{'' if self.groups is None else ', whole groups by data.group_by'})"
+        )
+
+    def _images(self, pool: list[int], target: str, fraction: float) -> list[int]:
+        """Return images drawn one by one, none of which has a copy."""
+        copied = {position for group in _groups(self.sha256, pool) for position in group}
+        eligible = [position for position in pool if position not in copied]
+        grades = [self.records[position].grade for position in eligible]
+        # Rounded first: 0.07 * 100 is a little more than 7 in floating point.
+        num_drawn = math.ceil(round(fraction * len(pool), 9))
+        _check_drawable(target, fraction, num_drawn, len(pool), Counter(grades))
+        _, drawn = train_test_split(
+            eligible, test_size=num_drawn, stratify=grades, random_state=self.seed % 2**32
+        )
+        return list(drawn)
+
+    def _parts(self, pool: list[int], num_parts: int, setting: str) -> dict[int, int]:
+        """Divide images by groups into parts of like size and grades; return each one's part."""
+        names = [self.records[i].name if self.groups is None else self.groups[i] for i in pool]
+        numbers = merge_groups(names, [self.sha256[i] for i in pool])
+        if (num_groups := len(set(numbers))) < num_parts:
+            raise UserError(
+                f"{setting}: needs {num_parts} groups of images, but the {len(pool)} training"
+                f" images are {num_groups}; change it, or data.group_by"
+            )
+        strata = _strata([self.records[i] for i in pool], num_parts, setting)
+        splitter = StratifiedGroupKFold(num_parts, shuffle=True, random_state=self.seed % 2**32)
+        parts = splitter.split(np.zeros(len(pool)), strata, numbers)
+        return {pool[i]: number for number, (_, part) in enumerate(parts) for i in part}
+
+
+def _strata(records: Sequence[Record], num_parts: int, setting: str) -> list[int]:
+    """Return each image's grade, or its label if a grade has fewer images than there are parts."""
+    for values in ([r.grade for r in records], [r.label for r in records]):
+        if min(Counter(values).values(), default=0) >= num_parts:
+            return values
+    raise UserError(
+        f"{setting}: needs {num_parts} training images of each class, but a class has"
+        f" {min(Counter(values).values(), default=0)}; change it, or add images"
     )
 
 

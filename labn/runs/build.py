@@ -38,6 +38,7 @@ def build_reader(data: DataConfig, report_progress: Progress | None = None) -> R
         data.name,
         Path(root).expanduser() if root else None,
         negative_class=data.negative_class,
+        has_group_folders=data.group_by == "folder",
         image_size=data.image_size,
         num_images=data.synthetic.num_images,
         positive_fraction=data.synthetic.positive_fraction,
@@ -60,6 +61,10 @@ def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Data
         split_seed=data.split_seed,
         cross_partition_duplicates=data.cross_partition_duplicates,
         conflicting_labels=data.conflicting_labels,
+        group_by=data.group_by,
+        group_gap_s=data.group_gap_s,
+        folds=data.folds,
+        fold=data.fold,
         report_progress=partial(reporter.advance, "reading images"),
     )
     num_weights = len(loss.class_weights or dataset.class_names)

@@ -81,7 +81,8 @@ def read_json(path):
 
 def history(run):
     with (run / "history.csv").open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        # Epochs of the release lack metrics that are newer.
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def losses(run):
@@ -118,7 +119,10 @@ def test_a_finished_run_is_evaluated_to_the_scores_it_had(made, before, labn):
 
     expected = read_json(made / "run-finished/evaluation/test/metrics.json")["metrics"]
     assert len(expected) > 10
-    assert json.loads(done.stdout)["metrics"] == pytest.approx(expected, abs=SCORE_TOLERANCE)
+    found = json.loads(done.stdout)["metrics"]
+    # Metrics that are newer are extra.
+    known = {name: found[name] for name in expected}
+    assert known == pytest.approx(expected, abs=SCORE_TOLERANCE)
     assert entries(made).keys() == before.keys()
 
 

@@ -33,23 +33,27 @@ class FolderReader:
     first class whose name matches ``NEGATIVE_NAME``; the others are numbered by name. ROOT/masks/
     mirrors the tree with PNG files, not zero where a lesion is; an image without one has unknown
     lesions. All images are read as greyscale if the first one is, else as RGB.
+    With ``has_group_folders`` the files are one level deeper, in CLASS/GROUP.
 
     Raises:
         UserError: the root has no such layout, or no class is called ``negative_class``.
     """
 
-    def __init__(self, root: Path, negative_class: str | None = None) -> None:
+    def __init__(
+        self, root: Path, negative_class: str | None = None, *, has_group_folders: bool = False
+    ) -> None:
         self.root = existing_folder(root)
-        self._folders = _class_folders(self.root)
+        self._has_group_folders = has_group_folders
+        self._folders = _class_folders(self.root, "*/*" if has_group_folders else "*")
         classes = {folder.name for folders in self._folders.values() for folder in folders}
         if len(classes) < 2:
             found = ", ".join(sorted(classes)) or "none"
             raise UserError(f"data.root = {root}: expected {LAYOUT}; class folders found: {found}")
         self.class_names = _order(classes, negative_class)
-        self._images = [path for folder in self._used_folders() for path in list_images(folder)]
+        self._images = [path for folder in self._image_folders() for path in list_images(folder)]
         self._masks = {
             mask.relative_to(self.root / MASKS).with_suffix(""): mask
-            for folder in self._used_folders()
+            for folder in self._image_folders()
             for mask in list_images(self._mask_folder(folder), (".png",))
         }
         self.num_channels = _num_channels(self._images)
@@ -67,14 +71,15 @@ class FolderReader:
         }
         records = []
         for path in self._images:
-            grade = self.class_names.index(path.parent.name)
+            folder = path.parent.parent if self._has_group_folders else path.parent
+            grade = self.class_names.index(folder.name)
             records.append(
                 Record(
                     name=path.relative_to(self.root).as_posix(),
                     path=path,
                     grade=grade,
                     label=grade,
-                    subset=subsets[path.parent],
+                    subset=subsets[folder],
                 )
             )
         return Scan(records, self._class_problems() + self._stray_problems())
@@ -106,6 +111,12 @@ class FolderReader:
             for folder in sorted(folders, key=lambda folder: self.class_names.index(folder.name))
         ]
 
+    def _image_folders(self) -> list[Path]:
+        """Return the folders that directly hold images: the classes', or their groups'."""
+        if not self._has_group_folders:
+            return self._used_folders()
+        return [group for folder in self._used_folders() for group in list_folders(folder)]
+
     def _mask_folder(self, folder: Path) -> Path:
         return self.root / MASKS / folder.relative_to(self.root)
 
@@ -124,7 +135,7 @@ class FolderReader:
 
     def _stray_problems(self) -> list[Problem]:
         """Report images outside the class folders, once per folder, and masks without an image."""
-        used = {*self._used_folders(), *map(self._mask_folder, self._used_folders())}
+        used = {*self._image_folders(), *map(self._mask_folder, self._image_folders())}
         strays = Counter(
             path.parent
             for path in list_images(self.root, pattern="**/*")
@@ -145,18 +156,22 @@ class FolderReader:
         ]
 
 
-def _class_folders(root: Path) -> dict[Subset | None, list[Path]]:
-    """Return the folders that directly hold images, by subset; the key is None without subsets."""
+def _class_folders(root: Path, pattern: str) -> dict[Subset | None, list[Path]]:
+    """Return the folders that hold images, by subset; the key is None without subsets."""
     subsets: dict[Subset | None, list[Path]] = {}
     for folder in list_folders(root):
         subset = SUBSET_NAMES.get(folder.name.lower())
-        if subset is not None and (classes := _folders_of_images(folder)):
+        if subset is not None and (classes := _folders_of_images(folder, pattern)):
             subsets.setdefault(subset, []).extend(classes)
-    return subsets or {None: _folders_of_images(root)}
+    return subsets or {None: _folders_of_images(root, pattern)}
 
 
-def _folders_of_images(folder: Path) -> list[Path]:
-    return [sub for sub in list_folders(folder) if sub.name != MASKS and list_images(sub)]
+def _folders_of_images(folder: Path, pattern: str) -> list[Path]:
+    return [
+        sub
+        for sub in list_folders(folder)
+        if sub.name != MASKS and list_images(sub, pattern=pattern)
+    ]
 
 
 def _order(classes: set[str], negative_class: str | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ def open_reader(
     root: Path | None,
     *,
     negative_class: str | None = None,
+    has_group_folders: bool = False,
     image_size: int,
     num_images: int,
     positive_fraction: float,
@@ -34,7 +35,8 @@ def open_reader(
 ) -> Reader:
     """Return the reader of the data set that the configuration names.
 
-    ``negative_class`` names class 0 of a tree of class folders. The numbers describe the synthetic
+    ``negative_class`` names class 0 of a tree of class folders, in which ``has_group_folders`` says
+    that each class folder holds a folder per group. The numbers describe the synthetic
     set, which is painted if it has no root, else read from there.
 
     Raises:
@@ -52,7 +54,7 @@ def open_reader(
     if root is None:
         raise UserError(f"data.root = null: {name} needs the folder of its images; set it")
     if name == "folder":
-        return FolderReader(root, negative_class)
+        return FolderReader(root, negative_class, has_group_folders=has_group_folders)
     return READERS[name](root)
 
 

@@ -67,6 +67,10 @@ class Reader(Protocol):
     """One layout of a data set on disk."""
 
     @property
+    def root(self) -> Path | None:
+        """The folder of the data, or None where there are no files."""
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by label."""
 

@@ -25,6 +25,7 @@ class SyntheticReader:
 
     class_names = ("negative", "positive")
     num_channels = 3
+    root = None
 
     def __init__(
         self, num_images: int, positive_fraction: float, seed: int, image_size: int

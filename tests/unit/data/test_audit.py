@@ -31,12 +31,12 @@ class FakeReader:
     geometry = "as stored"
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.root = folder
         self.records: list[Record] = []
         self.problems: list[Problem] = []
 
     def add(self, name, image=None, grade=0, subset="train", **options):
-        path = self.folder / name
+        path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if image is not None:
             Image.fromarray(image).save(path, **options)
@@ -112,6 +112,13 @@ def test_copies_in_two_subsets_with_different_labels_are_both_kinds_of_finding(r
     assert result.findings[0].detail == (
         "train/03.png (train, grade 1, positive), test/copy.png (test, grade 0, negative)"
     )
+
+
+def test_a_group_that_the_data_set_divides_is_found(reader, tmp_path):
+    (tmp_path / "eyes.csv").write_text("image,eye\n03,a\n04,a\n05,b\ntest/22.png,b\n")
+    result = audit(reader, group_by="eyes.csv:eye")
+    assert found(result) == {("cross_partition_groups", ("train/05.png", "test/22.png"))}
+    assert not result.has_errors
 
 
 def test_copies_with_different_grades_of_one_label_are_only_a_warning(reader):
