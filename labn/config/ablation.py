@@ -47,7 +47,7 @@ class EachRunConfig(ProcessesConfig):
 
 
 class StudyConfig(ManyRuns):
-    """The settings of one study. Its runs go to ``output_dir/CONDITION/seed-N``."""
+    """The settings of one study. Its runs go to ``output_dir/CONDITION/seed-N[-fold-N]``."""
 
     name: str | None = None
     """None: the name of output_dir."""
@@ -56,6 +56,9 @@ class StudyConfig(ManyRuns):
     the first."""
     seeds: Annotated[list[Whole], Field(min_length=1)]
     """Each condition is trained once with each seed."""
+    each_fold: bool = False
+    """Whether each condition is trained on each of `data.folds`, too; scores on the validation
+    subset are then over the images of all folds."""
     evaluate: EvaluateConfig = EvaluateConfig()
     each_run: EachRunConfig = EachRunConfig()
 

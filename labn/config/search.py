@@ -97,6 +97,8 @@ class TrialConfig(ProcessesConfig):
     """Trials at a time; None: as many as there is capacity for."""
     seeds: Count = 1
     """Runs of each trial, which differ in `train.seed`; their scores are averaged."""
+    each_fold: bool = False
+    """Whether each trial is also run on each of `data.folds`."""
     log_model: bool = False
     """Whether each trial's network is logged to the tracker in servable form (7 s each)."""
 

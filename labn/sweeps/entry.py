@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from labn.config import Config
+from labn.config import Config, DataConfig
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
 from labn.runs.tracked import open_entry, tag_entry
@@ -14,6 +14,24 @@ from labn.storage.remote import absolute, subfolder
 from labn.tracking import Status, Tracker, environment_tags, resolve_uri
 
 logger = logging.getLogger(__name__)
+
+
+def folds_of(data: DataConfig, key: str, *, each_fold: bool) -> list[int] | list[None]:
+    """Return the folds on which each run of a sweep is repeated, or [None] for no folds.
+
+    Raises:
+        UserError: each fold is requested (by ``key``), and there are none.
+    """
+    if not each_fold:
+        return [None]
+    if data.folds is None:
+        raise UserError(f"{key} = true: needs the number of folds; set data.folds, such as to 5")
+    return list(range(data.folds))
+
+
+def run_name(seed: int, fold: int | None) -> str:
+    """Return the name of the folder of one run of several."""
+    return f"seed-{seed}" if fold is None else f"seed-{seed}-fold-{fold}"
 
 
 def open_sweep_entry(
@@ -33,16 +51,26 @@ def open_sweep_entry(
 
 
 def run_config(
-    config: Config, *names: str, seed: int, entry_name: str, parent_run_id: str | None
+    config: Config,
+    *names: str,
+    seed: int,
+    fold: int | None,
+    entry_name: str,
+    parent_run_id: str | None,
 ) -> Config:
     """Return the configuration of one run of a sweep.
 
-    ``config`` is the sweep's, with this run's settings. ``names`` is the path of the run's folder
+    ``config`` is the sweep's, with this run's settings; without a ``fold`` it keeps its own.
+    ``names`` is the path of the run's folder
     below the sweep's folder, and below its storage. Paths are absolute, so that any node can use
     them.
     """
     data, model, train, tracking = config.data, config.model, config.train, config.tracking
-    data_paths = {"root": absolute(data.root), "cache_dir": absolute(data.cache_dir)}
+    own_data: dict[str, Any] = {
+        "root": absolute(data.root),
+        "cache_dir": absolute(data.cache_dir),
+        "fold": data.fold if fold is None else fold,
+    }
     storage = subfolder(absolute(train.storage), *names)
     entry = {
         "uri": resolve_uri(tracking.uri),
@@ -51,7 +79,7 @@ def run_config(
     }
     return config.model_copy(
         update={
-            "data": data.model_copy(update=data_paths),
+            "data": data.model_copy(update=own_data),
             "model": model.model_copy(update={"pretrained": absolute(model.pretrained)}),
             "train": train.model_copy(update={"seed": seed, "storage": storage}),
             "tracking": tracking.model_copy(update=entry),

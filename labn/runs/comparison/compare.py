@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,24 @@ class Comparison:
     classification: dict[Cell, SeedSummary]
     agreements: list[BaselineAgreement]
 
+    @property
+    def num_images(self) -> int:
+        """The number of images in the subset, over all folds."""
+        return _num_images(self.runs)
+
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
             "split": self.subset,
             "reference": self.reference,
             "settings": self.runs[0].terms,
-            "num_images": len(self.runs[0].images),
+            "num_images": self.num_images,
             "runs": [
                 {
                     "name": run.name,
                     "path": str(run.path),
                     "seed": run.seed,
+                    "fold": run.fold,
                     "condition": condition,
                     "lambda_attention": run.lambda_layer,
                 }
@@ -84,7 +91,7 @@ def compare_runs(
     reference: str,
     conditions: Sequence[str] | None = None,
 ) -> Comparison:
-    """Compare runs that were scored alike, grouped by all settings but the seed.
+    """Compare runs that were scored alike, grouped by all settings but the seed and the fold.
 
     ``conditions`` are the names of each run's group; the default is the settings that differ.
 
@@ -98,11 +105,12 @@ def compare_runs(
             f"{did_you_mean(reference, methods)}"
         )
     conditions = conditions or label_conditions([run.settings for run in runs])
-    scores = _joined((run.scores for run in runs), runs, conditions)
+    samples = _samples(runs, conditions, subset)
+    scores = _joined([run.scores for run in runs], samples, conditions)
     # Of several baselines of one score, the first is reported.
     is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")
     cells = collect(scores[is_first])
-    localised = [run.localisation for run in runs if run.localisation is not None]
+    localised = [run.localisation for run in runs]
     return Comparison(
         subset=subset,
         reference=reference,
@@ -110,38 +118,58 @@ def compare_runs(
         conditions=conditions,
         scores=summarise_cells(cells),
         differences=compare_cells(cells, reference),
-        localisation=summarise_cells(collect(_joined(localised, runs, conditions)))
-        if localised
+        localisation=summarise_cells(collect(_joined(localised, samples, conditions)))
+        if any(one is not None for one in localised)
         else {},
-        classification=_classification(runs, conditions, PREFIXES[subset]),
+        classification=_classification(runs, samples, conditions, PREFIXES[subset]),
         agreements=compare_baselines(scores),
     )
 
 
+def _num_images(runs: Sequence[ScoredRun]) -> int:
+    return len({name for run in runs for name in run.images["name"]})
+
+
+def _samples(runs: Sequence[ScoredRun], conditions: Sequence[str], subset: Subset) -> list[str]:
+    """Return the name of each run's sample: its own, or that of the first of its folds.
+
+    The folds of one condition and seed validate different images, which are scored as one sample.
+    """
+    firsts: dict[tuple[str, int], str] = {}
+    return [
+        run.name
+        if subset != "validation" or run.fold is None
+        else firsts.setdefault((condition, run.seed), run.name)
+        for run, condition in zip(runs, conditions, strict=True)
+    ]
+
+
 def _joined(
-    tables: Iterable[pd.DataFrame], runs: Sequence[ScoredRun], conditions: Sequence[str]
+    tables: Sequence[pd.DataFrame | None], samples: Sequence[str], conditions: Sequence[str]
 ) -> pd.DataFrame:
     labelled = [
-        table.assign(run=run.name, condition=condition)
-        for table, run, condition in zip(tables, runs, conditions, strict=True)
+        table.assign(run=sample, condition=condition)
+        for table, sample, condition in zip(tables, samples, conditions, strict=True)
+        if table is not None
     ]
     return pd.concat(labelled, ignore_index=True)
 
 
 def _classification(
-    runs: Sequence[ScoredRun], conditions: Sequence[str], prefix: str
+    runs: Sequence[ScoredRun], samples: Sequence[str], conditions: Sequence[str], prefix: str
 ) -> dict[Cell, SeedSummary]:
+    """Summarise each score over the samples; that of a sample of folds is the mean over them."""
     summaries = {}
     for condition in dict.fromkeys(conditions):
         for score in CLASSIFICATION:
             name = f"{prefix}_{score}"
-            by_run = {
-                run.name: run.metrics[name]
-                for run, run_condition in zip(runs, conditions, strict=True)
-                if run_condition == condition and name in run.metrics
-            }
-            if by_run:
-                summary = summarise_seeds(by_run, len(runs[0].images))
+            values: dict[str, list[float]] = {}
+            for run, sample, run_condition in zip(runs, samples, conditions, strict=True):
+                if run_condition == condition and name in run.metrics:
+                    values.setdefault(sample, []).append(run.metrics[name])
+            if values:
+                by_run = {sample: fmean(one) for sample, one in values.items()}
+                summary = summarise_seeds(by_run, _num_images(runs))
                 summaries[Cell(condition, "", score)] = summary
     return summaries
 

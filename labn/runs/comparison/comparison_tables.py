@@ -161,7 +161,7 @@ def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> 
             )
             for condition in conditions
         ),
-        caption=f"Classification of the {len(comparison.runs[0].images)} images of the"
+        caption=f"Classification of the {comparison.num_images} images of the"
         f" {comparison.subset} subset: mean ± s.d. over seeds.",
     )
 

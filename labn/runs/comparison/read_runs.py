@@ -54,6 +54,8 @@ class ScoredRun:
     name: str
     path: Path
     seed: int
+    fold: int | None
+    """The fold that validated, None without folds."""
     settings: dict[str, Any]
     terms: dict[str, Any]
     metrics: dict[str, float]
@@ -113,6 +115,7 @@ def _read_run(path: Path, name: str, subset: Subset) -> ScoredRun:
         name=name,
         path=path,
         seed=config.train.seed,
+        fold=config.data.fold if config.data.folds else None,
         settings=condition_settings(config),
         terms=_terms(description["settings"], scores, localisation),
         metrics=description["metrics"],
@@ -177,8 +180,9 @@ def _read_images(path: Path) -> pd.DataFrame:
 
 
 def condition_settings(config: Config) -> dict[str, Any]:
-    """Return the settings of a run's condition: all but the seed that its network depends on."""
+    """Return the settings of a run's condition: all but the seed and fold that it depends on."""
     settings = flatten(config.model_dump(mode="json"))
+    del settings["data.fold"]
     return {key: value for key, value in settings.items() if not key.startswith(_NO_CONDITION)}
 
 
@@ -196,25 +200,30 @@ def _terms(
 
 
 def _check_comparable(runs: Sequence[ScoredRun], subset: Subset) -> None:
-    first = runs[0]
-    for run in runs[1:]:
-        _check_terms(first, run, subset)
-        _check_images(first, run, subset)
     labels = label_conditions([run.settings for run in runs])
-    trainings: dict[tuple[str, int], ScoredRun] = {}
-    conditions: dict[str, ScoredRun] = {}
+    folds = {run.fold: run for run in reversed(runs)}
+    trainings: dict[tuple[str, int, int | None], ScoredRun] = {}
+    conditions: dict[tuple[str, int | None], ScoredRun] = {}
     for run, label in zip(runs, labels, strict=True):
-        twin = trainings.setdefault((label, run.seed), run)
+        _check_terms(runs[0], run, subset)
+        _check_images(folds[run.fold] if subset == "validation" else runs[0], run, subset)
+        twin = trainings.setdefault((label, run.seed, run.fold), run)
         if twin is not run:
             raise UserError(
                 f"{run.path}: the same training as {twin.path} (same settings, train.seed ="
                 f" {run.seed}), so not another sample; give one of them"
             )
-        other = conditions.setdefault(label, run)
+        other = conditions.setdefault((label, run.fold), run)
         if not run.manifest.equals(other.manifest):
             raise UserError(
                 f"{run.path}: other data than {other.path} (their data.csv differ, their settings"
                 " do not); report on runs of one data set"
+            )
+    for (label, seed, _), run in trainings.items():
+        if lacking := [fold for fold in folds if (label, seed, fold) not in trainings]:
+            raise UserError(
+                f"{run.path}: there is no run of fold {lacking[0]} with its"
+                f" settings and train.seed = {seed}; give the runs of all folds, or of the same one"
             )
 
 

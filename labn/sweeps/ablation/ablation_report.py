@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,9 @@ def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
     # The first condition comes first: the others are tested against it.
     order = list(study.conditions)
     finished.sort(key=lambda run: (order.index(run.condition), settings.seeds.index(run.seed)))
+    # What is measured over all folds is not compared with what is measured over some.
+    counts = Counter((run.condition, run.seed) for run in finished)
+    compared = [r for r in finished if counts[r.condition, r.seed] == len(study.folds)]
     summary = StudySummary(
         title=settings.title,
         folder=settings.output_dir,
@@ -72,9 +76,9 @@ def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
         means=_means(study, finished, outcomes),
         note=_conditions_as_markdown(study),
     )
-    if finished:
+    if compared:
         reporter.message("writing the report")
-        summary = _write(study, summary, _compare(study, finished), reporter)
+        summary = _write(study, summary, _compare(study, compared), reporter)
     write_json(settings.output_dir / "summary.json", summary.as_json())
     return summary
 
@@ -84,6 +88,7 @@ def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[s
     return {
         "condition": run.condition,
         "seed": run.seed,
+        "fold": run.fold,
         "state": state,
         "reason": outcome.reason if outcome and state == "failed" else "",
         "folder": str(run.config.output_dir),
@@ -157,6 +162,7 @@ def _failures_as_lines(summary: StudySummary) -> list[str]:
     missing = [run for run in summary.runs if run["state"] != "finished"]
     return [
         f"Not in this report: {run['condition']}, seed {run['seed']}"
+        f"{'' if run['fold'] is None else ', fold ' + str(run['fold'])}"
         f" ({run['state']}{': ' + run['reason'] if run['reason'] else ''})"
         for run in missing
     ]

@@ -18,28 +18,29 @@ from labn.errors import UserError
 from labn.runs.comparison.read_runs import condition_settings
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.storage.files import write_atomically
-from labn.sweeps.entry import run_config
+from labn.sweeps.entry import folds_of, run_config, run_name
 from labn.sweeps.worker import Outcome
 
 STUDY_FILE = "study.yaml"
 
-_BY_THE_STUDY = ("output_dir", "tracking.", "train.seed")
+_BY_THE_STUDY = ("output_dir", "tracking.", "train.seed", "data.fold")
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """A condition trained from one seed."""
+    """A condition trained from one seed, on one fold if there are folds."""
 
     study: str
     """The title of the study."""
     condition: str
     seed: int
+    fold: int | None
     config: Config
 
     @property
     def name(self) -> str:
         """The name of the run within its study, which is its folder's path below the study's."""
-        return f"{self.condition}/seed-{self.seed}"
+        return f"{self.condition}/{run_name(self.seed, self.fold)}"
 
     @property
     def tags(self) -> dict[str, str]:
@@ -63,10 +64,17 @@ class AblationStudy:
     def runs(self, parent_run_id: str | None = None) -> list[AblationRun]:
         """Return the runs, seed by seed, so that progress is balanced over the conditions."""
         return [
-            self._run(condition, seed, parent_run_id)
+            self._run(condition, seed, fold, parent_run_id)
             for seed in self.settings.seeds
+            for fold in self.folds
             for condition in self.conditions
         ]
+
+    @property
+    def folds(self) -> list[int] | list[None]:
+        """The folds on which each condition is trained from each seed, or [None]."""
+        each_fold = self.settings.each_fold
+        return folds_of(self.base.data, "each_fold", each_fold=each_fold)
 
     def is_finished(self, run: AblationRun) -> bool:
         """Return whether a run is trained, and scored with the study's evaluation settings."""
@@ -88,17 +96,20 @@ class AblationStudy:
         write_atomically(file, yaml.safe_dump(tree, sort_keys=False))
         return file
 
-    def _run(self, condition: str, seed: int, parent_run_id: str | None) -> AblationRun:
+    def _run(
+        self, condition: str, seed: int, fold: int | None, parent_run_id: str | None
+    ) -> AblationRun:
         title = self.settings.title
         config = run_config(
             self.conditions[condition],
             condition,
-            f"seed-{seed}",
+            run_name(seed, fold),
             seed=seed,
-            entry_name=f"{title}-{condition}-{seed}",
+            fold=fold,
+            entry_name=f"{title}-{condition}-{seed}" + ("" if fold is None else f"-{fold}"),
             parent_run_id=parent_run_id,
         )
-        return AblationRun(title, condition, seed, config)
+        return AblationRun(title, condition, seed, fold, config)
 
 
 def read_study(
@@ -126,6 +137,7 @@ def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True)
     _check_distinct(conditions, path)
     for config in conditions.values():
         _check_evaluation(settings, config, path)
+    folds_of(base.data, f"{path}: each_fold", each_fold=settings.each_fold)
     return AblationStudy(settings, base, conditions)
 
 

@@ -207,6 +207,8 @@ class SearchStudy:
         new |= {f"space.{key}": d.model_dump(mode="json") for key, d in search.space.items()}
         new |= flatten(search.objective.model_dump(mode="json"), "objective.")
         new |= {"trial.seeds": search.trial.seeds, "pruning": search.model_dump()["pruning"]}
+        if search.trial.each_fold:  # which no search had before there were folds
+            new["trial.each_fold"] = True
         new = json.loads(json.dumps(new))
         old = self.optuna.user_attrs.get(_DEFINITION)
         if old is None:

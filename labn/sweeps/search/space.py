@@ -25,6 +25,7 @@ from labn.config.reading import resolve_base, set_key, validate
 from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
 from labn.errors import UserError
 from labn.model.architectures import PLANS
+from labn.sweeps.entry import folds_of
 
 Parameters = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -47,6 +48,8 @@ class Space:
         self._check_keys()
         self.base = resolve_base(search, path)
         self._check_patch_sizes()
+        each_fold = search.trial.each_fold
+        folds_of(self.base.data, f"{path}: trial.each_fold", each_fold=each_fold)
         self.domains: dict[str, Domain] = dict(search.space)
         if _SPLIT in self.domains and _BACKBONE in self.domains:
             # The backbone is drawn first: B depends on it.

@@ -12,12 +12,12 @@ from typing import Any
 
 from ray import tune
 
-from labn.config import Config
+from labn.config import Config, DataConfig
 from labn.config.search import SearchConfig
 from labn.errors import RunFailed
 from labn.runs.reporter import Reporter
 from labn.storage.files import write_json
-from labn.sweeps.entry import run_config
+from labn.sweeps.entry import folds_of, run_config, run_name
 from labn.sweeps.search.asha import list_rungs
 from labn.sweeps.search.space import Parameters, Space
 from labn.sweeps.worker import Outcome, Worker, validation_metrics
@@ -34,9 +34,22 @@ def trial_folder(search: SearchConfig, number: int) -> Path:
 
 
 def run_folders(search: SearchConfig, number: int) -> list[Path]:
-    """Return the folders of a trial's runs: the trial's own, or one per seed in it."""
-    folder, num_seeds = trial_folder(search, number), search.trial.seeds
-    return [folder] if num_seeds == 1 else [folder / f"seed-{i}" for i in range(num_seeds)]
+    """Return the folders of a trial's runs so far: the trial's own, or those in it."""
+    folder = trial_folder(search, number)
+    return sorted(folder.glob("seed-*")) or [folder]
+
+
+def runs_of(
+    search: SearchConfig, data: DataConfig, number: int
+) -> list[tuple[Path, int, int | None]]:
+    """Return each run of a trial: its folder, the number of its seed, and its fold.
+
+    The folder is the trial's own if there is one run only.
+    """
+    folder, trial = trial_folder(search, number), search.trial
+    folds = folds_of(data, "trial.each_fold", each_fold=trial.each_fold)
+    runs = [(folder / run_name(i, fold), i, fold) for i in range(trial.seeds) for fold in folds]
+    return runs if len(runs) > 1 else [(folder, *runs[0][1:])]
 
 
 def trial_configs(
@@ -46,7 +59,7 @@ def trial_configs(
     number: int,
     parent_run_id: str | None,
 ) -> list[Config]:
-    """Return the configurations of a trial's runs, which differ in their seeds."""
+    """Return the configurations of a trial's runs, which differ in their seeds and folds."""
     config = space.config(parameters)
     tracking = config.tracking.model_copy(update={"log_model": search.trial.log_model})
     changes: dict[str, Any] = {"tracking": tracking}
@@ -61,10 +74,11 @@ def trial_configs(
             config,
             *folder.relative_to(search.output_dir).parts,
             seed=config.train.seed + i,
+            fold=fold,
             entry_name=f"{search.output_dir.name}-{number}",
             parent_run_id=parent_run_id,
         )
-        for i, folder in enumerate(run_folders(search, number))
+        for folder, i, fold in runs_of(search, config.data, number)
     ]
 
 

@@ -15,6 +15,7 @@ from labn.runs.build import faithfulness
 from labn.sweeps.search.asha import list_rungs
 from labn.sweeps.search.samplers import make_sampler
 from labn.sweeps.search.space import Space
+from labn.sweeps.search.trial import trial_configs
 
 ROOT = Path(__file__).parents[3]
 RUN = {
@@ -167,6 +168,20 @@ def test_overrides_set_the_search_or_fix_its_runs(tmp_path):
         load_search(path, ["trails=5"])
     with pytest.raises(UserError, match="is also searched"):
         space_of(tmp_path, "loss.theta_b=0.4")
+
+
+def test_a_trial_is_run_on_every_fold_from_every_seed(tmp_path):
+    path = write(tmp_path, trial={"seeds": 2, "each_fold": True})
+    search = load_search(path, ["data.folds=3"])
+    space = Space(search, path)
+    parameters = space.decode(space.first_parameters()[0])
+    configs = trial_configs(search, space, parameters, 4, None)
+
+    runs = [(config.train.seed, config.data.fold) for config in configs]
+    assert runs == [(seed, fold) for seed in range(2) for fold in range(3)]
+    assert configs[4].output_dir == search.output_dir / "trials/4/seed-1-fold-1"
+    with pytest.raises(UserError, match=r"trial.each_fold = true: needs the number of folds"):
+        Space(load_search(path), path)
 
 
 def test_a_base_is_named_as_seen_from_the_searchs_file(tmp_path, monkeypatch):

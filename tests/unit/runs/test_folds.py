@@ -1,0 +1,95 @@
+"""The folds of one condition and seed are compared as one sample over all their images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from labn.config import Config
+from labn.errors import UserError
+from labn.runs.comparison.compare import compare_runs
+from labn.runs.comparison.differences import Cell
+from labn.runs.comparison.read_runs import ScoredRun, _check_comparable, condition_settings
+
+PID = "PID m=8"
+
+
+def scored(condition, seed, fold, values):
+    """Return a run whose images are named by their fold."""
+    names = [f"{fold}-{number}" for number in range(len(values))]
+    config = Config.model_validate(
+        {
+            "data": {"name": "synthetic", "folds": 2, "fold": fold or 0},
+            "loss": {"lambda_kl": condition},
+            "train": {"seed": seed},
+            "output_dir": "runs/x",
+        }
+    )
+    images = pd.DataFrame({"name": names, "label": "1", "sha256": names})
+    rows = [
+        (name, method, PID, "bias image", value + shift, 9)
+        for method, shift in (("LABN", 0.0), ("random", -0.5))
+        for name, value in zip(names, values, strict=True)
+    ]
+    return ScoredRun(
+        name=f"{condition}/{seed}/{fold}",
+        path=Path(f"runs/{condition}/{seed}/{fold}"),
+        seed=seed,
+        fold=fold,
+        settings=condition_settings(config),
+        terms={},
+        metrics={"val_auroc": 0.5 + 0.1 * (fold or 0)},
+        images=images,
+        manifest=images.assign(partition=str(fold)),
+        scores=pd.DataFrame(
+            rows, columns=["name", "method", "score", "baseline", "value", "num_points"]
+        ),
+        localisation=None,
+        lambda_layer=None,
+    )
+
+
+RUNS = [
+    scored(1.0, 0, 0, [0.1, 0.2, 0.3]),
+    scored(1.0, 0, 1, [0.5]),
+    scored(1.0, 1, 0, [0.3, 0.4, 0.5]),
+    scored(1.0, 1, 1, [0.7]),
+    scored(0.0, 0, 0, [0.0, 0.1, 0.1]),
+    scored(0.0, 0, 1, [0.4]),
+]
+
+
+def test_every_image_counts_once_in_a_sample_of_folds():
+    _check_comparable(RUNS, "validation")
+    found = compare_runs(RUNS, "validation", "LABN", ["full"] * 4 + ["no-kl"] * 2)
+
+    full = found.scores[Cell("full", "LABN", PID)]
+    assert list(full.by_run.values()) == pytest.approx([1.1 / 4, 1.9 / 4])
+    assert (full.num_seeds, full.num_images) == (2, 4)
+    assert found.scores[Cell("no-kl", "LABN", PID)].by_run == pytest.approx({"0.0/0/0": 0.15})
+    assert found.classification[Cell("full", "", "auroc")].mean == pytest.approx(0.55)
+    assert found.num_images == 4
+    (between,) = (one for one in found.differences if one.other.condition == "full"
+                  and one.cell.condition == "no-kl")  # fmt: skip
+    assert between.num_images == 4
+    assert between.difference == pytest.approx(0.15 - 0.375)
+
+
+def test_on_test_images_which_are_the_same_in_each_fold_folds_are_samples_as_seeds_are():
+    images = RUNS[0].images
+    runs = [replace(one, images=images, scores=RUNS[0].scores) for one in RUNS[:2]]
+    found = compare_runs(runs, "test", "LABN", ["full"] * 2)
+    assert found.scores[Cell("full", "LABN", PID)].num_seeds == 2
+
+
+def test_a_condition_that_lacks_a_fold_is_refused():
+    with pytest.raises(UserError, match=r"runs/0.0/0/0: there is no run of fold 1"):
+        _check_comparable(RUNS[:5], "validation")
+
+
+def test_the_same_fold_twice_is_no_other_sample():
+    with pytest.raises(UserError, match="the same training as"):
+        _check_comparable([*RUNS, replace(RUNS[0], name="again")], "validation")
