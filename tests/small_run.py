@@ -100,15 +100,15 @@ def evaluation_batches(batch_size: int = 3, split: Split = VALIDATION) -> Evalua
 class Hooks:
     """Hooks that record their calls and stop training after ``stop_after`` steps.
 
-    ``losses`` are returned as validation losses, one per epoch; without them the network is
-    scored. Checkpoints are saved to ``folder`` if it is specified.
+    ``losses`` are returned as validation losses, or as all metrics, one per epoch; without them
+    the network is scored. Checkpoints are saved to ``folder`` if it is specified.
     """
 
     def __init__(
         self,
         objective: Objective,
         *,
-        losses: Sequence[float] | None = None,
+        losses: Sequence[float | Metrics] | None = None,
         stop_after: int | None = None,
         save_after: int | None = None,
         folder: Path | None = None,
@@ -129,7 +129,8 @@ class Hooks:
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
         self.evaluated.append(copy.deepcopy(model.state_dict()))
         if self.losses is not None:
-            return {"val_loss": self.losses[epoch]}
+            metrics = self.losses[epoch]
+            return metrics if isinstance(metrics, dict) else {"val_loss": metrics}
         network = cast(LABN, model)
         scores = evaluate(network, evaluation_batches(), self.objective, FAITHFULNESS)
         return scores.as_metrics("val")

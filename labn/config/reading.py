@@ -127,11 +127,11 @@ def fill_earlier_values(tree: dict[str, Any], record: Mapping[str, Any]) -> None
 
     Settings that no release has recorded, which lack keys of the first one too, change nothing.
     """
-    recorded = flatten(record).keys()
-    is_record = recorded >= set(known_keys()) - EARLIER_VALUES.keys()
-    if is_record and not recorded >= EARLIER_VALUES.keys():
+    recorded = flatten(record)
+    is_record = recorded.keys() >= set(known_keys()) - EARLIER_VALUES.keys()
+    if is_record and not recorded.keys() >= EARLIER_VALUES.keys():
         for key in EARLIER_VALUES.keys() - flatten(tree).keys():
-            set_key(tree, key, EARLIER_VALUES[key])
+            set_key(tree, key, recorded.get(key, EARLIER_VALUES[key]))
 
 
 def _keep_earlier_values(tree: dict[str, Any]) -> None:

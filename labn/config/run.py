@@ -122,8 +122,14 @@ class TrainConfig(Section):
     learning_rate_backbone: Positive = 1e-4
     weight_decay: NonNegative = 0.09
     warmup_epochs: NonNegative = 5.0
+    monitor: Literal["val_loss", "val_pid", "val_auroc"] = "val_loss"
+    """The metric that decides which epoch is the best; early stopping follows it."""
+    min_auroc: Fraction = 0.0
+    """`val_auroc` that the best epoch must reach, if any epoch does."""
+    min_accuracy: Fraction = 0.0
+    """`val_accuracy` that the best epoch must reach, if any epoch does."""
     early_stopping_patience: Count | None = 6
-    """Epochs in a row without a better validation loss; None: train to the end."""
+    """Epochs in a row without a better one; None: train to the end."""
     balanced_sampling: bool = False
     accumulation_steps: Count = 1
     """Parts in which a batch is computed, to save memory."""
@@ -252,6 +258,9 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.on_device": "never",
     "loss.mask_rule": "threshold",
     "train.force_precision": False,
+    "train.min_accuracy": 0.0,
+    "train.min_auroc": 0.0,
+    "train.monitor": "val_loss",
     "train.precision": "float32",
 }
 """For each key that is newer than the first release, or had another default, what that one did."""

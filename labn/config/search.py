@@ -60,7 +60,7 @@ class ConstraintConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """The scores to maximise: of the validation subset, at the epoch of the lowest loss."""
+    """The scores to maximise: of the validation subset, at the best epoch (`train.monitor`)."""
 
     maximise: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=2)] = ("val_pid",)
     """Two of them: a Pareto front of trials."""

@@ -20,11 +20,13 @@ _HISTORY_PANELS = {
 }
 
 
-def history_figure(history: Sequence[Mapping[str, float | int]]) -> Figure:
+def history_figure(
+    history: Sequence[Mapping[str, float | int]], best_epoch: float | None = None, reason: str = ""
+) -> Figure:
     """Return a figure of loss, PID, classification scores and learning rates by epoch.
 
-    Entries are epochs 1, 2, ... unless they have an ``epoch``. A line marks the lowest
-    ``val_loss``; every key that starts with ``learning_rate`` is drawn.
+    Entries are epochs 1, 2, ... unless they have an ``epoch``. A line marks ``best_epoch``, the
+    best for that ``reason``; every key that starts with ``learning_rate`` is drawn.
 
     Raises:
         ValueError: the history is empty.
@@ -43,12 +45,10 @@ def history_figure(history: Sequence[Mapping[str, float | int]]) -> Figure:
     for axes in grid[1]:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    losses = _series(history, "val_loss")
-    if np.isfinite(losses).any():
-        best = epochs[np.nanargmin(losses)]
+    if best_epoch is not None:
         for axes in filter(Axes.get_lines, grid.flat):
-            axes.axvline(best, color=GREY, linestyle=":", linewidth=1.2)
-        figure.suptitle(f"Best epoch: {best:g} (lowest validation loss, dotted)", fontsize=11)
+            axes.axvline(best_epoch, color=GREY, linestyle=":", linewidth=1.2)
+        figure.suptitle(f"Best epoch: {best_epoch:g} ({reason}, dotted)", fontsize=11)
     return figure
 
 

@@ -50,6 +50,13 @@ from labn.training.process_group import Group
 
 logger = logging.getLogger(__name__)
 
+_REASONS = {
+    "val_loss": "lowest validation loss",
+    "val_pid": "highest validation PID",
+    "val_auroc": "highest validation AUROC",
+}
+"""Why an epoch is the best, by ``train.monitor``."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -193,7 +200,8 @@ class TrainingHooks:
             scores = SubsetEvaluation(
                 trained, dataset, "validation", options, place, reporter, draws_maps=False
             ).complete()
-        save_figure(history_figure(self.trainer.progress.history), folder.history_picture)
+        history, reason = self.trainer.progress.history, _REASONS[config.train.monitor]
+        save_figure(history_figure(history, best_epoch, reason), folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
             | {"best_epoch": float(best_epoch)},

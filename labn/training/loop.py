@@ -17,6 +17,7 @@ from labn.data.batches import Batch
 from labn.errors import Interrupted, RunFailed
 from labn.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from labn.training.losses import LossSums, Objective
+from labn.training.monitor import quality
 from labn.training.process_group import SINGLE, Group, no_exchange
 from labn.training.step import MicroBatch, StepResult, TrainingStep
 from labn.training.throughput import Throughput
@@ -50,7 +51,7 @@ class Hooks(Protocol):
         """Receive the metrics of all epochs so far; the last one has just ended."""
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
-        """Save a model whose validation loss is the lowest so far."""
+        """Save the model of an epoch that is the best so far."""
 
     def save(self, checkpoint: TrainingCheckpoint, global_step: int) -> None:
         """Save a checkpoint to resume from."""
@@ -75,13 +76,12 @@ class Progress:
     global_step: int = 0
     loss_sums: list[float] = field(default_factory=lambda: [0.0] * len(LossSums._fields))
     gradient_norm_sum: float = 0.0
-    best_loss: float = math.inf
     best_epoch: int = -1
     history: list[Metrics] = field(default_factory=list)
 
     @property
     def num_epochs_without_gain(self) -> int:
-        """Epochs since the lowest validation loss."""
+        """Epochs since the best one."""
         return self.epoch - 1 - self.best_epoch if self.epoch else 0
 
 
@@ -232,8 +232,8 @@ class Trainer:
         metrics = {"epoch": float(progress.epoch + 1), **self._train_metrics()}
         metrics |= self._validate(evaluated)
         progress.history.append(metrics)
-        if metrics["val_loss"] < progress.best_loss:
-            progress.best_loss, progress.best_epoch = metrics["val_loss"], progress.epoch
+        if self._is_best(metrics):
+            progress.best_epoch = progress.epoch
             self.hooks.on_best(evaluated, metrics)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sums = [0.0] * len(LossSums._fields)
@@ -242,11 +242,19 @@ class Trainer:
         self.hooks.on_epoch(progress.history)
         self._save()
 
+    def _is_best(self, metrics: Metrics) -> bool:
+        progress = self.progress
+        if progress.best_epoch < 0:
+            return True
+        best = progress.history[progress.best_epoch]
+        return quality(metrics, self.settings) > quality(best, self.settings)
+
     def _validate(self, model: nn.Module) -> Metrics:
         try:
             metrics = self.hooks.validate(model, self.progress.epoch)
             if not math.isfinite(metrics["val_loss"]):
                 raise RunFailed(f"val_loss is {metrics['val_loss']}")
+            quality(metrics, self.settings)  # may lack a metric
         except RunFailed as error:
             raise RunFailed(
                 f"validation after step {self.progress.global_step} (epoch"
@@ -299,7 +307,8 @@ class Trainer:
 
 def _plain(progress: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of what the trainer changes in place."""
-    return progress | {
+    kept = {key: value for key, value in progress.items() if key != "best_loss"}  # of 0.1.0
+    return kept | {
         "history": [dict(metrics) for metrics in progress["history"]],
         # The first release did not sum the last term.
         "loss_sums": [*progress["loss_sums"], 0.0][: len(LossSums._fields)],

@@ -63,9 +63,10 @@ def trial_configs(
     config = space.config(parameters)
     tracking = config.tracking.model_copy(update={"log_model": search.trial.log_model})
     changes: dict[str, Any] = {"tracking": tracking}
-    if search.pruning is not None:
+    if search.pruning is not None and config.train.monitor != "val_pid":
         # The PID of early epochs decides less, and is measured at fewer points. The number grows
-        # after a rung, so that all trials are measured alike at each rung.
+        # after a rung, so that all trials are measured alike at each rung. Where the PID decides
+        # which epoch is the best, all epochs are measured alike.
         epochs = tuple(rung + 1 for rung in list_rungs(search.pruning, config.train.epochs))
         changes["validation"] = config.validation.model_copy(update={"pid_growth_epochs": epochs})
     config = config.model_copy(update=changes)

@@ -270,7 +270,6 @@ def test_the_network_that_is_kept_is_that_of_the_epoch_with_the_lowest_loss(ema_
     trainer = run_short(early_stopping_patience=3, ema_decay=ema_decay)
 
     assert trainer.progress.best_epoch == 6
-    assert trainer.progress.best_loss == 1.5
     hooks = trainer.hooks
     assert len(hooks.bests) == 4
     assert_same(hooks.bests[-1], hooks.evaluated[6])
@@ -280,6 +279,49 @@ def test_the_network_that_is_kept_is_that_of_the_epoch_with_the_lowest_loss(ema_
     else:
         assert torch.equal(hooks.bests[-1]["fc.weight"], saved["average"]["module.fc.weight"])
         assert not torch.equal(hooks.bests[-1]["fc.weight"], saved["model"]["fc.weight"])
+
+
+EPOCHS = [
+    {"val_loss": 1.0, "val_pid": 0.30, "val_auroc": 0.6, "val_accuracy": 0.6},
+    {"val_loss": 0.8, "val_pid": 0.20, "val_auroc": 0.7, "val_accuracy": 0.7},
+    {"val_loss": 0.9, "val_pid": 0.25, "val_auroc": 0.8, "val_accuracy": 0.7},
+    {"val_loss": 1.1, "val_pid": 0.25, "val_auroc": 0.8, "val_accuracy": 0.8},
+    {"val_loss": 1.2, "val_pid": 0.10, "val_auroc": 0.8, "val_accuracy": 0.7},
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "bests", "num_epochs"),
+    [
+        ({}, [0, 1], 4),
+        ({"monitor": "val_pid"}, [0], 3),
+        ({"monitor": "val_auroc"}, [0, 1, 2], 5),
+        # The floor is reached at the third epoch; until then the closest one counts.
+        ({"monitor": "val_pid", "min_auroc": 0.75}, [0, 1, 2], 5),
+        ({"monitor": "val_pid", "min_auroc": 0.75, "min_accuracy": 0.75}, [0, 1, 2, 3], 5),
+        # No epoch reaches it.
+        ({"monitor": "val_pid", "min_auroc": 0.9}, [0, 1, 2], 5),
+    ],
+    ids=str,
+)
+def test_the_monitored_metric_decides_what_is_kept_and_when_to_stop(settings, bests, num_epochs):
+    hooks = Hooks(make_objective(), losses=EPOCHS)
+    trainer = run(
+        batches=FixedBatches(first_batch(2)), hooks=hooks, epochs=len(EPOCHS),
+        early_stopping_patience=2, **settings,
+    )  # fmt: skip
+
+    assert len(trainer.progress.history) == num_epochs
+    assert trainer.progress.best_epoch == bests[-1]
+    for kept, epoch in zip(hooks.bests, bests, strict=True):
+        assert_same(kept, hooks.evaluated[epoch])
+
+
+def test_a_metric_that_decides_and_was_not_measured_fails_the_run():
+    for settings in ({"monitor": "val_pid"}, {"min_auroc": 0.5}):
+        hooks = Hooks(make_objective(), losses=[1.0])
+        with pytest.raises(RunFailed, match=r"is not measured, but decides which epoch"):
+            run(batches=FixedBatches(first_batch(2)), hooks=hooks, epochs=1, **settings)
 
 
 # Failing.

@@ -1,0 +1,34 @@
+"""The comparison of epochs: which one is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from labn.config import TrainConfig
+from labn.errors import RunFailed
+
+
+def quality(metrics: Mapping[str, float], settings: TrainConfig) -> tuple[float, float]:
+    """Return how good an epoch is: larger is better.
+
+    An epoch that reaches ``min_auroc`` and ``min_accuracy`` is better than one that does not, and
+    among those that do not the one that is closest is the best; then ``monitor`` decides.
+
+    Raises:
+        RunFailed: a metric that decides was not measured.
+    """
+    floors = {"val_auroc": settings.min_auroc, "val_accuracy": settings.min_accuracy}
+    missed = [floor - _required(metrics, name) for name, floor in floors.items() if floor > 0]
+    value = _required(metrics, settings.monitor)
+    return -max([0.0, *missed]), -value if settings.monitor == "val_loss" else value
+
+
+def _required(metrics: Mapping[str, float], name: str) -> float:
+    value = metrics.get(name, math.nan)
+    if not math.isfinite(value):
+        raise RunFailed(
+            f"{name} is {metrics.get(name, 'not measured')}, but decides which epoch is the best"
+            " (train.monitor, train.min_auroc, train.min_accuracy)"
+        )
+    return value
