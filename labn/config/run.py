@@ -142,6 +142,9 @@ class TrainConfig(Section):
     """Take bf16 even where no instruction computes in it."""
     channels_last: bool = True
     compile: bool = False
+    """Compile the network, once for each size of batch: minutes before a run, faster steps."""
+    cuda_graphs: bool = False
+    """Record the compiled network's kernels once and launch them together; needs `compile`."""
     device: str = "auto"
     checkpoint_steps: Count | None = None
     """Steps between checkpoints within an epoch; one is always written at its end."""
@@ -230,6 +233,10 @@ class Config(Section):
                 self.train.accumulation_steps,
                 f"must not exceed train.batch_size ({self.train.batch_size})",
             )
+        if self.train.cuda_graphs and not self.train.compile:
+            raise ConfigProblem(
+                "train.cuda_graphs", True, "needs the compiled network; set train.compile=true"
+            )
         if self.validation.pid_patch_size > self.data.image_size:
             raise ConfigProblem(
                 "validation.pid_patch_size",
@@ -257,6 +264,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.group_gap_s": 120.0,
     "data.on_device": "never",
     "loss.mask_rule": "threshold",
+    "train.cuda_graphs": False,
     "train.force_precision": False,
     "train.min_accuracy": 0.0,
     "train.min_auroc": 0.0,

@@ -129,7 +129,9 @@ class TrainingHooks:
         batches = training_batches(self.dataset, config.data, config.train, device, group)
         average = build_average(model, config.train)
         if config.train.compile:
-            model.compile()
+            # Not dynamic: strips and tiles follow from the size of a batch, of which there are few.
+            mode = "reduce-overhead" if config.train.cuda_graphs else None
+            model.compile(dynamic=False, mode=mode)
         return Trainer(
             model=model,
             objective=self.objective,

@@ -51,3 +51,26 @@ def build_average(model: nn.Module, settings: TrainConfig) -> AveragedModel | No
         return None
     average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def update_average(average: AveragedModel, network: nn.Module) -> None:
+    """Average in a network's weights and statistics, as ``average.update_parameters`` does.
+
+    That copies its count of updates to the weights' device, and so waits for a GPU; the moving
+    average does not use the count.
+    """
+    if average.n_averaged == 0:
+        average.update_parameters(network)
+        return
+    assert average.multi_avg_fn is not None
+    with torch.no_grad():
+        averaged = [*average.module.parameters(), *average.module.buffers()]
+        current = [*network.parameters(), *network.buffers()]
+        for is_float in (True, False):
+            pairs = [
+                pair
+                for pair in zip(averaged, current, strict=True)
+                if pair[0].is_floating_point() is is_float
+            ]
+            average.multi_avg_fn(*(list(part) for part in zip(*pairs, strict=True)), None)
+    average.n_averaged += 1

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from labn.config import TrainConfig
 from labn.training.losses import LossSums, Objective
+from labn.training.optim import update_average
 from labn.training.precision import autocast
 
 
@@ -53,6 +54,8 @@ class TrainingStep:
         self, micro_batches: Iterable[MicroBatch], weight: Tensor, num_images: Tensor
     ) -> StepResult:
         """Take one step on a batch, passed in pieces, with its total class weight and size."""
+        if self.settings.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         loss, sums = torch.zeros_like(weight), LossSums(*[torch.zeros_like(weight)] * 6)
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, share in micro_batches:
@@ -69,5 +72,5 @@ class TrainingStep:
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            update_average(self.average, self.network)
         return StepResult(loss, sums, norm)

@@ -51,7 +51,7 @@ def _run(name: str, section: Callable[[], Rows]) -> Rows:
     """Yield a section's rows; one that breaks off fails, and the others still run."""
     try:
         yield from section()
-    except Exception:
+    except (RuntimeError, TypeError, ValueError, LookupError, OSError):
         traceback.print_exc()
         yield Row(name=f"section {name} broke off", value=float("nan"), unit="", at_most=0)
 

@@ -58,7 +58,7 @@ def _train(folder: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "labn", "train", "configs/demo.yaml", *_SETTINGS,
          f"output_dir={folder}", f"data.cache_dir={folder.parent / 'cache'}"],
         cwd=_ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | {"PYTHONPATH": f"{_ROOT}:{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
 
 

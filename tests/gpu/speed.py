@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from labn.config import TrainConfig
 from labn.metrics.faithfulness import patch_insertion_deletion
+from labn.training.device import choose_device
 from labn.training.evaluate import predictor
 from labn.training.precision import autocast
 from tests.bench.reference import with_conv3d_layers
 from tests.gpu.rows import Row, Rows, median_ms
-from tests.gpu.setup import make_network, make_subject, random_images
+from tests.gpu.setup import SIDE, make_network, make_subject, random_images
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -34,9 +36,9 @@ def training_rows() -> Rows:
         for batch in (32, 128):
             yield from _training(f"{precision}", batch, TrainConfig(precision=precision), rate)
     for batch in (32, 128):
-        yield from _training(
-            "bf16 compiled", batch, TrainConfig(precision="bf16", compile=True), rate
-        )
+        for name, graphs in (("bf16 compiled", False), ("bf16 compiled, CUDA graphs", True)):
+            settings = TrainConfig(precision="bf16", compile=True, cuda_graphs=graphs)
+            yield from _training(name, batch, settings, rate)
 
 
 def _training(name: str, batch: int, settings: TrainConfig, rate: float) -> Rows:
@@ -47,7 +49,8 @@ def _training(name: str, batch: int, settings: TrainConfig, rate: float) -> Rows
         subject.train()
     start_s = time.perf_counter()
     if settings.compile:
-        subject.network.compile(dynamic=False)
+        mode = "reduce-overhead" if settings.cuda_graphs else None
+        subject.network.compile(dynamic=False, mode=mode)
     subject.train()
     torch.cuda.synchronize()
     first_s = time.perf_counter() - start_s
@@ -96,27 +99,25 @@ def other_rows() -> Rows:
 
 def evaluation_rows() -> Rows:
     """Measure prediction, and PID of one image at m = 16 over every n."""
-    network = make_network().cuda().eval()
+    predict = predictor(make_network().cuda())
+    saliency = torch.rand(1, SIDE, SIDE, device="cuda")
+    label = torch.ones(1, dtype=torch.int64, device="cuda")
     for precision in PRECISIONS:
         settings = TrainConfig(precision=precision)
-        predict = predictor(network)
-        device = torch.device("cuda")
+        device = choose_device(settings)
         for batch in (32, 128):
             images, _ = random_images(batch)
-            ms = median_ms(_in_evaluation(settings, device, lambda: predict(images)))
+            ms = median_ms(_in_evaluation(settings, device, partial(predict, images)))
             yield Row(
                 name=f"evaluation, {precision}, batch {batch}",
                 value=batch / ms * 1e3, unit="images/s",
             )  # fmt: skip
-        image, saliency = random_images(1)[0], torch.rand(1, 224, 224, device="cuda")
-        label = torch.ones(1, dtype=torch.int64, device="cuda")
-        work = _in_evaluation(
-            settings, device,
-            lambda: patch_insertion_deletion(
-                predict, image, saliency, label, patch_size=16, baseline=0.0, batch_size=128
-            ),
+        score = partial(
+            patch_insertion_deletion, predict, random_images(1)[0], saliency, label,
+            patch_size=16, baseline=0.0, batch_size=128,
         )  # fmt: skip
-        yield Row(name=f"PID of one image, m = 16, {precision}", value=median_ms(work), unit="ms")
+        ms = median_ms(_in_evaluation(settings, device, score))
+        yield Row(name=f"PID of one image, m = 16, {precision}", value=ms, unit="ms")
 
 
 def _in_evaluation(

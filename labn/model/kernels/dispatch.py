@@ -63,7 +63,7 @@ def lambdas(
                 queries.permute(0, 3, 1, 2), values.mT, content, kernel, map_size
             )
             return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
-        if is_accelerator(queries) and not torch.compiler.is_exporting():
+        if is_accelerator(queries) and not _is_exporting():
             y_bmhv = product_lambda.apply_lambdas(
                 queries.permute(0, 3, 1, 2),
                 values.mT,
@@ -79,9 +79,14 @@ def lambdas(
         return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
 
 
+def _is_exporting() -> bool:
+    """Return whether this is an export; the compiler, whose versions differ, may say so, too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def _choose_position_lambda(map_size: tuple[int, int], value_depth: int) -> PositionLambda:
     """Choose among the implementations in torch."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         # The only one without a loop over images, which would fix the exported batch size.
         return position_lambda.by_fft
     if map_size[0] * map_size[1] <= _MAX_DENSE_POSITIONS:
