@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labn.config import TrainConfig
 from labn.data.augment import Augmentation
 from labn.data.batches import Batch, EvaluationBatches, TrainingBatches
-from labn.data.dataset import Split, measure_statistics
+from labn.data.dataset import Subset, measure_statistics
 from labn.model.network import LABN, LABNOutput, build_model
 from labn.training import checkpoint
 from labn.training.checkpoint import TrainingCheckpoint
@@ -35,13 +35,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_split(
+def make_subset(
     num_images: int = NUM_IMAGES,
     *,
     seed: int = 0,
     size: int = 24,
     labels: Sequence[int] | None = None,
-) -> Split:
+) -> Subset:
     """Return images of noise; every other one, a positive, has a bright square somewhere."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 160, (num_images, size, size, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def make_split(
         row, column = rng.integers(0, size - 8, 2)
         if label:
             image[row : row + 8, column : column + 8] = 250
-    return Split(
+    return Subset(
         images=images,
         masks=None,
         indices=np.arange(num_images),
@@ -60,7 +60,7 @@ def make_split(
     )
 
 
-TRAIN, VALIDATION = make_split(seed=1), make_split(5, seed=2)
+TRAIN, VALIDATION = make_subset(seed=1), make_subset(5, seed=2)
 STATISTICS = measure_statistics(TRAIN)
 FAITHFULNESS = Faithfulness(patch_size=8, num_points=3)
 
@@ -80,9 +80,9 @@ def make_objective(**changes: Any) -> Objective:
     return Objective(bias_image=STATISTICS.bias_image, **(settings | changes))
 
 
-def make_batches(settings: TrainConfig, split: Split = TRAIN) -> TrainingBatches:
+def make_batches(settings: TrainConfig, subset: Subset = TRAIN) -> TrainingBatches:
     return TrainingBatches(
-        split,
+        subset,
         STATISTICS,
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -93,8 +93,8 @@ def make_batches(settings: TrainConfig, split: Split = TRAIN) -> TrainingBatches
     )
 
 
-def evaluation_batches(batch_size: int = 3, split: Split = VALIDATION) -> EvaluationBatches:
-    return EvaluationBatches(split, STATISTICS, batch_size, CPU)
+def evaluation_batches(batch_size: int = 3, subset: Subset = VALIDATION) -> EvaluationBatches:
+    return EvaluationBatches(subset, STATISTICS, batch_size, CPU)
 
 
 class Hooks:

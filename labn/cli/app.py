@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 
-class SubsetName(StrEnum):
+class SubsetChoice(StrEnum):
     """A subset of a data set."""
 
     train = "train"
@@ -41,7 +41,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")
 ]
 SubsetOption = Annotated[
-    SubsetName, typer.Option("--subset", "--split", help="Which subset of the data.")
+    SubsetChoice, typer.Option("--subset", "--split", help="Which subset of the data.")
 ]
 
 

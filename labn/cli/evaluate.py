@@ -14,7 +14,7 @@ from labn.cli.app import (
     Json,
     Overrides,
     Run,
-    SubsetName,
+    SubsetChoice,
     SubsetOption,
     app,
     metrics_table,
@@ -39,7 +39,7 @@ class PidBaseline(StrEnum):
 def evaluate(
     run: Run,
     overrides: Overrides = None,
-    subset: SubsetOption = SubsetName.test,
+    subset: SubsetOption = SubsetChoice.test,
     data: Annotated[
         str | None,
         typer.Option(help="The data's folder, if it is no longer data.root.", show_default=False),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from labn.cli.app import Json, SubsetName, SubsetOption, app, print_result
+from labn.cli.app import Json, SubsetChoice, SubsetOption, app, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.errors import UserError
 
@@ -18,7 +18,7 @@ _STUDY_FILE = "study.yaml"
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of scored runs.", show_default=False)],
-    subset: SubsetOption = SubsetName.test,
+    subset: SubsetOption = SubsetChoice.test,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder to write to.", show_default="report, beside the first run"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Run, SubsetName, SubsetOption, app, print_result
+from labn.cli.app import Json, Overrides, Run, SubsetChoice, SubsetOption, app, print_result
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sanity(
     run: Run,
     overrides: Overrides = None,
-    subset: SubsetOption = SubsetName.test,
+    subset: SubsetOption = SubsetChoice.test,
     num_images: Annotated[int, typer.Option(min=1, help="Positive images to explain.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     as_json: Json = False,

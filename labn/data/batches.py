@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from labn.data.augment import Augmentation, change_batch, draw_changes
-from labn.data.dataset import ChannelStatistics, Split
+from labn.data.dataset import ChannelStatistics, Subset
 from labn.errors import UserError
 
 BIAS_NAME = "bias image"
@@ -72,7 +72,7 @@ class _Source:
 
     def __init__(
         self,
-        subset: Split,
+        subset: Subset,
         statistics: ChannelStatistics,
         device: torch.device,
         on_device: OnDevice,
@@ -114,7 +114,7 @@ def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _fits(subset: Split, device: torch.device, on_device: OnDevice) -> bool:
+def _fits(subset: Subset, device: torch.device, on_device: OnDevice) -> bool:
     if on_device != "auto":
         return on_device == "always"
     num_bytes = len(subset) * math.prod(subset.images.shape[1:])
@@ -144,7 +144,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        split: Split,
+        subset: Subset,
         statistics: ChannelStatistics,
         *,
         batch_size: int,
@@ -157,17 +157,17 @@ class TrainingBatches:
         shard: Shard = slice,
     ) -> None:
         self._shard = shard
-        self._split, self._source = split, _Source(split, statistics, device, on_device)
+        self._subset, self._source = subset, _Source(subset, statistics, device, on_device)
         self._batch_size, self._seed = batch_size, seed
         self._bias_copies, self._balanced = bias_copies, balanced
         self._augment = augment
         if balanced:
-            _balanced_counts(split, bias_copies)
+            _balanced_counts(subset, bias_copies)
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
-        num_full, num_rest = divmod(len(self._split) + self._bias_copies, self._batch_size)
+        num_full, num_rest = divmod(len(self._subset) + self._bias_copies, self._batch_size)
         return max(1, num_full + (num_rest > 1))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -193,17 +193,17 @@ class TrainingBatches:
     def _order(self, rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
         bias = np.full(self._bias_copies, BIAS_POSITION)
         if not self._balanced:
-            return rng.permutation(np.concatenate([np.arange(len(self._split)), bias]))
+            return rng.permutation(np.concatenate([np.arange(len(self._subset)), bias]))
         draws = [
-            rng.choice(np.flatnonzero(self._split.labels == label), count)
-            for label, count in _balanced_counts(self._split, self._bias_copies).items()
+            rng.choice(np.flatnonzero(self._subset.labels == label), count)
+            for label, count in _balanced_counts(self._subset, self._bias_copies).items()
         ]
         return rng.permutation(np.concatenate([*draws, bias]))
 
     def _batch(self, gathered: _Gathered) -> Batch:
         source, positions = self._source, gathered.positions
         is_bias = positions == BIAS_POSITION
-        labels = np.where(is_bias, 0, self._split.labels[np.maximum(positions, 0)])
+        labels = np.where(is_bias, 0, self._subset.labels[np.maximum(positions, 0)])
         images = source.images(gathered.pixels)
         images = change_batch(images, self._augment, source.move(gathered.draws))
         is_bias_b111 = source.move(torch.from_numpy(is_bias)).view(-1, 1, 1, 1)
@@ -213,17 +213,17 @@ class TrainingBatches:
             images=images.contiguous(memory_format=torch.channels_last),
             labels=source.move(torch.from_numpy(labels)),
             names=tuple(
-                BIAS_NAME if position == BIAS_POSITION else self._split.names[position]
+                BIAS_NAME if position == BIAS_POSITION else self._subset.names[position]
                 for position in positions
             ),
             positions=source.move(torch.from_numpy(positions)),
         )
 
 
-def _balanced_counts(split: Split, bias_copies: int) -> dict[int, int]:
+def _balanced_counts(subset: Subset, bias_copies: int) -> dict[int, int]:
     """Return the images per class in a balanced epoch; the bias image counts as a negative."""
-    classes = [int(label) for label in np.unique(split.labels)]
-    share, rest = divmod(len(split) + bias_copies, len(classes))
+    classes = [int(label) for label in np.unique(subset.labels)]
+    share, rest = divmod(len(subset) + bias_copies, len(classes))
     counts = {label: share + (index < rest) for index, label in enumerate(classes)}
     counts[0] -= bias_copies
     if counts[0] < 0:
@@ -239,29 +239,29 @@ class EvaluationBatches:
 
     def __init__(
         self,
-        split: Split,
+        subset: Subset,
         statistics: ChannelStatistics,
         batch_size: int,
         device: torch.device,
         on_device: OnDevice = "auto",
     ) -> None:
-        self._split, self._batch_size = split, batch_size
-        self._source = _Source(split, statistics, device, on_device)
+        self._subset, self._batch_size = subset, batch_size
+        self._source = _Source(subset, statistics, device, on_device)
 
     def __len__(self) -> int:
-        return -(-len(self._split) // self._batch_size)
+        return -(-len(self._subset) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        source, split = self._source, self._split
+        source, subset = self._source, self._subset
         for positions, pixels in source.ahead(self._gathered()):
             yield Batch(
                 images=source.images(pixels),
-                labels=source.move(torch.from_numpy(split.labels[positions])),
-                names=split.names[positions[0] : positions[-1] + 1],
+                labels=source.move(torch.from_numpy(subset.labels[positions])),
+                names=subset.names[positions[0] : positions[-1] + 1],
                 positions=source.move(torch.from_numpy(positions)),
             )
 
     def _gathered(self) -> Iterator[tuple[Int64[np.ndarray, " b"], Tensor]]:
-        for start in range(0, len(self._split), self._batch_size):
-            positions = np.arange(start, min(start + self._batch_size, len(self._split)))
+        for start in range(0, len(self._subset), self._batch_size):
+            positions = np.arange(start, min(start + self._batch_size, len(self._subset)))
             yield positions, self._source.gather(positions)

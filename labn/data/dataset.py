@@ -20,7 +20,7 @@ from torch import Tensor
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
 from labn.data.groups import find_groups
-from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, Subset
+from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, SubsetName
 from labn.data.splits import assign_subsets
 from labn.errors import UserError
 from labn.storage.files import replacing
@@ -31,7 +31,7 @@ _CHUNK_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Split:
+class Subset:
     """One subset of a data set.
 
     ``images`` and ``masks`` are memory maps of the whole data set's cache, and ``indices`` the
@@ -52,7 +52,7 @@ class Split:
         """Return the images at these positions of the subset."""
         return np.asarray(self.images[self.indices[positions]])
 
-    def select(self, positions: Int64[np.ndarray, " b"]) -> Split:
+    def select(self, positions: Int64[np.ndarray, " b"]) -> Subset:
         """Return a subset of these positions alone, in this order."""
         return replace(
             self,
@@ -90,7 +90,7 @@ class Dataset:
 
     class_names: tuple[str, ...]
     num_channels: int
-    splits: dict[Subset, Split]
+    subsets: dict[SubsetName, Subset]
     statistics: ChannelStatistics
     manifest: pd.DataFrame
     digest: str
@@ -134,13 +134,13 @@ def prepare_dataset(
         folds=folds,
         fold=fold,
     )
-    splits = {name: _split(records, cache, assignment.subsets, name) for name in SUBSETS}
+    subsets = {name: _subset(records, cache, assignment.subsets, name) for name in SUBSETS}
     manifest = _manifest(records, cache, assignment.subsets)
     return Dataset(
         class_names=reader.class_names,
         num_channels=reader.num_channels,
-        splits=splits,
-        statistics=_statistics(splits["train"], cache.path),
+        subsets=subsets,
+        statistics=_statistics(subsets["train"], cache.path),
         manifest=manifest,
         digest=_digest(manifest),
         notes=assignment.notes,
@@ -161,15 +161,15 @@ def _usable_records(scan: Scan) -> list[Record]:
     return scan.records
 
 
-def _split(
+def _subset(
     records: Sequence[Record],
     cache: ImageCache,
-    subsets: Sequence[Subset | None],
-    name: Subset,
-) -> Split:
+    subsets: Sequence[SubsetName | None],
+    name: SubsetName,
+) -> Subset:
     positions = [position for position, subset in enumerate(subsets) if subset == name]
     indices = np.array(positions, dtype=np.int64)
-    return Split(
+    return Subset(
         images=cache.images,
         masks=cache.masks,
         indices=indices,
@@ -180,7 +180,7 @@ def _split(
 
 
 def _manifest(
-    records: Sequence[Record], cache: ImageCache, subsets: Sequence[Subset | None]
+    records: Sequence[Record], cache: ImageCache, subsets: Sequence[SubsetName | None]
 ) -> pd.DataFrame:
     return pd.DataFrame(
         [
@@ -197,7 +197,7 @@ def _digest(manifest: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _statistics(train: Split, directory: Path) -> ChannelStatistics:
+def _statistics(train: Subset, directory: Path) -> ChannelStatistics:
     """Return the training statistics from the cache, or measure and store them there."""
     key = hashlib.sha256(train.indices.tobytes()).hexdigest()[:16]
     path = directory / f"statistics-{key}.npz"
@@ -214,7 +214,7 @@ def _statistics(train: Split, directory: Path) -> ChannelStatistics:
     return statistics
 
 
-def measure_statistics(train: Split) -> ChannelStatistics:
+def measure_statistics(train: Subset) -> ChannelStatistics:
     """Return the statistics and the bias image, measured in one pass by exact integer sums.
 
     Raises:

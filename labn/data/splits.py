@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from labn.data.groups import Groups, merge_groups
-from labn.data.readers.reader import SUBSETS, Record, Subset
+from labn.data.readers.reader import SUBSETS, Record, SubsetName
 from labn.errors import UserError
 
 _NUM_NAMES_SHOWN = 10
@@ -31,7 +31,7 @@ _MAX_PARTS = 20
 class SubsetAssignment:
     """The subset of each record, None where it is dropped, and notes on this for the user."""
 
-    subsets: tuple[Subset | None, ...]
+    subsets: tuple[SubsetName | None, ...]
     notes: tuple[str, ...]
 
 
@@ -65,7 +65,7 @@ def assign_subsets(
             from, the training subset has no positives or no negatives, there are too few groups,
             or the data set names the validation subset that folds would draw.
     """
-    subsets: list[Subset | None] = [record.subset or "train" for record in records]
+    subsets: list[SubsetName | None] = [record.subset or "train" for record in records]
     leaked = _find_leaked(subsets, sha256)
     notes = _apply_policy(
         "cross_partition_duplicates", cross_partition_duplicates, leaked, records, subsets
@@ -96,7 +96,9 @@ def _groups(keys: Sequence[str], positions: Iterable[int]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _find_leaked(subsets: Sequence[Subset | None], sha256: Sequence[str]) -> dict[int, list[int]]:
+def _find_leaked(
+    subsets: Sequence[SubsetName | None], sha256: Sequence[str]
+) -> dict[int, list[int]]:
     """Map each image that has copies in a later subset to those copies."""
     rank = [SUBSETS.index(subset) for subset in subsets if subset]
     return {
@@ -108,7 +110,7 @@ def _find_leaked(subsets: Sequence[Subset | None], sha256: Sequence[str]) -> dic
 
 
 def _find_contradicted(
-    subsets: Sequence[Subset | None], sha256: Sequence[str], records: Sequence[Record]
+    subsets: Sequence[SubsetName | None], sha256: Sequence[str], records: Sequence[Record]
 ) -> dict[int, list[int]]:
     """Map each training or validation image that has copies of another label to those copies."""
     pool = (i for i, subset in enumerate(subsets) if subset in ("train", "validation"))
@@ -125,7 +127,7 @@ def _apply_policy(
     policy: str,
     found: dict[int, list[int]],
     records: Sequence[Record],
-    subsets: list[Subset | None],
+    subsets: list[SubsetName | None],
 ) -> list[str]:
     """Refuse, keep or drop the images found, and return notes on this for the user."""
     if not found:
@@ -159,7 +161,10 @@ class _Draw:
     seed: int
 
     def share(
-        self, subsets: list[Subset | None], target: Literal["test", "validation"], fraction: float
+        self,
+        subsets: list[SubsetName | None],
+        target: Literal["test", "validation"],
+        fraction: float,
     ) -> str:
         """Move a share of training images, stratified by grade, to a subset; return a note."""
         pool = [position for position, subset in enumerate(subsets) if subset == "train"]
@@ -180,7 +185,7 @@ class _Draw:
             f" ({settings}{shown})"
         )
 
-    def fold(self, subsets: list[Subset | None], num_folds: int, fold: int) -> str:
+    def fold(self, subsets: list[SubsetName | None], num_folds: int, fold: int) -> str:
         """Move one of several folds of the training images to validation; return a note."""
         pool = [position for position, subset in enumerate(subsets) if subset == "train"]
         number_of = self._parts(pool, num_folds, f"data.folds = {num_folds}")
@@ -251,7 +256,7 @@ def _check_drawable(
         )
 
 
-def _check_training_subset(records: Sequence[Record], subsets: Sequence[Subset | None]) -> None:
+def _check_training_subset(records: Sequence[Record], subsets: Sequence[SubsetName | None]) -> None:
     labels = [r.label for r, subset in zip(records, subsets, strict=True) if subset == "train"]
     num_positives = sum(label > 0 for label in labels)
     for kind, rule, count in (

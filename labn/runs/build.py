@@ -10,10 +10,10 @@ import torch
 from labn.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, ValidationConfig
 from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
-from labn.data.dataset import ChannelStatistics, Dataset, Split, prepare_dataset
+from labn.data.dataset import ChannelStatistics, Dataset, Subset, prepare_dataset
 from labn.data.decode import Progress
 from labn.data.readers.open_reader import open_reader
-from labn.data.readers.reader import Reader, Subset
+from labn.data.readers.reader import Reader, SubsetName
 from labn.errors import UserError
 from labn.model.network import LABN, build_model
 from labn.model.pretrained import load_pretrained
@@ -79,17 +79,17 @@ def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Data
     return dataset
 
 
-def require_subset(dataset: Dataset, subset: Subset) -> Split:
+def require_subset(dataset: Dataset, name: SubsetName) -> Subset:
     """Return one subset of the data.
 
     Raises:
         UserError: the subset is empty.
     """
-    split = dataset.splits[subset]
-    if not len(split):
-        others = ", ".join(name for name, images in dataset.splits.items() if len(images))
-        raise UserError(f"the data set has no {subset} images; it has {others}")
-    return split
+    subset = dataset.subsets[name]
+    if not len(subset):
+        others = ", ".join(other for other, images in dataset.subsets.items() if len(images))
+        raise UserError(f"the data set has no {name} images; it has {others}")
+    return subset
 
 
 def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *, seed: int) -> LABN:
@@ -184,7 +184,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    subset: Split, statistics: ChannelStatistics, config: Config, device: torch.device
+    subset: Subset, statistics: ChannelStatistics, config: Config, device: torch.device
 ) -> EvaluationBatches:
     """Build the batches of a subset for validation and evaluation."""
     return EvaluationBatches(

@@ -15,7 +15,7 @@ from torch import nn
 
 from labn.config import Config, flatten
 from labn.data.batches import EvaluationBatches
-from labn.data.dataset import Dataset, Split
+from labn.data.dataset import Dataset, Subset
 from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
@@ -88,7 +88,7 @@ class TrainingHooks:
         self.group, self.replicas = group, replicas
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
-        self.validation: Split = require_subset(dataset, "validation")
+        self.validation: Subset = require_subset(dataset, "validation")
         self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
         self.trainer = self._build_trainer()
         self._validation_batches = self._build_validation_batches()

@@ -77,9 +77,9 @@ def _attention_size(model: LABN, image: Float[Tensor, "1 c h w"]) -> tuple[int, 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
     subsets = {}
-    for subset, split in dataset.splits.items():
-        counts = Counter(split.labels.tolist())
-        subsets[subset] = {name: counts[label] for label, name in enumerate(dataset.class_names)}
+    for name, subset in dataset.subsets.items():
+        counts = Counter(subset.labels.tolist())
+        subsets[name] = {kind: counts[label] for label, kind in enumerate(dataset.class_names)}
     statistics = dataset.statistics
     return {
         "subsets": subsets,

@@ -168,9 +168,9 @@ def score_some(folder, start, parts):
     run = TrainedRun.open(folder)
     dataset = run.load_dataset(Reporter())
     options = EvaluationOptions.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
-    split = dataset.splits["test"]
-    scorer = build_scorer(run, split, options, layer=0)
-    positions = chosen_positions(split, None)[start::2]
+    subset = dataset.subsets["test"]
+    scorer = build_scorer(run, subset, options, layer=0)
+    positions = chosen_positions(subset, None)[start::2]
     score_positions(scorer, positions, parts, Reporter())
     (parts / f"digest-{start}").write_text(fingerprint(run, dataset.digest, options))
 

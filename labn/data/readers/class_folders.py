@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labn.data.readers.image_files import is_greyscale, read_image, read_size
 from labn.data.readers.listing import SUBSET_NAMES, existing_folder, list_folders, list_images
-from labn.data.readers.reader import Problem, Record, Scan, Subset
+from labn.data.readers.reader import Problem, Record, Scan, SubsetName
 from labn.errors import UserError, did_you_mean
 
 LAYOUT = (
@@ -156,9 +156,9 @@ class FolderReader:
         ]
 
 
-def _class_folders(root: Path, pattern: str) -> dict[Subset | None, list[Path]]:
+def _class_folders(root: Path, pattern: str) -> dict[SubsetName | None, list[Path]]:
     """Return the folders that hold images, by subset; the key is None without subsets."""
-    subsets: dict[Subset | None, list[Path]] = {}
+    subsets: dict[SubsetName | None, list[Path]] = {}
     for folder in list_folders(root):
         subset = SUBSET_NAMES.get(folder.name.lower())
         if subset is not None and (classes := _folders_of_images(folder, pattern)):

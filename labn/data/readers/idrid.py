@@ -20,7 +20,7 @@ from labn.data.readers.listing import (
     find_column,
     read_rows,
 )
-from labn.data.readers.reader import Problem, Record, Scan, Subset
+from labn.data.readers.reader import Problem, Record, Scan, SubsetName
 from labn.errors import UserError
 
 LAYOUT = (
@@ -44,7 +44,7 @@ Box = tuple[str, float, float, float, float]
 
 @dataclass(frozen=True)
 class _SubsetFiles:
-    subset: Subset
+    subset: SubsetName
     images: str
     table: str
 
@@ -175,7 +175,7 @@ def _read_grades(table: Path) -> list[tuple[int, str, str]]:
     return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
 
 
-def _record(subset: Subset, name: str, grade: str, files: FileIndex, where: str) -> Record:
+def _record(subset: SubsetName, name: str, grade: str, files: FileIndex, where: str) -> Record:
     shown = f"{subset}/{name}"
     path = files.take(name, shown=shown, where=where)
     if grade not in map(str, range(NUM_GRADES)):

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from labn.data.readers.reader import Problem, ProblemKind, Subset
+from labn.data.readers.reader import Problem, ProblemKind, SubsetName
 from labn.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-SUBSET_NAMES: dict[str, Subset] = {
+SUBSET_NAMES: dict[str, SubsetName] = {
     "train": "train",
     "training": "train",
     "val": "validation",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labn.data.readers.flare_table import FlareRow, read_flare_table
 from labn.data.readers.image_files import decoding, read_image
 from labn.data.readers.listing import SUBSET_NAMES, Defect, FileIndex, existing_folder
-from labn.data.readers.reader import Problem, Record, Scan, Subset
+from labn.data.readers.reader import Problem, Record, Scan, SubsetName
 from labn.errors import UserError
 
 LAYOUT = (
@@ -21,7 +21,7 @@ LAYOUT = (
 GAUSS_RANGE = 500.0
 """Field strengths of -500 to 500 gauss fill the 8 bits."""
 FIRST_POSITIVE_CLASS = 2
-YEAR_SUBSETS: dict[int, Subset] = {
+YEAR_SUBSETS: dict[int, SubsetName] = {
     **dict.fromkeys(range(2010, 2016), "train"),
     2016: "validation",
     2017: "test",
@@ -152,7 +152,7 @@ def _scan_year(array: Path, scan: Scan) -> None:
             scan.problems.append(defect.problem)
 
 
-def _year_subset(array: Path, table: Path) -> Subset:
+def _year_subset(array: Path, table: Path) -> SubsetName:
     subset = YEAR_SUBSETS.get(int(array.stem))
     if subset is None:
         detail = "must be a year from 2010 to 2017; move its files elsewhere"
@@ -206,7 +206,7 @@ def _scan_folder(root: Path, scan: Scan) -> None:
         scan.problems.append(Problem(kind="unlisted_file", name=name, detail=detail))
 
 
-def _row_subset(row: FlareRow, where: str, has_known_years: bool) -> Subset | None:
+def _row_subset(row: FlareRow, where: str, has_known_years: bool) -> SubsetName | None:
     if row.subset is not None:
         if row.subset.casefold() not in SUBSET_NAMES:
             detail = f'{where}: the subset "{row.subset}" must be train, validation or test'
@@ -216,7 +216,7 @@ def _row_subset(row: FlareRow, where: str, has_known_years: bool) -> Subset | No
 
 
 def _record(
-    row: FlareRow, name: str, where: str, path: Path, index: int | None, subset: Subset | None
+    row: FlareRow, name: str, where: str, path: Path, index: int | None, subset: SubsetName | None
 ) -> Record:
     if row.grade is None:
         detail = f'{where}: the class "{row.flare_class}" must be 0 to 3, or O, C, M, X'

@@ -9,8 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Subset = Literal["train", "validation", "test"]
-SUBSETS: tuple[Subset, ...] = ("train", "validation", "test")
+SubsetName = Literal["train", "validation", "test"]
+SUBSETS: tuple[SubsetName, ...] = ("train", "validation", "test")
 
 ProblemKind = Literal[
     "missing_file",  # a row names an image that does not exist
@@ -37,7 +37,7 @@ class Record:
     index: int | None = None
     grade: int
     label: int
-    subset: Subset | None
+    subset: SubsetName | None
 
 
 @dataclass(frozen=True, kw_only=True)

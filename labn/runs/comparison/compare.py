@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from labn.data.readers.reader import Subset
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError, did_you_mean
 from labn.runs.comparison.differences import (
     BaselineAgreement,
@@ -40,7 +40,7 @@ class Comparison:
     ``conditions`` has one entry per run. The cells of ``classification`` have no method.
     """
 
-    subset: Subset
+    subset: SubsetName
     reference: str
     runs: Sequence[ScoredRun]
     conditions: Sequence[str]
@@ -87,7 +87,7 @@ class Comparison:
 
 def compare_runs(
     runs: Sequence[ScoredRun],
-    subset: Subset,
+    subset: SubsetName,
     reference: str,
     conditions: Sequence[str] | None = None,
 ) -> Comparison:
@@ -130,7 +130,7 @@ def _num_images(runs: Sequence[ScoredRun]) -> int:
     return len({name for run in runs for name in run.images["name"]})
 
 
-def _samples(runs: Sequence[ScoredRun], conditions: Sequence[str], subset: Subset) -> list[str]:
+def _samples(runs: Sequence[ScoredRun], conditions: Sequence[str], subset: SubsetName) -> list[str]:
     """Return the name of each run's sample: its own, or that of the first of its folds.
 
     The folds of one condition and seed validate different images, which are scored as one sample.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labn.data.readers.reader import Subset
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
@@ -28,7 +28,7 @@ class RunReport:
 
 
 def report_runs(
-    paths: Sequence[Path], subset: Subset, out: Path | None, reference: str
+    paths: Sequence[Path], subset: SubsetName, out: Path | None, reference: str
 ) -> RunReport:
     """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
 

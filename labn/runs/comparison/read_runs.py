@@ -14,7 +14,7 @@ import yaml
 
 from labn.config import Config, flatten
 from labn.config.reading import fill_earlier_values
-from labn.data.readers.reader import Subset
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
@@ -66,7 +66,7 @@ class ScoredRun:
     lambda_layer: str | None
 
 
-def read_runs(paths: Sequence[Path], subset: Subset) -> list[ScoredRun]:
+def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
     """Read the scores of runs on one subset.
 
     Raises:
@@ -86,7 +86,7 @@ def read_runs(paths: Sequence[Path], subset: Subset) -> list[ScoredRun]:
     return runs
 
 
-def _read_run(path: Path, name: str, subset: Subset) -> ScoredRun:
+def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     folder = RunFolder(path)
     config = _read_config(folder)
     scored = folder.evaluation(subset)
@@ -199,7 +199,7 @@ def _terms(
     }
 
 
-def _check_comparable(runs: Sequence[ScoredRun], subset: Subset) -> None:
+def _check_comparable(runs: Sequence[ScoredRun], subset: SubsetName) -> None:
     labels = label_conditions([run.settings for run in runs])
     folds = {run.fold: run for run in reversed(runs)}
     trainings: dict[tuple[str, int, int | None], ScoredRun] = {}
@@ -227,7 +227,7 @@ def _check_comparable(runs: Sequence[ScoredRun], subset: Subset) -> None:
             )
 
 
-def _check_terms(first: ScoredRun, run: ScoredRun, subset: Subset) -> None:
+def _check_terms(first: ScoredRun, run: ScoredRun, subset: SubsetName) -> None:
     differing = [
         f"{key} is {run.terms.get(key)}, there {first.terms.get(key)}"
         for key in dict.fromkeys([*first.terms, *run.terms])
@@ -241,7 +241,7 @@ def _check_terms(first: ScoredRun, run: ScoredRun, subset: Subset) -> None:
         )
 
 
-def _check_images(first: ScoredRun, run: ScoredRun, subset: Subset) -> None:
+def _check_images(first: ScoredRun, run: ScoredRun, subset: SubsetName) -> None:
     """Compare the subset's images, by name, label and content, and the scored ones."""
     for kind, one, other in (
         ("holds", first.images, run.images),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from labn.data.dataset import Dataset, Split
-from labn.data.readers.reader import Subset
+from labn.data.dataset import Dataset, Subset
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.runs.build import build_objective, evaluation_batches, require_subset
 from labn.runs.evaluation.evaluation_figures import (
@@ -49,7 +49,7 @@ from labn.training.evaluate import Evaluation, evaluate
 
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
-PREFIXES: dict[Subset, str] = {"train": "train", "validation": "val", "test": "test"}
+PREFIXES: dict[SubsetName, str] = {"train": "train", "validation": "val", "test": "test"}
 """The prefix of each subset's metrics."""
 
 
@@ -73,7 +73,7 @@ class Scores:
 
 def evaluate_run(
     run: Path,
-    subset: Subset,
+    subset: SubsetName,
     overrides: list[str],
     reporter: Reporter,
     choices: Mapping[str, Any] | None = None,
@@ -105,7 +105,7 @@ def evaluate_run(
     return scores
 
 
-def log_scores(tracker: Tracker, scores: Scores, subset: Subset) -> None:
+def log_scores(tracker: Tracker, scores: Scores, subset: SubsetName) -> None:
     """Log the files of one subset's evaluation."""
     for path in sorted(scores.folder.glob("[!.]*")):  # without temporary files of a killed writer
         if path.is_file():
@@ -121,7 +121,7 @@ class SubsetEvaluation:
 
     trained: TrainedRun
     dataset: Dataset
-    subset: Subset
+    subset: SubsetName
     options: EvaluationOptions
     folder: Path
     reporter: Reporter
@@ -150,13 +150,13 @@ class SubsetEvaluation:
         return Scores(folder, metrics)
 
     @property
-    def _split(self) -> Split:
+    def _images(self) -> Subset:
         return require_subset(self.dataset, self.subset)
 
     def _classify(self) -> Evaluation:
         trained, num_done = self.trained, 0
         config, statistics, device = trained.config, trained.statistics, trained.device
-        batches = evaluation_batches(self._split, statistics, config, device)
+        batches = evaluation_batches(self._images, statistics, config, device)
 
         def advance() -> None:
             nonlocal num_done
@@ -169,13 +169,13 @@ class SubsetEvaluation:
 
     def _score_explanations(self, parts: Path) -> PerImageScores | None:
         """Score the explanations of positives, each stored in ``parts``; None without positives."""
-        split, trained, options = self._split, self.trained, self.options
-        positions = chosen_positions(split, options.max_images)
+        images, trained, options = self._images, self.trained, self.options
+        positions = chosen_positions(images, options.max_images)
         if not positions:
             return None
-        validation = self.dataset.splits["validation"]
+        validation = self.dataset.subsets["validation"]
         layer = choose_layer(trained, validation, options, parts, self.reporter)
-        scorer = build_scorer(trained, split, options, layer["layer"] if layer else None)
+        scorer = build_scorer(trained, images, options, layer["layer"] if layer else None)
         return score_explanations(scorer, positions, layer, parts, self.reporter)
 
     def _draw(
@@ -196,16 +196,16 @@ class SubsetEvaluation:
 
     def _draw_sheet(self, evaluation: Evaluation, pids: Mapping[str, float]) -> None:
         """Draw the attention of the first positives and negatives, sorted by name."""
-        split = self._split
-        order = sorted(range(len(split)), key=split.names.__getitem__)
-        positions = [p for p in order if split.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
-        positions += [p for p in order if split.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
-        pixels = split.pixels(np.array(positions))
+        images = self._images
+        order = sorted(range(len(images)), key=images.names.__getitem__)
+        positions = [p for p in order if images.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
+        positions += [p for p in order if images.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
+        pixels = images.pixels(np.array(positions))
         maps = self.trained.attention(pixels, pixels.shape[1:3])
         titles = []
         for position in positions:
-            name, label = split.names[position], self.dataset.class_names[split.labels[position]]
+            name, label = images.names[position], self.dataset.class_names[images.labels[position]]
             pid = f", PID {pids[name]:.2f}" if name in pids else ""
             probability = positive_probability(evaluation, position)
             titles.append(f"{name} ({label})\np(positive) {probability:.2f}{pid}")
-        draw_attention(maps, positions, split, titles, self.folder / "attention.png")
+        draw_attention(maps, positions, images, titles, self.folder / "attention.png")

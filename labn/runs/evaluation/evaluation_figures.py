@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from labn.data.dataset import Split
+from labn.data.dataset import Subset
 from labn.metrics.failures import FAILURES
 from labn.report import (
     MethodCurves,
@@ -48,14 +48,14 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
 def draw_attention(
     maps: Float[np.ndarray, "n h w"],
     positions: Sequence[int],
-    split: Split,
+    subset: Subset,
     titles: Sequence[str],
     path: Path,
     heading: str | None = None,
 ) -> None:
     """Draw the network's attention beside the images at these positions."""
-    images = split.pixels(np.array(positions))
-    sheet = attention_sheet(images, maps, titles, lesion_masks(split, positions), heading)
+    images = subset.pixels(np.array(positions))
+    sheet = attention_sheet(images, maps, titles, lesion_masks(subset, positions), heading)
     save_figure(sheet, path)
 
 
@@ -67,7 +67,7 @@ def draw_examples(per_image: PerImageScores, score: str, path: Path) -> None:
     """
     scorer, first = per_image.scorer, per_image.scorer.methods[0].name
     values = {m.name: per_image.values(m.name, score) for m in scorer.methods}
-    names = scorer.split.names
+    names = scorer.subset.names
     order = sorted(per_image.positions, key=lambda position: -values[first][names[position]])
     places = np.unique(np.linspace(0, len(order) - 1, _NUM_EXAMPLES).round().astype(int))
     shown = [order[place] for place in places]
@@ -84,8 +84,8 @@ def draw_examples(per_image: PerImageScores, score: str, path: Path) -> None:
         f"{names[position]}\n{place + 1} of {len(order)}"
         for position, place in zip(shown, places, strict=True)
     ]
-    images = scorer.split.pixels(np.array(shown))
-    masks = lesion_masks(scorer.split, shown)
+    images = scorer.subset.pixels(np.array(shown))
+    masks = lesion_masks(scorer.subset, shown)
     heading = f"Images by {score} of {first}, from the best to the worst"
     heading += "; all maps but LABN's are stretched to [0, 1]"
     save_figure(examples_figure(images, by_method, texts, titles, masks, heading), path)
@@ -96,7 +96,7 @@ def draw_failures(
 ) -> None:
     """Draw the network's failed maps, one sheet per kind, the first by name."""
     scorer = per_image.scorer.only("LABN")
-    split = scorer.split
+    subset = scorer.subset
     pids = per_image.values("LABN", f"PID m={failures.patch_size}")
     for code, meaning in FAILURES.items():
         positions = [position for position, found in failures.codes.items() if found == code]
@@ -105,7 +105,7 @@ def draw_failures(
             continue
         maps = np.stack([scorer.maps(position)["LABN"] for position in shown])
         titles = [
-            f"{split.names[position]}, PID {pids[split.names[position]]:.2f}\n"
+            f"{subset.names[position]}, PID {pids[subset.names[position]]:.2f}\n"
             f"p(positive) {positive_probability(evaluation, position):.2f},"
             f" attended {failures.attended[position]:.1%}"
             for position in shown
@@ -116,7 +116,7 @@ def draw_failures(
             f" (PID m={failures.patch_size} below {failures.thresholds.pid:g}){first}"
         )
         path = folder / f"failures-{code}.png"
-        draw_attention(maps, shown, split, titles, path, heading)
+        draw_attention(maps, shown, subset, titles, path, heading)
 
 
 def positive_probability(evaluation: Evaluation, position: int) -> float:
@@ -125,13 +125,13 @@ def positive_probability(evaluation: Evaluation, position: int) -> float:
 
 
 def lesion_masks(
-    split: Split, positions: Sequence[int]
+    subset: Subset, positions: Sequence[int]
 ) -> list[Bool[np.ndarray, "h w"] | None] | None:
     """Return the lesion masks of images, None where they are unknown."""
-    if split.masks is None:
+    if subset.masks is None:
         return None
     return [
-        split.masks[split.indices[position]] if split.has_mask[position] else None
+        subset.masks[subset.indices[position]] if subset.has_mask[position] else None
         for position in positions
     ]
 

@@ -101,7 +101,7 @@ def find_failures(per_image: PerImageScores, evaluation: Evaluation) -> Failures
     for position in per_image.positions:
         saliency = torch.from_numpy(scorer.maps(position)["LABN"])[None]
         (code,) = classify_failures(
-            torch.tensor([pids[scorer.split.names[position]]]),
+            torch.tensor([pids[scorer.subset.names[position]]]),
             predicted[position : position + 1] == evaluation.labels[position],
             saliency,
             theta_alpha,

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from labn.data.dataset import Split
+from labn.data.dataset import Subset
 from labn.errors import UserError
 from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
@@ -42,7 +42,7 @@ class Scorer:
     """A scorer of one subset's images by position; it builds the methods once."""
 
     trained: TrainedRun
-    split: Split
+    subset: Subset
     options: EvaluationOptions
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
@@ -53,14 +53,14 @@ class Scorer:
 
     def sample(self, position: int) -> Sample:
         """Read the image at one position of the subset."""
-        split = self.split
+        subset = self.subset
         mask = None
-        if split.masks is not None and split.has_mask[position]:
-            mask = split.masks[split.indices[position]]
+        if subset.masks is not None and subset.has_mask[position]:
+            mask = subset.masks[subset.indices[position]]
         return Sample(
-            name=split.names[position],
-            label=int(split.labels[position]),
-            image=self.trained.prepare(split.pixels(np.array([position])))[0],
+            name=subset.names[position],
+            label=int(subset.labels[position]),
+            image=self.trained.prepare(subset.pixels(np.array([position])))[0],
             mask=mask,
         )
 
@@ -87,7 +87,7 @@ class Scorer:
 
 
 def build_scorer(
-    trained: TrainedRun, split: Split, options: EvaluationOptions, layer: int | None
+    trained: TrainedRun, subset: Subset, options: EvaluationOptions, layer: int | None
 ) -> Scorer:
     """Build the scorer of a subset; ``layer`` is that of the method "lambda attention"."""
     context = MethodContext(
@@ -99,18 +99,18 @@ def build_scorer(
     )
     methods = tuple(build_method(name, context) for name in options.methods)
     wanted = measures(options.patch_sizes, options.baseline)
-    return Scorer(trained, split, options, methods, wanted)
+    return Scorer(trained, subset, options, methods, wanted)
 
 
-def chosen_positions(split: Split, max_images: int | None) -> list[int]:
+def chosen_positions(subset: Subset, max_images: int | None) -> list[int]:
     """List the positions of at most ``max_images`` positives, sorted by name."""
-    positions = np.flatnonzero(split.labels > 0).tolist()
-    return sorted(positions, key=split.names.__getitem__)[:max_images]
+    positions = np.flatnonzero(subset.labels > 0).tolist()
+    return sorted(positions, key=subset.names.__getitem__)[:max_images]
 
 
 def choose_layer(
     trained: TrainedRun,
-    validation: Split,
+    validation: Subset,
     options: EvaluationOptions,
     parts: Path,
     reporter: Reporter,

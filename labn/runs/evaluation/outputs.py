@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from labn.data.readers.reader import Subset
+from labn.data.readers.reader import SubsetName
 from labn.runs.evaluation.evaluation_tables import (
     Failures,
     confusion_table,
@@ -32,7 +32,7 @@ def remove_earlier(folder: Path) -> None:
             path.unlink()
 
 
-def write_per_image_scores(per_image: PerImageScores, subset: Subset, folder: Path) -> None:
+def write_per_image_scores(per_image: PerImageScores, subset: SubsetName, folder: Path) -> None:
     """Write one row per image, method and score, the mean curves, and Table 2."""
     _write_parquet(per_image.scores.drop(columns=_CURVES), folder / "scores.parquet")
     if len(per_image.localisation):
@@ -55,7 +55,7 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_classification(
-    evaluation: Evaluation, failures: Failures | None, subset: Subset, folder: Path
+    evaluation: Evaluation, failures: Failures | None, subset: SubsetName, folder: Path
 ) -> None:
     """Write one row per image, the confusion matrix and the failures."""
     table = pd.DataFrame({"name": evaluation.names, "label": evaluation.labels.numpy()})
@@ -69,7 +69,7 @@ def write_classification(
     write_table(confusion_table(evaluation, subset), folder / "table3")
 
 
-def describe_settings(options: EvaluationOptions, subset: Subset) -> dict[str, Any]:
+def describe_settings(options: EvaluationOptions, subset: SubsetName) -> dict[str, Any]:
     """Return how explanations were scored; runs are comparable if this is equal."""
     return {
         "split": subset,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from labn.data.readers.reader import Subset
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.method import Method
 from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
@@ -50,7 +50,7 @@ def quick_methods(model: LABN) -> Sequence[Method]:
 
 def check_run(
     run: Path,
-    subset: Subset,
+    subset: SubsetName,
     methods: MakeMethods,
     num_images: int,
     seed: int,
@@ -67,11 +67,11 @@ def check_run(
             data differs from that of training.
     """
     trained = TrainedRun.open(run, overrides)
-    split = require_subset(trained.load_dataset(reporter), subset)
-    positives = np.flatnonzero(split.labels > 0)[:num_images]
+    images = require_subset(trained.load_dataset(reporter), subset)
+    positives = np.flatnonzero(images.labels > 0)[:num_images]
     if not len(positives):
         raise UserError(f"{run}: the {subset} subset has no positive image; give another subset")
-    chosen = split.select(positives)
+    chosen = images.select(positives)
     check = cascade(
         trained.model,
         _untrained_network(trained, seed),

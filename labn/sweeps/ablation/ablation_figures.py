@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from labn.data.dataset import Split
+from labn.data.dataset import Subset
 from labn.errors import UserError
 from labn.report import examples_figure, save_figure
 from labn.report.conditions import (
@@ -155,11 +155,11 @@ def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
     maps: dict[str, Float[np.ndarray, "n h w"]] = {}
     for condition, run in chosen.items():
         trained = TrainedRun.open(run.path)
-        split = trained.load_dataset(Reporter()).splits[comparison.subset]
-        positions = _positions(names, split, run)
-        pixels = split.pixels(np.array(positions))
+        subset = trained.load_dataset(Reporter()).subsets[comparison.subset]
+        positions = _positions(names, subset, run)
+        pixels = subset.pixels(np.array(positions))
         if not maps:
-            images, masks = pixels, lesion_masks(split, positions)
+            images, masks = pixels, lesion_masks(subset, positions)
         maps[condition] = trained.attention(pixels, images.shape[1:3])
     texts = {
         condition: [f"PID {values[condition][name]:.2f}" for name in names] for condition in maps
@@ -192,8 +192,8 @@ def _values(run: ScoredRun, score: str) -> dict[str, float]:
     return dict(zip(table["name"], table["value"], strict=True))
 
 
-def _positions(names: Sequence[str], split: Split, run: ScoredRun) -> list[int]:
-    places = {name: place for place, name in enumerate(split.names)}
+def _positions(names: Sequence[str], subset: Subset, run: ScoredRun) -> list[int]:
+    places = {name: place for place, name in enumerate(subset.names)}
     if lost := [name for name in names if name not in places]:
         raise UserError(
             f"{run.path}: its data no longer has the image {lost[0]}, which was scored; give the"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from labn.data.cache import build_cache
-from labn.data.readers.reader import Problem, Record, Scan, Subset
+from labn.data.readers.reader import Problem, Record, Scan, SubsetName
 
 
 @dataclass
@@ -66,7 +66,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def make_reader(
     root: Path,
     labels: Sequence[int] = (0, 1) * 4,
-    subsets: Sequence[Subset | None] | None = None,
+    subsets: Sequence[SubsetName | None] | None = None,
     channels: int = 3,
 ) -> FakeReader:
     """Write one image of noise per label, and return their reader."""

@@ -12,7 +12,7 @@ import torch
 from labn.data import batches
 from labn.data.augment import Augmentation
 from labn.data.batches import BIAS_NAME, EvaluationBatches, TrainingBatches, standardise
-from labn.data.dataset import ChannelStatistics, Split, measure_statistics
+from labn.data.dataset import ChannelStatistics, Subset, measure_statistics
 from labn.errors import UserError
 
 CPU = torch.device("cpu")
@@ -26,10 +26,10 @@ ALL_ON = Augmentation(
 )
 
 
-def make_split(num_images: int = 20, channels: int = 3, num_positives: int = 5) -> Split:
+def make_subset(num_images: int = 20, channels: int = 3, num_positives: int = 5) -> Subset:
     """Take every second image of a cache, the last ones positive."""
     images = np.random.default_rng(0).integers(0, 256, (2 * num_images, 8, 8, channels), np.uint8)
-    return Split(
+    return Subset(
         images=images,
         masks=None,
         indices=np.arange(num_images) * 2 + 1,
@@ -39,7 +39,7 @@ def make_split(num_images: int = 20, channels: int = 3, num_positives: int = 5) 
     )
 
 
-def training(split: Split, **changes) -> TrainingBatches:
+def training(subset: Subset, **changes) -> TrainingBatches:
     settings = {
         "batch_size": 6,
         "seed": 0,
@@ -48,11 +48,11 @@ def training(split: Split, **changes) -> TrainingBatches:
         "augment": Augmentation(),
         "device": CPU,
     }
-    return TrainingBatches(split, measure_statistics(split), **(settings | changes))
+    return TrainingBatches(subset, measure_statistics(subset), **(settings | changes))
 
 
-def standardise_replica(split: Split, statistics: ChannelStatistics, position: int) -> np.ndarray:
-    image = split.images[split.indices[position]].astype(np.float64) / 255
+def standardise_replica(subset: Subset, statistics: ChannelStatistics, position: int) -> np.ndarray:
+    image = subset.images[subset.indices[position]].astype(np.float64) / 255
     out = np.zeros((image.shape[2], *image.shape[:2]))
     for channel in range(image.shape[2]):
         mean, std = statistics.mean[channel].item(), statistics.std[channel].item()
@@ -62,34 +62,34 @@ def standardise_replica(split: Split, statistics: ChannelStatistics, position: i
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_standardised_by_channel_and_stay_channels_last(channels):
-    split = make_split(channels=channels)
-    statistics = measure_statistics(split)
-    images = standardise(split.pixels(np.arange(4)), statistics, CPU)
-    expected = np.stack([standardise_replica(split, statistics, p) for p in range(4)])
+    subset = make_subset(channels=channels)
+    statistics = measure_statistics(subset)
+    images = standardise(subset.pixels(np.arange(4)), statistics, CPU)
+    expected = np.stack([standardise_replica(subset, statistics, p) for p in range(4)])
     # Float32, values of at most 2 after three roundings.
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    for batch in training(split, augment=ALL_ON).epoch(0):
+    for batch in training(subset, augment=ALL_ON).epoch(0):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_epoch_is_every_image_once_and_the_copies_of_the_bias_image():
-    batches = list(training(make_split(), bias_copies=3).epoch(0))
+    batches = list(training(make_subset(), bias_copies=3).epoch(0))
     names = Counter(name for batch in batches for name in batch.names)
     assert names == {BIAS_NAME: 3, **{f"image_{position}": 1 for position in range(20)}}
 
 
 def test_no_copies_leave_the_bias_image_out():
-    batches = training(make_split(), bias_copies=0).epoch(0)
+    batches = training(make_subset(), bias_copies=0).epoch(0)
     assert all(BIAS_NAME not in batch.names for batch in batches)
 
 
 @pytest.mark.parametrize("augment", [Augmentation(), ALL_ON])
 def test_the_bias_image_is_a_negative_and_is_never_changed(augment):
-    split = make_split()
-    bias_image = measure_statistics(split).bias_image
+    subset = make_subset()
+    bias_image = measure_statistics(subset).bias_image
     num_seen = 0
-    for batch in training(split, bias_copies=2, augment=augment).epoch(0):
+    for batch in training(subset, bias_copies=2, augment=augment).epoch(0):
         for row, name in enumerate(batch.names):
             if name == BIAS_NAME:
                 assert torch.equal(batch.images[row], bias_image)
@@ -99,15 +99,15 @@ def test_the_bias_image_is_a_negative_and_is_never_changed(augment):
 
 
 def test_images_labels_names_and_positions_belong_together():
-    split = make_split()
-    statistics = measure_statistics(split)
-    for batch in training(split, bias_copies=0).epoch(0):
+    subset = make_subset()
+    statistics = measure_statistics(subset)
+    for batch in training(subset, bias_copies=0).epoch(0):
         assert len(batch) == len(batch.images) == len(batch.labels)
         for row, position in enumerate(batch.positions.tolist()):
-            assert batch.names[row] == split.names[position]
-            assert batch.labels[row] == split.labels[position]
+            assert batch.names[row] == subset.names[position]
+            assert batch.labels[row] == subset.labels[position]
             np.testing.assert_allclose(
-                batch.images[row], standardise_replica(split, statistics, position), atol=1e-6
+                batch.images[row], standardise_replica(subset, statistics, position), atol=1e-6
             )
 
 
@@ -123,17 +123,17 @@ def test_images_labels_names_and_positions_belong_together():
     ],
 )
 def test_no_batch_is_of_one_image(num_images, sizes):
-    batches = training(make_split(num_images), bias_copies=0)
+    batches = training(make_subset(num_images), bias_copies=0)
     assert [len(batch) for batch in batches.epoch(0)] == sizes
     assert batches.steps_per_epoch == len(sizes)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_resumed_epoch_goes_on_with_the_same_bits(balanced):
-    split = make_split()
-    whole = list(training(split, augment=ALL_ON, balanced=balanced).epoch(3))
+    subset = make_subset()
+    whole = list(training(subset, augment=ALL_ON, balanced=balanced).epoch(3))
     for start_step in range(len(whole) + 1):
-        rest = list(training(split, augment=ALL_ON, balanced=balanced).epoch(3, start_step))
+        rest = list(training(subset, augment=ALL_ON, balanced=balanced).epoch(3, start_step))
         assert len(rest) == len(whole) - start_step
         for batch, expected in zip(rest, whole[start_step:], strict=True):
             assert batch.names == expected.names
@@ -142,7 +142,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_bits(balanced):
 
 
 def test_batches_take_nothing_from_the_global_generators():
-    batches = training(make_split(), augment=ALL_ON)
+    batches = training(make_subset(), augment=ALL_ON)
     torch.manual_seed(0)
     first = next(batches.epoch(0)).images
     torch.manual_seed(1)
@@ -151,9 +151,9 @@ def test_batches_take_nothing_from_the_global_generators():
 
 
 def test_epochs_and_seeds_differ_in_order_and_in_augmentation():
-    split = make_split()
+    subset = make_subset()
     runs = [
-        next(training(split, seed=seed, augment=ALL_ON, batch_size=21).epoch(epoch))
+        next(training(subset, seed=seed, augment=ALL_ON, batch_size=21).epoch(epoch))
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -163,27 +163,27 @@ def test_epochs_and_seeds_differ_in_order_and_in_augmentation():
 
 
 def test_steps_differ_in_augmentation():
-    split = make_split(12)
-    split.images[:] = split.images[0]
-    split.images[0] += 1
-    first, second = islice(training(split, augment=ALL_ON, bias_copies=0).epoch(0), 2)
+    subset = make_subset(12)
+    subset.images[:] = subset.images[0]
+    subset.images[0] += 1
+    first, second = islice(training(subset, augment=ALL_ON, bias_copies=0).epoch(0), 2)
     assert not torch.equal(first.images, second.images)
 
 
 def test_skipped_steps_are_not_read():
-    split = make_split()
-    batches = training(split, bias_copies=0)
+    subset = make_subset()
+    batches = training(subset, bias_copies=0)
     expected = list(batches.epoch(0))[-1]
-    split.images[split.indices[expected.positions[0]]] ^= 255
+    subset.images[subset.indices[expected.positions[0]]] ^= 255
     changed = list(batches.epoch(0, batches.steps_per_epoch - 1))
     assert len(changed) == 1 and not torch.equal(changed[0].images, expected.images)
 
 
 @pytest.mark.parametrize("bias_copies", [0, 1, 4])
 def test_balanced_epochs_have_all_classes_equally_often(bias_copies):
-    split = make_split(num_positives=3)
-    batches = training(split, balanced=True, bias_copies=bias_copies)
-    plain = training(split, balanced=False, bias_copies=bias_copies)
+    subset = make_subset(num_positives=3)
+    batches = training(subset, balanced=True, bias_copies=bias_copies)
+    plain = training(subset, balanced=False, bias_copies=bias_copies)
     assert batches.steps_per_epoch == plain.steps_per_epoch
     drawn = Counter[str]()
     for epoch in range(20):
@@ -194,11 +194,11 @@ def test_balanced_epochs_have_all_classes_equally_often(bias_copies):
         assert names[BIAS_NAME] == bias_copies
         drawn += names
     # Of 17 negatives at least 6 an epoch: one is missed in 20 epochs with probability 0.001.
-    assert set(split.names) <= set(drawn)
+    assert set(subset.names) <= set(drawn)
 
 
 def test_a_balanced_epoch_mixes_its_classes():
-    batches = list(training(make_split(200, num_positives=20), balanced=True).epoch(0))
+    batches = list(training(make_subset(200, num_positives=20), balanced=True).epoch(0))
     shares = [batch.labels.double().mean() for batch in batches]
     # A class's share of six images is all or nothing with probability 1/32.
     assert sum(0 < share < 1 for share in shares) > len(shares) * 3 / 4
@@ -206,29 +206,29 @@ def test_a_balanced_epoch_mixes_its_classes():
 
 def test_more_bias_images_than_negatives_in_a_balanced_epoch_are_refused():
     with pytest.raises(UserError, match=r"data.bias_copies = 30: exceeds the 25 negatives"):
-        training(make_split(), balanced=True, bias_copies=30)
+        training(make_subset(), balanced=True, bias_copies=30)
 
 
 @pytest.mark.parametrize(("batch_size", "num_batches"), [(6, 4), (5, 4), (64, 1), (19, 2)])
 def test_evaluation_sees_every_image_once_in_order(batch_size, num_batches):
-    split = make_split()
-    statistics = measure_statistics(split)
-    evaluation = EvaluationBatches(split, statistics, batch_size, CPU)
+    subset = make_subset()
+    statistics = measure_statistics(subset)
+    evaluation = EvaluationBatches(subset, statistics, batch_size, CPU)
     batches = list(evaluation)
     assert len(evaluation) == len(batches) == num_batches
-    assert [name for batch in batches for name in batch.names] == list(split.names)
+    assert [name for batch in batches for name in batch.names] == list(subset.names)
     positions = torch.cat([batch.positions for batch in batches])
     assert torch.equal(positions, torch.arange(20))
-    np.testing.assert_array_equal(torch.cat([batch.labels for batch in batches]), split.labels)
+    np.testing.assert_array_equal(torch.cat([batch.labels for batch in batches]), subset.labels)
     images = torch.cat([batch.images for batch in batches])
-    expected = np.stack([standardise_replica(split, statistics, p) for p in range(20)])
+    expected = np.stack([standardise_replica(subset, statistics, p) for p in range(20)])
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
 
 
 def test_evaluation_of_no_images_is_no_batch():
-    split = make_split()
-    nothing = split.select(np.array([], dtype=np.int64))
-    assert list(EvaluationBatches(nothing, measure_statistics(split), 6, CPU)) == []
+    subset = make_subset()
+    nothing = subset.select(np.array([], dtype=np.int64))
+    assert list(EvaluationBatches(nothing, measure_statistics(subset), 6, CPU)) == []
 
 
 def assert_same_batches(found, expected):
@@ -244,10 +244,10 @@ def assert_same_batches(found, expected):
 @pytest.mark.parametrize("is_resident", [True, False], ids=["on the device", "one batch ahead"])
 def test_a_gpu_gets_the_same_batches_bit_by_bit(monkeypatch, is_resident):
     """There is no GPU here: the CPU takes its path, without pinned memory."""
-    split, changes = make_split(), {"augment": ALL_ON, "bias_copies": 3}
-    statistics = measure_statistics(split)
-    expected = list(training(split, **changes).epoch(1, 1))
-    expected_evaluation = list(EvaluationBatches(split, statistics, 6, CPU))
+    subset, changes = make_subset(), {"augment": ALL_ON, "bias_copies": 3}
+    statistics = measure_statistics(subset)
+    expected = list(training(subset, **changes).epoch(1, 1))
+    expected_evaluation = list(EvaluationBatches(subset, statistics, 6, CPU))
 
     threads = set()
     gather = batches._Source.gather
@@ -260,8 +260,8 @@ def test_a_gpu_gets_the_same_batches_bit_by_bit(monkeypatch, is_resident):
     monkeypatch.setattr(batches, "_is_gpu", lambda device: True)
     monkeypatch.setattr(batches, "_fits", lambda *_: is_resident)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-    assert_same_batches(training(split, **changes).epoch(1, 1), expected)
-    assert_same_batches(EvaluationBatches(split, statistics, 6, CPU), expected_evaluation)
+    assert_same_batches(training(subset, **changes).epoch(1, 1), expected)
+    assert_same_batches(EvaluationBatches(subset, statistics, 6, CPU), expected_evaluation)
     assert all(name.startswith("batches") != is_resident for name in threads)
 
 
@@ -293,4 +293,4 @@ def test_images_stay_on_a_gpu_where_they_take_a_quarter_of_it(
 ):
     properties = SimpleNamespace(total_memory=memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert batches._fits(make_split(), torch.device("cuda"), setting) is expected
+    assert batches._fits(make_subset(), torch.device("cuda"), setting) is expected

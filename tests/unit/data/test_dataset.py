@@ -11,7 +11,7 @@ import torch
 from fake_reader import FakeReader, make_reader, save
 
 from labn.data import dataset
-from labn.data.dataset import Dataset, Split, measure_statistics, prepare_dataset
+from labn.data.dataset import Dataset, Subset, measure_statistics, prepare_dataset
 from labn.data.readers.idrid import IdridReader
 from labn.data.readers.reader import Problem, Reader
 from labn.errors import UserError
@@ -33,9 +33,9 @@ def prepare(reader: Reader, cache_dir: Path, **settings) -> Dataset:
     return prepare_dataset(reader, cache_dir=cache_dir, **(defaults | settings))
 
 
-def split_of(images: np.ndarray, indices: list[int] | None = None) -> Split:
+def subset_of(images: np.ndarray, indices: list[int] | None = None) -> Subset:
     places = np.arange(len(images)) if indices is None else np.array(indices)
-    return Split(
+    return Subset(
         images=images,
         masks=None,
         indices=places,
@@ -48,12 +48,12 @@ def split_of(images: np.ndarray, indices: list[int] | None = None) -> Split:
 def test_each_subset_has_its_own_images_labels_and_names(tmp_path):
     reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     prepared = prepare(reader, tmp_path / "cache")
-    assert {name: len(split) for name, split in prepared.splits.items()} == {
+    assert {name: len(subset) for name, subset in prepared.subsets.items()} == {
         "train": 6,
         "validation": 2,
         "test": 2,
     }
-    validation = prepared.splits["validation"]
+    validation = prepared.subsets["validation"]
     assert validation.names == ("image_006", "image_007")
     np.testing.assert_array_equal(validation.labels, [0, 1])
     np.testing.assert_array_equal(validation.pixels(np.array([1, 0])), validation.images[[7, 6]])
@@ -62,7 +62,7 @@ def test_each_subset_has_its_own_images_labels_and_names(tmp_path):
 def test_a_selection_of_a_subset_is_a_subset(tmp_path):
     reader = make_reader(tmp_path, LABELS, SUBSET_OF)
     reader.masks = {"image_003": np.ones((24, 32), dtype=np.bool_)}
-    train = prepare(reader, tmp_path / "cache").splits["train"]
+    train = prepare(reader, tmp_path / "cache").subsets["train"]
     chosen = train.select(np.array([3, 1]))
     assert len(chosen) == 2 and chosen.names == ("image_003", "image_001")
     np.testing.assert_array_equal(chosen.has_mask, [True, False])
@@ -72,7 +72,7 @@ def test_a_selection_of_a_subset_is_a_subset(tmp_path):
 
 def test_statistics_are_the_moments_of_the_training_pixels(tmp_path):
     prepared = prepare(make_reader(tmp_path, LABELS, SUBSET_OF), tmp_path / "cache")
-    train = prepared.splits["train"].images[:6].astype(np.float64) / 255
+    train = prepared.subsets["train"].images[:6].astype(np.float64) / 255
     statistics = prepared.statistics
     for channel in range(3):
         values = train[..., channel]
@@ -83,7 +83,7 @@ def test_statistics_are_the_moments_of_the_training_pixels(tmp_path):
 
 def test_the_bias_image_is_the_mean_of_the_standardised_training_images(tmp_path):
     prepared = prepare(make_reader(tmp_path, LABELS, SUBSET_OF), tmp_path / "cache")
-    train = prepared.splits["train"].images[:6].astype(np.float64) / 255
+    train = prepared.subsets["train"].images[:6].astype(np.float64) / 255
     expected = np.zeros((3, 16, 16))
     for image in train:
         for channel in range(3):
@@ -97,9 +97,9 @@ def test_the_bias_image_is_the_mean_of_the_standardised_training_images(tmp_path
 
 def test_statistics_do_not_depend_on_how_they_are_chunked(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
-    whole = measure_statistics(split_of(images))
+    whole = measure_statistics(subset_of(images))
     monkeypatch.setattr(dataset, "_CHUNK_BYTES", 3 * images[0].size)
-    chunked = measure_statistics(split_of(images))
+    chunked = measure_statistics(subset_of(images))
     for name, value in vars(whole).items():
         assert torch.equal(value, getattr(chunked, name))
 
@@ -109,14 +109,14 @@ def test_a_deviation_far_below_the_mean_keeps_its_digits():
     images[7, 3, 3, 0] = 254
     count = images.size
     expected = np.sqrt(count - 1) / count / 255
-    assert measure_statistics(split_of(images)).std.item() == pytest.approx(expected, rel=1e-12)
+    assert measure_statistics(subset_of(images)).std.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_constant_channel_is_refused():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     images[..., 1] = 9
     with pytest.raises(UserError, match="channel 1 has the value 9 in every pixel of the 4"):
-        measure_statistics(split_of(images))
+        measure_statistics(subset_of(images))
 
 
 def test_statistics_are_measured_once_for_each_training_subset(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_the_manifest_lists_every_image_in_use(tmp_path):
     columns = ["name", "path", "partition", "label", "grade", "sha256"]
     assert list(manifest.columns) == columns
     assert list(manifest["name"]) == [r.name for r in reader.records if r.name != "image_001"]
-    assert prepared.splits["train"].names == tuple(
+    assert prepared.subsets["train"].names == tuple(
         manifest["name"][manifest["partition"] == "train"]
     )
     assert prepared.notes[0].endswith("image_001 = image_009")
@@ -170,7 +170,7 @@ def test_images_saved_in_two_ways_are_copies(tmp_path):
     bitmap = reader.records[1].path.with_suffix(".bmp")
     save(bitmap, pixels)
     reader.records[1] = replace(reader.records[1], path=bitmap)
-    assert len(prepare(reader, tmp_path / "cache").splits["train"]) == 5
+    assert len(prepare(reader, tmp_path / "cache").subsets["train"]) == 5
 
 
 def test_the_digest_does_not_depend_on_where_the_data_are(tmp_path):
@@ -239,11 +239,11 @@ def test_idrids_copies_stay_in_the_training_subset(tmp_path):
     if not data:
         pytest.skip("LABN_TEST_DATA does not name the folder of the public data")
     prepared = prepare(IdridReader(Path(data) / "idrid256_dev"), tmp_path, image_size=32)
-    assert {name: len(split) for name, split in prepared.splits.items()} == {
+    assert {name: len(subset) for name, subset in prepared.subsets.items()} == {
         "train": 330,
         "validation": 83,
         "test": 0,
     }
     copies = {f"IDRiD_{number:03}" for pair in IDRID_COPIES for number in pair}
-    train = {Path(name).stem for name in prepared.splits["train"].names}
+    train = {Path(name).stem for name in prepared.subsets["train"].names}
     assert copies <= train

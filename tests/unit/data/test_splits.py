@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labn.data.readers.reader import Record, Subset
+from labn.data.readers.reader import Record, SubsetName
 from labn.data.splits import SubsetAssignment, assign_subsets
 from labn.errors import UserError
 
@@ -20,7 +20,7 @@ IDRID_GRADES = {0: 134, 1: 20, 2: 136, 3: 74, 4: 49}
 
 
 def make_records(
-    grades: dict[int, int], subset: Subset | None = None, prefix: str = "image"
+    grades: dict[int, int], subset: SubsetName | None = None, prefix: str = "image"
 ) -> list[Record]:
     flat = [grade for grade, count in grades.items() for _ in range(count)]
     return [
@@ -46,14 +46,14 @@ def assign(
     return assign_subsets(records, sha256, **(DEFAULTS | settings))
 
 
-def members(assignment: SubsetAssignment, records: list[Record], name: Subset | None):
+def members(assignment: SubsetAssignment, records: list[Record], name: SubsetName | None):
     return [
         record for record, subset in zip(records, assignment.subsets, strict=True) if subset == name
     ]
 
 
 def test_subsets_that_are_named_are_kept():
-    names: tuple[Subset, ...] = ("train", "validation", "test")
+    names: tuple[SubsetName, ...] = ("train", "validation", "test")
     records = [r for name in names for r in make_records({0: 3, 2: 3}, name, name)]
     assignment = assign(records)
     assert assignment.subsets == tuple(record.subset for record in records)
@@ -162,7 +162,7 @@ def test_a_training_image_that_is_in_the_test_subset_may_be_an_error():
 
 
 def test_every_copy_that_a_later_subset_has_is_dropped():
-    names: tuple[Subset, ...] = ("train", "validation", "test")
+    names: tuple[SubsetName, ...] = ("train", "validation", "test")
     records = [r for name in names for r in make_records({0: 3, 1: 3}, name, name)]
     copies = (
         ("train_000", "test_000"),

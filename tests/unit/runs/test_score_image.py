@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_run import STATISTICS, make_model, make_split
+from small_run import STATISTICS, make_model, make_subset
 
 from labn.data.batches import standardise
 from labn.errors import UserError
@@ -25,7 +25,7 @@ from labn.runs.evaluation.score_image import (
 )
 from labn.training.evaluate import predictor
 
-SUBSET = make_split(4, seed=3, labels=[1, 1, 0, 1])
+SUBSET = make_subset(4, seed=3, labels=[1, 1, 0, 1])
 CPU = torch.device("cpu")
 MASK = np.zeros((24, 24), dtype=np.bool_)
 MASK[3:9, 5:14] = True

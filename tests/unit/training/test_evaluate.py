@@ -10,7 +10,7 @@ from small_run import (
     evaluation_batches,
     make_model,
     make_objective,
-    make_split,
+    make_subset,
 )
 
 from labn.errors import RunFailed
@@ -19,7 +19,7 @@ from labn.model.network import build_model, upsample_attention
 from labn.training.evaluate import Faithfulness, evaluate, predictor
 from labn.training.losses import kept_pixels
 
-SUBSET = make_split(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
+SUBSET = make_subset(9, seed=6, labels=[0, 1, 1, 0, 1, 0, 0, 1, 1])
 POSITIVES = [1, 2, 4, 7, 8]
 BATCH_SIZES = [1, 2, 4, 9, 64]
 
@@ -126,7 +126,7 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
 
 
 def test_a_part_without_positives_has_no_pid(model):
-    negatives = make_split(4, seed=8, labels=[0, 0, 0, 0])
+    negatives = make_subset(4, seed=8, labels=[0, 0, 0, 0])
 
     evaluation = score(model, subset=negatives)
 
@@ -149,7 +149,7 @@ def test_pid_is_left_out_where_it_is_not_asked_for(model):
 def test_every_class_but_the_first_is_positive_and_scored_by_its_own_probability():
     torch.manual_seed(2)
     model = build_model("lambda_cnn", num_classes=3, split=1, theta_alpha=0.0).eval()
-    subset = make_split(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
+    subset = make_subset(6, seed=9, labels=[2, 0, 1, 0, 2, 1])
     evaluation = score(model, subset=subset)
 
     # With all patches inserted, and with none deleted, the network sees the image itself.

@@ -59,7 +59,7 @@ class SharedHooks(Hooks):
     def validate(self, model, epoch):
         rows = self.group.share(len(VALIDATION))
         subset = VALIDATION.select(np.arange(len(VALIDATION))[rows])
-        batches = evaluation_batches(split=subset) if len(subset) else []
+        batches = evaluation_batches(subset=subset) if len(subset) else []
         whole = evaluate(model, batches, self.objective, FAITHFULNESS, group=self.group)
         return whole.as_metrics("val")
 
