@@ -53,7 +53,7 @@ def test_curves_and_areas_are_those_of_the_rise_authors_metric():
 
 
 def splits_a_tie(saliency):
-    """Say for each frame whether it takes some but not all of equally important pixels."""
+    """Return for each frame whether it takes some but not all of equally important pixels."""
     ordered = np.sort(saliency.numpy(), axis=None)[::-1]
     counts = np.arange(1, NUM_POINTS - 1) * SIDE
     return np.pad(ordered[counts - 1] == ordered[counts], 1)

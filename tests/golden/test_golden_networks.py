@@ -34,7 +34,7 @@ def case(request):
     return released_network(name), rebuilt_input(name, INPUT_SHAPES[name]), golden(name)
 
 
-def test_the_network_says_what_the_release_says_in_evaluation(case):
+def test_the_network_agrees_with_the_release_in_evaluation(case):
     network, images, expected = case
     with torch.inference_mode():
         output = network.eval()(images)

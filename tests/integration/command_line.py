@@ -76,8 +76,8 @@ def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
         patch.setenv("COLUMNS", "100")
         with pytest.raises(SystemExit) as ended:
             main()
-    printed, said = (_text_of(stream) for stream in (out, err))
-    return subprocess.CompletedProcess(words, int(ended.value.code or 0), printed, said)
+    printed, messages = (_text_of(stream) for stream in (out, err))
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), printed, messages)
 
 
 def _text_of(stream: io.TextIOWrapper) -> str:

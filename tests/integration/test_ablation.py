@@ -53,7 +53,7 @@ def test_every_run_of_a_study_trains_to_its_end(study):
         assert history["epoch"].tolist() == list(range(1, EPOCHS + 1)), name
 
 
-def test_a_condition_that_fails_is_named_and_the_others_go_on(study):
+def test_a_condition_that_fails_is_named_and_the_others_continue(study):
     check_failures(study)
 
 
@@ -151,7 +151,7 @@ def test_the_same_command_with_nothing_left_trains_nothing(labn, study, monkeypa
     assert entries(study.folder)["study"].status == "FINISHED"
 
 
-def test_labn_report_writes_the_report_of_a_study_anew(labn, study):
+def test_labn_report_writes_the_report_of_a_study_again(labn, study):
     report = study.folder / "study/report/report.html"
     report.unlink()
 

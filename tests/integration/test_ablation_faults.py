@@ -61,7 +61,7 @@ def study(tmp_path_factory):
     )
 
 
-def test_a_killed_study_goes_on_and_loses_no_run(study):
+def test_a_killed_study_resumes_and_loses_no_run(study):
     assert 0 < len(study.before) < len(GOOD)
     assert sorted(finished(study.folder)) == sorted(GOOD)
     for name in GOOD:
@@ -88,7 +88,7 @@ def test_a_killed_study_ends_as_an_undisturbed_one(study):
 
 
 @pytest.mark.parametrize("options", [("--serial",), ()], ids=["serial", "Ray"])
-def test_a_study_that_is_asked_to_stop_saves_and_goes_on(tmp_path, options):
+def test_a_study_that_is_asked_to_stop_saves_and_resumes(tmp_path, options):
     path = write_study(tmp_path, conditions={"full": {}}, seeds=[0])
     settings = (*options, "tracking.uri=none", "train.epochs=40")
     process = start("ablate", path, *settings)

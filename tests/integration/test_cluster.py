@@ -72,7 +72,7 @@ def write_search(folder):
 
 
 def fill_in(folder, head, worker, key):
-    """Set what the file says must be set: the hosts and the key."""
+    """Set the placeholders of the file: the hosts and the key."""
     place = folder / FILE
     text = place.read_text()
     for placeholder, value in (
@@ -109,8 +109,8 @@ def workers_on(machine):
 
 def wait_for(condition, what, process=None, log=None):
     while not (found := condition()):
-        said = Path(log).read_text()[-4000:] if log else ""
-        assert process is None or process.poll() is None, f"ended before {what}: {said}"
+        messages = Path(log).read_text()[-4000:] if log else ""
+        assert process is None or process.poll() is None, f"ended before {what}: {messages}"
         time.sleep(0.2)
     return found
 
@@ -124,7 +124,7 @@ class Play:
     refused: subprocess.CompletedProcess = None
     spread: dict = field(default_factory=dict)
     epochs_at_loss: dict = field(default_factory=dict)
-    said: dict = field(default_factory=dict)
+    messages: dict = field(default_factory=dict)
     codes: dict = field(default_factory=dict)
     summaries: dict = field(default_factory=dict)
     epochs: dict = field(default_factory=dict)
@@ -236,7 +236,7 @@ class Stage:
     def end(self, search, log, name):
         wait_for(lambda: search.poll() is not None, f"the {name} search's end", None, log)
         self.seen.codes[name] = search.returncode
-        self.seen.said[name] = log.read_text()
+        self.seen.messages[name] = log.read_text()
         summary = self.seen.shared / "runs/search/summary.json"
         self.seen.summaries[name] = json.loads(summary.read_text())
         self.seen.epochs[name] = epochs_done(self.seen.shared)
@@ -244,7 +244,7 @@ class Stage:
 
 
 def has_joined(head, worker):
-    """Tell whether the cluster counts the worker among its nodes, which is after it has started."""
+    """Return whether the cluster counts the worker among its nodes; it has started before."""
     logs = (head.folder / "ray").glob("session_2*/logs/gcs_server.out")
     lines = [line for log in logs for line in log.read_text().splitlines()]
     return any("Registering new node" in one and worker.address in one for one in lines)
@@ -291,9 +291,9 @@ def test_the_file_passes_its_check(play):
 
 def test_a_search_does_not_start_where_a_node_lacks_the_data(play):
     assert play.refused.returncode != 0
-    said = play.refused.stdout + play.refused.stderr
-    assert "error: data.root = /tmp/ray/here-only: node 10.213.77.3 does not see it" in said
-    assert "Traceback" not in said
+    messages = play.refused.stdout + play.refused.stderr
+    assert "error: data.root = /tmp/ray/here-only: node 10.213.77.3 does not see it" in messages
+    assert "Traceback" not in messages
 
 
 def test_the_workers_of_a_trial_are_on_a_node_each(play):
@@ -301,18 +301,18 @@ def test_the_workers_of_a_trial_are_on_a_node_each(play):
     assert play.spread["worker"] >= 1
 
 
-def test_the_search_goes_on_to_its_end_after_a_node_is_lost(play):
-    assert play.codes["first"] == 0, play.said["first"]
+def test_the_search_continues_to_its_end_after_a_node_is_lost(play):
+    assert play.codes["first"] == 0, play.messages["first"]
     assert play.epochs_at_loss != play.epochs["first"]
     assert play.summaries["first"]["counts"] == {"finished": NUM_TRIALS}
     assert play.epochs["first"] == dict.fromkeys(range(NUM_TRIALS), NUM_EPOCHS)
 
 
-def test_the_same_command_goes_on_after_the_head_was_off(play):
-    assert play.codes["third"] == 0, play.said["third"]
+def test_the_same_command_resumes_after_the_head_was_off(play):
+    assert play.codes["third"] == 0, play.messages["third"]
     assert (
         f"{NUM_TRIALS} of {NUM_TRIALS + 1} trials are done already, 1 to resume"
-        in (play.said["third"])
+        in (play.messages["third"])
     )
     assert play.summaries["third"]["counts"] == {"finished": NUM_TRIALS + 1}
     rows = play.summaries["third"]["trials"]

@@ -25,7 +25,7 @@ PATIENCE_S = 90
 def config_in(folder, **changes):
     """Write a run of 160 steps with a checkpoint after each.
 
-    Workers go on for some seconds after their driver was killed; that must not take them to the
+    Workers continue for some seconds after their driver was killed; that must not take them to the
     end.
     """
     folder.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def test_a_killed_worker_is_started_again_by_itself(tmp_path, whole, rank):
     assert last["slowest_rank"] in (0, 1)
 
 
-def test_a_run_whose_driver_is_killed_goes_on_by_the_same_command(tmp_path, whole):
+def test_a_run_whose_driver_is_killed_resumes_by_the_same_command(tmp_path, whole):
     config = config_in(tmp_path)
     process = start("train", config, *TWO)
     wait_for_step(tmp_path / "run", 6, process)
@@ -123,7 +123,7 @@ def test_a_run_whose_driver_is_killed_goes_on_by_the_same_command(tmp_path, whol
     assert_ended_alike(tmp_path / "run", whole)
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_even_from_the_checkpoint_before(tmp_path, whole):
+def test_a_run_that_is_asked_to_stop_resumes_even_from_the_checkpoint_before(tmp_path, whole):
     """The newest is cut off by hand, as a disk might."""
     config = config_in(tmp_path)
     process = start("train", config, *TWO)

@@ -82,11 +82,11 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     done = labn("evaluate", trained, *SMALL, "--json")
 
     assert done.returncode == 0, done.stderr
-    printed, told, scores = json.loads(done.stdout), metrics_of(trained), scores_of(trained)
+    printed, described, scores = json.loads(done.stdout), metrics_of(trained), scores_of(trained)
     folder = trained / "evaluation" / "test"
-    assert printed["metrics"] == told["metrics"]
+    assert printed["metrics"] == described["metrics"]
     assert list(scores.columns) == COLUMNS
-    num_positives = sum(told["confusion"][1])
+    num_positives = sum(described["confusion"][1])
     assert len(scores) == num_positives * len(METHODS) * 3
     assert set(scores["method"]) == set(NAMES)
     assert set(scores["score"]) == {"ID", "PID m=4", "PID m=8"}
@@ -100,13 +100,13 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     assert set(scores["name"]) == set(images.query("label > 0")["name"])
     localisation = pd.read_parquet(folder / "localisation.parquet")
     assert len(localisation) == num_positives * len(METHODS)
-    assert told["settings"]["patch_sizes"] == [4, 8]
-    assert told["settings"]["methods"] == list(METHODS)
-    assert told["settings"]["num_masks"] == 20
-    assert told["lambda_attention"] == {"layer": 0, "chosen_by": "the only one"}
-    assert told["failures"]["num_scored"] == num_positives
-    counts = sum(told["failures"][code] for code in ("IP", "OA", "IA", "WA"))
-    assert counts == told["failures"]["num_failed"] == images["failure"].notna().sum()
+    assert described["settings"]["patch_sizes"] == [4, 8]
+    assert described["settings"]["methods"] == list(METHODS)
+    assert described["settings"]["num_masks"] == 20
+    assert described["lambda_attention"] == {"layer": 0, "chosen_by": "the only one"}
+    assert described["failures"]["num_scored"] == num_positives
+    counts = sum(described["failures"][code] for code in ("IP", "OA", "IA", "WA"))
+    assert counts == described["failures"]["num_failed"] == images["failure"].notna().sum()
     drawn = {path.name for path in map(Path, printed["pictures"])}
     assert drawn >= {"attention.png", "confusion.png", "curves.png", "examples.png"}
     assert not list(folder.glob("parts-*"))
@@ -115,7 +115,7 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
 def test_tables_and_metrics_are_means_of_the_rows(trained, labn):
     assert labn("evaluate", trained, *SMALL).returncode == 0
 
-    told, scores = metrics_of(trained)["metrics"], scores_of(trained)
+    described, scores = metrics_of(trained)["metrics"], scores_of(trained)
     folder = trained / "evaluation" / "test"
     table = json.loads((folder / "table2.json").read_text())
     assert [row["Method"] for row in table["rows"]] == NAMES
@@ -126,11 +126,11 @@ def test_tables_and_metrics_are_means_of_the_rows(trained, labn):
             assert row[score]["mean"] == pytest.approx(values.mean(), abs=1e-12)
             assert row[score]["std"] == pytest.approx(values.std(), abs=1e-12)
     by_name = {row["Method"]: row for row in table["rows"]}
-    assert told["test_pid"] == by_name["LABN"]["PID m=8"]["mean"]
-    assert told["test_pid_random"] == by_name["random"]["PID m=8"]["mean"]
-    assert told["test_pid_m4_Grad_CAM"] == by_name["Grad-CAM"]["PID m=4"]["mean"]
-    assert told["test_id_lambda_attention_0"] == by_name[LAYER]["ID"]["mean"]
-    assert all(re.fullmatch(r"\w+", name) for name in told)
+    assert described["test_pid"] == by_name["LABN"]["PID m=8"]["mean"]
+    assert described["test_pid_random"] == by_name["random"]["PID m=8"]["mean"]
+    assert described["test_pid_m4_Grad_CAM"] == by_name["Grad-CAM"]["PID m=4"]["mean"]
+    assert described["test_id_lambda_attention_0"] == by_name[LAYER]["ID"]["mean"]
+    assert all(re.fullmatch(r"\w+", name) for name in described)
     confusion = metrics_of(trained)["confusion"]
     counts = {
         row[""]: row["test images"]
@@ -224,7 +224,7 @@ def test_a_killed_evaluation_resumes_where_it_stopped(original, trained, labn):
     assert not list((trained / "evaluation" / "test").glob("parts-*"))
 
 
-def test_other_settings_start_anew_and_leave_nothing_of_the_old(trained, labn):
+def test_other_settings_start_afresh_and_leave_nothing_of_the_old(trained, labn):
     assert labn("evaluate", trained, *SMALL).returncode == 0
     folder = trained / "evaluation" / "test"
     (folder / "failures-IP.png").write_bytes(b"of an earlier scoring")
@@ -235,20 +235,20 @@ def test_other_settings_start_anew_and_leave_nothing_of_the_old(trained, labn):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    scores, told = scores_of(trained), metrics_of(trained)
+    scores, described = scores_of(trained), metrics_of(trained)
     names = sorted(pd.read_csv(folder / "images.csv").query("label > 0")["name"])[:2]
     assert sorted(set(scores["name"])) == names
     assert set(scores["method"]) == {"random", "LABN"}
     assert set(scores["num_points"]) == {2}
     assert set(scores["baseline"]) == {"zero", "blur"}
-    assert told["settings"]["max_images"] == told["metrics"]["test_pid_images"] == 2
-    assert "test_pid_blur_m4_LABN" in told["metrics"]
-    assert "test_pid" not in told["metrics"]
+    assert described["settings"]["max_images"] == described["metrics"]["test_pid_images"] == 2
+    assert "test_pid_blur_m4_LABN" in described["metrics"]
+    assert "test_pid" not in described["metrics"]
     sheet = folder / "failures-IP.png"
     assert not sheet.exists() or sheet.read_bytes().startswith(b"\x89PNG")
 
 
-def test_areas_to_a_tolerance_agree_with_every_point_and_say_what_they_cost(trained, labn):
+def test_areas_to_a_tolerance_agree_with_every_point_and_report_their_cost(trained, labn):
     choice = ("--methods", "LABN,random", "--patch-sizes", 4)
     assert labn("evaluate", trained, *choice, "--points", 65).returncode == 0
     exhaustive = scores_of(trained).query("score != 'ID'")
@@ -260,8 +260,8 @@ def test_areas_to_a_tolerance_agree_with_every_point_and_say_what_they_cost(trai
     for column in ("insertion_auc", "deletion_auc"):
         np.testing.assert_allclose(adaptive[column], exhaustive[column], rtol=0, atol=0.001)
     assert (adaptive["num_points"] <= 2 * 65 - 2).all()
-    told = metrics_of(trained)["settings"]
-    assert (told["tolerance"], told["num_points"]) == (0.001, None)
+    described = metrics_of(trained)["settings"]
+    assert (described["tolerance"], described["num_points"]) == (0.001, None)
     folder = trained / "evaluation" / "test"
     assert "forward passes per map" in (folder / "table2.md").read_text()
     assert not (folder / "curves.png").exists()
@@ -299,11 +299,11 @@ def test_the_lambda_layer_is_chosen_on_validation_positives(tmp_path):
 
     evaluate_run(config.output_dir, "test", [], Reporter(), choices)
 
-    told = metrics_of(config.output_dir)["lambda_attention"]
-    assert len(told["means_by_layer"]) == 16
-    assert told["layer"] == int(np.argmax(told["means_by_layer"]))
-    assert "validation PID m=16" in told["chosen_by"]
-    expected = {f"lambda attention {told['layer']}", "lambda attention 3"}
+    described = metrics_of(config.output_dir)["lambda_attention"]
+    assert len(described["means_by_layer"]) == 16
+    assert described["layer"] == int(np.argmax(described["means_by_layer"]))
+    assert "validation PID m=16" in described["chosen_by"]
+    expected = {f"lambda attention {described['layer']}", "lambda attention 3"}
     assert set(scores_of(config.output_dir)["method"]) == expected
 
 
@@ -351,7 +351,7 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(trained, labn):
         assert f"'{name}'" in done.stderr
 
 
-def test_a_part_without_positives_is_refused(labn, trained, tmp_path):
+def test_a_subset_without_positives_is_refused(labn, trained, tmp_path):
     root = tmp_path / "tree"
     write_synthetic(root, num_images=20, positive_fraction=0.5, seed=0, image_size=32)
     for part in ("train", "val", "test"):
@@ -367,7 +367,7 @@ def test_a_part_without_positives_is_refused(labn, trained, tmp_path):
     assert "--subset test: holds no positives" in done.stderr.splitlines()[-1]
 
 
-def test_a_part_that_another_process_scores_is_left_alone(trained, labn):
+def test_a_subset_that_another_process_scores_is_left_alone(trained, labn):
     with RunFolder(trained).claimed_evaluation("test"):
         done = labn("evaluate", trained)
 

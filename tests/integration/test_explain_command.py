@@ -282,7 +282,7 @@ def test_images_of_one_name_in_several_folders_or_formats_do_not_clash(explained
     assert heights == [36, 37, 38, 39]
 
 
-def test_what_was_explained_is_kept_and_what_changed_is_explained_anew(
+def test_what_was_explained_is_kept_and_what_changed_is_explained_again(
     explained, pictures, tmp_path
 ):
     out = tmp_path / "out"
@@ -305,7 +305,7 @@ def test_what_was_explained_is_kept_and_what_changed_is_explained_anew(
     assert len(table_of(out)) == 9
 
 
-def test_a_stopped_explanation_goes_on_where_it_was(labn, explained, trained, pictures, tmp_path):
+def test_a_stopped_explanation_resumes_where_it_was(labn, explained, trained, pictures, tmp_path):
     expected = explained(pictures, out=tmp_path / "whole")["images"]
     write = explaining.write_maps
 
@@ -397,7 +397,7 @@ def test_a_long_list_is_cut_but_counted(labn, trained, tmp_path):
     assert lines[21].startswith("22 explained")
 
 
-def test_mistakes_are_told_in_one_line(labn, trained, pictures, tmp_path):
+def test_mistakes_are_reported_in_one_line(labn, trained, pictures, tmp_path):
     run, _ = trained("folder")
     empty, broken, file = tmp_path / "empty", tmp_path / "broken", tmp_path / "file"
     empty.mkdir()
@@ -447,9 +447,9 @@ def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figu
     assert means["LABN", "stem"] < 0.99
     assert all(means["edges", stage] == pytest.approx(1) for _, stage in means)
     folder = run / "evaluation" / "test"
-    told = json.loads((folder / "sanity.json").read_text())
-    assert told["rows"] == rows
-    assert len(told["images"]) == 2
+    described = json.loads((folder / "sanity.json").read_text())
+    assert described["rows"] == rows
+    assert len(described["images"]) == 2
     with Image.open(folder / "sanity.png") as image:
         assert image.width > 300
 

@@ -97,7 +97,7 @@ def line_of(process, beginning):
     for line in process.stderr:
         if line.startswith(beginning):
             return line
-    raise AssertionError(f"the process ended before it said {beginning!r}")
+    raise AssertionError(f"the process ended before it printed {beginning!r}")
 
 
 def test_kills_at_any_time_are_made_good_by_the_same_command(tmp_path, undisturbed):
@@ -124,7 +124,7 @@ def test_kills_at_any_time_are_made_good_by_the_same_command(tmp_path, undisturb
     assert_same_run(folder, undisturbed)
 
 
-def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(tmp_path, undisturbed):
+def test_a_stopped_run_prints_how_to_resume_and_ends_as_if_it_had_not_been(tmp_path, undisturbed):
     command = ["train", write_config(tmp_path, **SETTINGS)]
     folder = tmp_path / "run"
     for number, beginning in ((signal.SIGINT, "epoch   1/4"), (signal.SIGTERM, "epoch   2/4")):
@@ -173,7 +173,7 @@ def test_a_second_signal_stops_at_once_and_a_kill_leaves_no_half_cache(tmp_path,
     cache = tmp_path / "cache"
 
     def half_built():
-        """Say when the cache in the making was last written to, if there is one."""
+        """Return when the cache in the making was last written to, if there is one."""
         try:
             return next(cache.glob("*.building/images.npy")).stat().st_mtime_ns
         except (StopIteration, FileNotFoundError):

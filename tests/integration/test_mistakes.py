@@ -1,4 +1,4 @@
-"""What the user may get wrong: one line that says what, where, and how to fix it; exit code 2."""
+"""What the user may get wrong: one line with what, where, and the fix; exit code 2."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_wrong_argument_is_named(labn, tmp_path, arguments, parts):
     assert_mistake(labn(*(words.get(word, word) for word in arguments)), *parts)
 
 
-def test_an_evaluation_before_the_first_epoch_says_what_to_do(labn, tmp_path):
+def test_an_evaluation_before_the_first_epoch_names_what_to_do(labn, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     config = write_config(tmp_path)
@@ -149,7 +149,7 @@ def write_idrid(tmp_path, tree, grades):
     return tmp_path / "idrid"
 
 
-def test_a_training_part_without_positives_is_refused(labn, tmp_path, tree):
+def test_a_training_subset_without_positives_is_refused(labn, tmp_path, tree):
     for image in (tree / "train" / "positive").iterdir():
         image.unlink()
     shutil.copytree(tree / "val" / "positive", tree / "test" / "positive")
@@ -161,7 +161,7 @@ def test_a_training_part_without_positives_is_refused(labn, tmp_path, tree):
     assert "positive" in done.stderr
 
 
-def test_a_validation_part_without_positives_trains_without_pid(labn, tmp_path, tree):
+def test_a_validation_subset_without_positives_trains_without_pid(labn, tmp_path, tree):
     shutil.rmtree(tree / "val" / "positive")
 
     done = labn("train", folder_config(tmp_path, tree, train__epochs=1), "--json")

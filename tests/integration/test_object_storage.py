@@ -97,7 +97,7 @@ def test_data_is_fetched_once_by_many_processes_and_again_where_it_changed(
     assert s3.num_gets(".png") == num_gets
 
 
-def test_a_run_on_data_in_storage_tells_no_secret(tmp_path, s3, images):
+def test_a_run_on_data_in_storage_prints_no_secret(tmp_path, s3, images):
     address, _ = put(images, "set")
     store = tmp_path / "mlflow.db"
     config = write_config(
@@ -107,13 +107,13 @@ def test_a_run_on_data_in_storage_tells_no_secret(tmp_path, s3, images):
 
     done = succeed("train", config)
 
-    told = {"stderr": done.stderr.encode(), "stdout": done.stdout.encode(), **contents(tmp_path)}
-    del told["s3.log"]
-    assert [name for name, text in told.items() if SECRET.encode() in text] == []
+    outputs = {"stderr": done.stderr.encode(), "stdout": done.stdout.encode(), **contents(tmp_path)}
+    del outputs["s3.log"]
+    assert [name for name, text in outputs.items() if SECRET.encode() in text] == []
     assert address.encode() in store.read_bytes()
 
 
-def test_a_run_goes_on_where_its_folder_is_empty(tmp_path, s3):
+def test_a_run_resumes_where_its_folder_is_empty(tmp_path, s3):
     whole = write_config(tmp_path, "whole.yaml", output_dir=tmp_path / "whole", **SETTINGS)
     succeed("train", whole)
     storage = Folder(f"s3://{BUCKET}/runs/1")

@@ -61,15 +61,15 @@ def address(study):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    said = study.folder / "ui.txt"
-    with said.open("w") as file:
+    output = study.folder / "ui.txt"
+    with output.open("w") as file:
         process = subprocess.Popen(
             [*COMMAND, "ui", str(study.folder), "--port", str(port)],
             stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT,
         )  # fmt: skip
         try:
-            wait_for(lambda: "Ctrl-C stops it" in said.read_text(), process)
-            yield SimpleNamespace(root=f"http://127.0.0.1:{port}", said=said.read_text())
+            wait_for(lambda: "Ctrl-C stops it" in output.read_text(), process)
+            yield SimpleNamespace(root=f"http://127.0.0.1:{port}", output=output.read_text())
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE_S) == 0
@@ -93,7 +93,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def screenshot(browser, request):
-    """Keep what was seen last where LABN_TEST_SCREENSHOTS says."""
+    """Keep what was seen last in the folder that LABN_TEST_SCREENSHOTS names."""
     yield
     folder = os.environ.get("LABN_TEST_SCREENSHOTS")
     if folder:
@@ -120,7 +120,7 @@ def loaded_pictures(browser):
 def test_the_address_that_ui_prints_lists_the_study_and_its_children_expand(
     browser, address, study
 ):
-    link = re.search(r"labn/synthetic: (\S+)", address.said)[1]
+    link = re.search(r"labn/synthetic: (\S+)", address.output)[1]
 
     browser.get(link)
 

@@ -96,8 +96,8 @@ def test_workers_lie_where_they_are_asked_to(tmp_path, cluster, started):
     environment = ENVIRONMENT | {"RAY_ADDRESS": cluster.address}
 
     waiting = started([*command, "fast=2"], stderr=subprocess.PIPE, text=True, env=environment)
-    said = next(line for line in waiting.stderr if line.startswith("waiting for capacity"))
-    assert "needs 2 x 1 CPUs and 2 fast; the cluster has 2 CPUs and 0 GPUs and 2 fast" in said
+    message = next(line for line in waiting.stderr if line.startswith("waiting for capacity"))
+    assert "needs 2 x 1 CPUs and 2 fast; the cluster has 2 CPUs and 0 GPUs and 2 fast" in message
     waiting.send_signal(signal.SIGTERM)
     waiting.communicate(timeout=PATIENCE_S)
 
@@ -146,7 +146,7 @@ def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
         steps = [checkpoint.step_of(path) for path in folder.glob("step-*.pt")]
         return [step for step in steps if step % steps_per_epoch]
 
-    # As an agent of a cloud does when it hears that a spot machine is taken back.
+    # As an agent of a cloud does when a spot machine is to be taken back.
     subprocess.run(
         [RAY, "drain-node", "--address", cluster.address, "--node-id", node.node_id,
          "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back",
@@ -165,7 +165,7 @@ def test_a_node_that_is_taken_back_costs_no_more_than_the_warning_allows(
     assert len(out_of_turn()) <= 2, "the warning's, and the stop's"
 
 
-def test_a_run_whose_node_is_lost_says_what_it_waits_for_and_goes_on_when_that_comes(
+def test_a_run_whose_node_is_lost_reports_what_it_waits_for_and_resumes_when_that_comes(
     tmp_path, cluster, started
 ):
     node = cluster.add_node(num_cpus=1)
@@ -193,7 +193,7 @@ def test_a_run_whose_node_is_lost_says_what_it_waits_for_and_goes_on_when_that_c
     assert "workers were lost; started them again (restart 1)" in errors
 
 
-def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, started):
+def test_a_run_continues_with_the_workers_there_are(tmp_path, cluster, tracker, started):
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     store = tmp_path / "mlflow.db"
@@ -207,7 +207,7 @@ def test_a_run_goes_on_with_the_workers_there_are(tmp_path, cluster, tracker, st
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=ENVIRONMENT | {
             "RAY_ADDRESS": cluster.address,
-            # Ray first waits for as many as there were; a minute, if it is not told otherwise.
+            # Ray first waits for as many as there were; a minute, by default.
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         },
     )  # fmt: skip

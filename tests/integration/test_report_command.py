@@ -181,7 +181,9 @@ def test_what_else_was_measured_is_reported_over_seeds(labn, seeds):
         assert line in done.stdout
 
 
-def test_conditions_are_told_by_their_settings_and_compared_with_the_first(labn, others, seeds):
+def test_conditions_are_identified_by_their_settings_and_compared_with_the_first(
+    labn, others, seeds
+):
     done = labn("report", *others, *seeds)
     content = json.loads(labn("report", *others, *seeds, "--json").stdout)
 
@@ -208,7 +210,7 @@ def test_settings_that_do_not_change_the_network_make_no_condition(labn, tmp_pat
     assert [run["condition"] for run in content["runs"]] == ["all runs"] * 2
 
 
-def test_one_run_is_reported_without_a_spread_and_says_why_there_is_no_welch(labn, seeds):
+def test_one_run_is_reported_without_a_spread_and_with_the_reason_for_no_welch(labn, seeds):
     done = labn("report", seeds[0])
 
     assert done.returncode == 0, done.stderr
@@ -253,7 +255,7 @@ def test_several_baselines_are_compared_and_the_first_is_reported(labn, seeds):
     assert row["mean"] == pytest.approx(fmean(seed_means("LABN", "PID m=4")), abs=ROUNDING)
 
 
-def test_runs_of_one_folder_name_are_told_by_their_paths(labn, tmp_path):
+def test_runs_of_one_folder_name_are_identified_by_their_paths(labn, tmp_path):
     runs = [write_run(tmp_path / f"seed-{seed}" / "run", seed) for seed in (0, 1)]
 
     content = json.loads(labn("report", *runs, "--json").stdout)

@@ -148,7 +148,7 @@ def test_a_run_that_diverges_fails_in_words_and_can_be_loaded_at_its_last_checkp
             assert value.isfinite().all(), (path, name)
 
 
-def test_a_run_stopped_at_once_has_nothing_to_score_but_goes_on(train, tmp_path):
+def test_a_run_stopped_at_once_has_nothing_to_score_but_resumes(train, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(output_dir=folder, should_stop=lambda: True)
@@ -179,12 +179,12 @@ def test_scores_say_how_they_were_measured(train):
 
     scores = evaluate_run(folder, "test", ["validation.pid_patch_size=16"], Reporter())
 
-    told = json.loads((folder / "evaluation/test/metrics.json").read_text())
-    assert told["metrics"] == scores.metrics
-    assert told["num_images"] == sum(map(sum, told["confusion"])) == 8
-    assert told["settings"]["patch_sizes"] == [2, 4, 8, 16]
-    assert told["settings"]["num_points"] == 3
-    assert told["num_positives_scored"] == 4
+    described = json.loads((folder / "evaluation/test/metrics.json").read_text())
+    assert described["metrics"] == scores.metrics
+    assert described["num_images"] == sum(map(sum, described["confusion"])) == 8
+    assert described["settings"]["patch_sizes"] == [2, 4, 8, 16]
+    assert described["settings"]["num_points"] == 3
+    assert described["num_positives_scored"] == 4
     scored = pd.read_parquet(folder / "evaluation/test/scores.parquet")
     rows = scored.query("method == 'LABN' and score == 'PID m=16'")
     assert scores.metrics["test_pid"] == pytest.approx(rows["value"].mean(), abs=1e-12)

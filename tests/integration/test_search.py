@@ -38,12 +38,12 @@ def whole(tmp_path_factory):
         folder, trial={"max_concurrent": 1}, pruning={"grace_epochs": 2, "reduction": 4}
     )
     process = start_search(path, script=script, cwd=elsewhere)
-    printed, said = end(process)
-    return folder, printed, said
+    printed, messages = end(process)
+    return folder, printed, messages
 
 
 def test_a_copied_script_searches_to_the_end(whole):
-    folder, printed, said = whole
+    folder, printed, messages = whole
     trials = trials_of(folder)
 
     assert len(trials) == 4
@@ -52,7 +52,7 @@ def test_a_copied_script_searches_to_the_end(whole):
     best = max((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
     assert f"best: trial {best.number}, val_pid {best.value:.4f}" in printed
     for trial in trials:
-        assert f"trial {trial.number} started: model.theta_alpha=" in said
+        assert f"trial {trial.number} started: model.theta_alpha=" in messages
         finished = trial.state == TrialState.COMPLETE
         assert epochs_done(folder, trial.number) == max(trial.intermediate_values)
         assert (max(trial.intermediate_values) == NUM_EPOCHS) == finished

@@ -33,7 +33,7 @@ from labn.sweeps.worker import Outcome
 pytestmark = pytest.mark.slow
 
 
-def test_a_killed_search_goes_on_where_it_was(tmp_path):
+def test_a_killed_search_resumes_where_it_was(tmp_path):
     """Without pruning, so that it must end as an undisturbed one."""
     path = write_search(tmp_path, pruning=None)
     process = start_search(path)
@@ -54,7 +54,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     assert amid
     done_before = {n: epochs_done(tmp_path, n) for n in amid}
 
-    _, said = end(start_search(path))
+    _, messages = end(start_search(path))
 
     after = trials_of(tmp_path)
     assert [t.state for t in after] == [TrialState.COMPLETE] * 4
@@ -63,9 +63,9 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
         assert new.params == old.params
         if old.state == TrialState.COMPLETE:
             assert new == old
-            assert f"trial {old.number} " not in said
+            assert f"trial {old.number} " not in messages
     for number in amid:
-        assert f"trial {number} resumed" in said
+        assert f"trial {number} resumed" in messages
         assert done_before[number] <= epochs_done(tmp_path, number) == NUM_EPOCHS
         assert sorted(after[number].intermediate_values) == list(range(1, NUM_EPOCHS + 1))
     runs = runs_in(tmp_path)
@@ -73,21 +73,21 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     assert {run["status"] for run in runs.values()} == {"FINISHED"}
 
 
-def test_a_search_that_is_asked_to_stop_saves_and_says_so(tmp_path):
+def test_a_search_that_is_asked_to_stop_saves_and_reports_it(tmp_path):
     path = write_search(tmp_path, pruning=None, trials=2)
     process = start_search(path, "train.epochs=60")
     wait_for(lambda: epochs_done(tmp_path, 0) >= 1, process)
 
     process.send_signal(signal.SIGTERM)
 
-    _, said = end(process, code=1)
-    assert "stopping: trials resume from their last checkpoints" in said
-    assert "error: stopped as asked; run the same command again to resume" in said
+    _, messages = end(process, code=1)
+    assert "stopping: trials resume from their last checkpoints" in messages
+    assert "error: stopped as asked; run the same command again to resume" in messages
     assert trials_of(tmp_path)[0].state == TrialState.RUNNING
     assert runs_in(tmp_path)["search-0"]["trial_state"] == "interrupted"
 
 
-def test_a_trial_whose_process_is_killed_goes_on_in_another(tmp_path):
+def test_a_trial_whose_process_is_killed_resumes_in_another(tmp_path):
     path = write_search(tmp_path, pruning=None, trials=2)
     process = start_search(path)
     wait_for(lambda: epochs_done(tmp_path, 0) >= 1, process)
@@ -95,14 +95,14 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(tmp_path):
 
     killed.kill()
 
-    _, said = end(process)
-    assert "trial 0 lost its process; resuming in another" in said
+    _, messages = end(process)
+    assert "trial 0 lost its process; resuming in another" in messages
     trials = trials_of(tmp_path)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert epochs_done(tmp_path, 0) == NUM_EPOCHS
 
 
-def test_a_search_whose_cluster_is_killed_goes_on_in_another(tmp_path, monkeypatch):
+def test_a_search_whose_cluster_is_killed_resumes_in_another(tmp_path, monkeypatch):
     """What Ray keeps of a cluster on its head goes with it; the search does not."""
     monkeypatch.setitem(ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     path = write_search(tmp_path, pruning=None, trials=2)
@@ -123,13 +123,13 @@ def test_a_search_whose_cluster_is_killed_goes_on_in_another(tmp_path, monkeypat
     assert process.returncode
     assert not psutil.wait_procs(trainers, timeout=PATIENCE_S)[1]
     assert trials_of(tmp_path)[0].state == TrialState.RUNNING
-    _, said = end(start_search(path, "train.epochs=20"))
-    assert "trial 0 resumed" in said
+    _, messages = end(start_search(path, "train.epochs=20"))
+    assert "trial 0 resumed" in messages
     assert [trial.state for trial in trials_of(tmp_path)] == [TrialState.COMPLETE] * 2
     assert epochs_done(tmp_path, 0) == 20
 
 
-def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
+def test_trials_of_several_workers_share_the_capacity(tmp_path):
     """Five workers fit, three trials want six; each is stopped, and leaves its room to the next.
 
     What stops them is a trial of an earlier process that scored better than any can. Workers train
@@ -148,9 +148,9 @@ def test_trials_of_several_workers_share_what_room_there_is(tmp_path):
         study.record_epoch(number, {"epoch": epoch, "val_pid": 0.99})
     study.conclude(number, Outcome(state="finished", metrics={"val_pid": 0.99}))
 
-    _, said = end(start_search(path, longer))
+    _, messages = end(start_search(path, longer))
 
     trials = trials_of(tmp_path)
-    assert [t.state for t in trials] == [TrialState.COMPLETE, *[TrialState.PRUNED] * 3], said
+    assert [t.state for t in trials] == [TrialState.COMPLETE, *[TrialState.PRUNED] * 3], messages
     assert all(max(t.intermediate_values) < num_epochs for t in trials[1:])
-    assert "lost" not in said
+    assert "lost" not in messages

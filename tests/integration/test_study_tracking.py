@@ -84,7 +84,7 @@ def test_a_password_in_the_trackers_address_is_never_shown(tmp_path, labn, track
     assert done.returncode == 1
     assert caplog.text.count("cannot be reached") == 3  # of the study and of each run
     assert PASSWORD not in done.stderr + done.stdout + caplog.text
-    own = {"tracker.json", "config.yaml", "study.yaml"}  # which say where to go on
+    own = {"tracker.json", "config.yaml", "study.yaml"}  # which name where to resume
     shown = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
     assert sum(path.name == "untracked.jsonl" for path in shown) == 3
     assert [

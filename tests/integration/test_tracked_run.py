@@ -52,7 +52,7 @@ def tracked(tmp_path_factory):
     )
 
 
-def test_a_killed_run_goes_on_in_the_tracker_as_the_same_run(tracked):
+def test_a_killed_run_resumes_in_the_tracker_as_the_same_run(tracked):
     summary = json.loads((tracked.folder / "summary.json").read_text())
     experiment = tracked.client.get_experiment_by_name("labn/synthetic")
 
@@ -156,7 +156,7 @@ def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeyp
         np.testing.assert_allclose(answer[name], value.numpy(), rtol=0, atol=1e-5)
 
 
-def test_scores_of_another_part_join_the_run_even_after_one_that_was_not_tracked(tracked, labn):
+def test_scores_of_another_subset_join_the_run_even_after_one_that_was_not_tracked(tracked, labn):
     silent = labn("evaluate", tracked.folder, "tracking.uri=none", "--json")
     assert silent.returncode == 0
 

@@ -107,7 +107,7 @@ def test_json_is_all_there_is_on_standard_output(trained):
     assert re.fullmatch(r"epoch +2/2 +loss \d.*val loss \d.*PID .*", lines[-1])
 
 
-def test_the_same_command_again_says_that_nothing_is_left(trained, labn):
+def test_the_same_command_again_reports_that_nothing_is_left(trained, labn):
     before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*.p*")}
 
     again = labn("train", trained.config, "--json")
@@ -128,7 +128,7 @@ def test_evaluate_scores_the_test_part(trained, labn):
     assert len(pd.read_csv(folder / "images.csv")) == 8
 
 
-def test_evaluate_scores_the_validation_part_as_training_did(trained, labn):
+def test_evaluate_scores_the_validation_subset_as_training_did(trained, labn):
     again = only_object(labn("evaluate", trained.folder, "--split", "validation", "--json").stdout)
 
     summary = json.loads((trained.folder / "summary.json").read_text())
@@ -152,7 +152,7 @@ def test_a_run_that_was_moved_is_still_the_run_of_its_folder(trained, labn, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
-def test_a_run_that_goes_on_with_other_arithmetic_says_so(trained, labn, tmp_path):
+def test_a_run_that_is_resumed_with_other_arithmetic_reports_it(trained, labn, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained.folder, moved)
     (moved / "summary.json").unlink()
@@ -186,7 +186,7 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_after_resume_are_heard(trained, labn):
+def test_settings_after_resume_take_effect(trained, labn):
     done = labn("train", "--resume", trained.folder, "train.seed=1")
 
     assert_mistake(done, f"output_dir = {trained.folder}", "train.seed is 0 there, 1 now")

@@ -108,16 +108,16 @@ class Listener(Reporter):
 def test_sanity_standardises_as_in_training_wherever_the_data_lies(labn, trained, monkeypatch):
     other = Path(shutil.copytree(trained / "data", trained / "other"))
     repaint(other, brighten)
-    watcher = RecordingMethod()
-    monkeypatch.setattr(sanity, "quick_methods", lambda model: [watcher])
+    method = RecordingMethod()
+    monkeypatch.setattr(sanity, "quick_methods", lambda model: [method])
 
     done = labn("sanity", trained / "run", f"data.root={other}")
 
     assert done.returncode == 0, done.stderr
-    assert len(watcher.seen) > 1
+    assert len(method.seen) > 1
     best = checkpoint.load(trained / "run/checkpoints/best.pt")
-    expected = prepare(other, watcher.seen, best)
-    for image, wanted in zip(watcher.seen.values(), expected, strict=True):
+    expected = prepare(other, method.seen, best)
+    for image, wanted in zip(method.seen.values(), expected, strict=True):
         torch.testing.assert_close(image.double(), wanted, rtol=0, atol=1e-5)
 
 
@@ -147,11 +147,11 @@ def test_data_unlike_that_of_training_is_refused(labn, trained, command, change,
 
 
 def draw(trained, out):
-    """Draw a study of one run as `labn ablate` does; give the pictures and what was said."""
+    """Draw a study of one run as `labn ablate` does; return the pictures and the messages."""
     out.mkdir()
-    findings = compare_runs(read_runs([trained / "run"], "test"), "test", "LABN", ["only"])
+    comparison = compare_runs(read_runs([trained / "run"], "test"), "test", "LABN", ["only"])
     listener = Listener()
-    drawn = draw_study(findings, "PID m=8", out, listener)
+    drawn = draw_study(comparison, "PID m=8", out, listener)
     return {path.name for path in drawn.values()}, listener.lines
 
 
@@ -176,7 +176,7 @@ def lose_images(trained):
     ],
     ids=["classes", "size", "images"],
 )
-def test_a_study_whose_data_changed_is_drawn_without_maps_and_says_why(
+def test_a_study_whose_data_changed_is_drawn_without_maps_and_with_the_reason(
     trained, tmp_path, change, part
 ):
     change(trained)

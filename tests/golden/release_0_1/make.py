@@ -102,13 +102,13 @@ def kill_when(is_time: Callable[[], bool], *words: object) -> None:
 
 
 def has_step(folder: Path, first: int, last: int) -> Callable[[], bool]:
-    """Tell whether a run has a checkpoint of one of these steps."""
+    """Return a function that reports whether a run has a checkpoint of one of these steps."""
     names = [f"step-{step:08d}.pt" for step in range(first, last + 1)]
     return lambda: any((folder / "checkpoints" / name).is_file() for name in names)
 
 
 def is_kept(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what can be made anew, and who made it."""
+    """Leave out what can be made again, and the owner's names."""
     path = Path(member.name)
     if {path.suffix, path.name} & LEFT_OUT or {"cache", "ray"} & set(path.parts):
         return None

@@ -32,7 +32,7 @@ def test_a_subset_is_chosen_by_its_name_or_by_the_older_one(command, name):
     assert parsed(command, "runs/demo")["subset"] == "test"
 
 
-def test_a_search_s_best_trials_are_retrained_by_an_option_of_that_name():
+def test_the_best_trials_of_a_search_are_retrained_by_an_option_of_that_name():
     params = parsed("search", "run", "search.yaml", "--retrain-best", "2", "--seeds", "4")
 
     assert (params["confirm_best"], params["seeds"]) == (2, 4)

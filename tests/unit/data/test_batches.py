@@ -129,7 +129,7 @@ def test_no_batch_is_of_one_image(num_images, sizes):
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_a_resumed_epoch_goes_on_with_the_same_bits(balanced):
+def test_a_resumed_epoch_continues_with_the_same_bits(balanced):
     subset = make_subset()
     whole = list(training(subset, augment=ALL_ON, balanced=balanced).epoch(3))
     for start_step in range(len(whole) + 1):

@@ -169,7 +169,7 @@ def test_names_that_look_like_missing_values_or_numbers_come_back_as_they_are(tm
         assert [row["name"] for row in csv.DictReader(file)] == ["NA", "007", 'a,"b"']
 
 
-def test_images_that_share_a_file_are_told_by_their_pixels(tmp_path):
+def test_images_that_share_a_file_are_distinguished_by_their_pixels(tmp_path):
     stack = np.stack([noise(seed) for seed in range(3)])
     np.save(tmp_path / "2011.npy", stack)
     records = [
@@ -188,7 +188,7 @@ def test_images_that_share_a_file_are_told_by_their_pixels(tmp_path):
     assert cache.sha256 == cache.pixels_sha256 == expected
 
 
-def test_images_without_a_file_are_told_by_their_pixels(tmp_path):
+def test_images_without_a_file_are_distinguished_by_their_pixels(tmp_path):
     records = [
         Record(name=f"s{i}", path=Path("synthetic"), grade=0, label=0, subset=None)
         for i in range(3)

@@ -30,11 +30,11 @@ def test_a_shipped_file_with_sample_values_passes(folder, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_shipped_file_is_refused_until_its_values_are_set(name):
-    said = faults(ROOT / "cluster" / name)["values"]
+    message = faults(ROOT / "cluster" / name)["values"]
     text = (ROOT / "cluster" / name).read_text()
     for placeholder in VALUES:
-        assert (placeholder in said) == (placeholder in text)
-    assert f"set them at the top of {ROOT / 'cluster' / name}" in said
+        assert (placeholder in message) == (placeholder in text)
+    assert f"set them at the top of {ROOT / 'cluster' / name}" in message
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -50,7 +50,7 @@ def test_values_stand_at_the_top_in_one_place(name):
 
 
 MISTAKES = [
-    # file, check, what it says, and what is changed
+    # file, check, message, and what is changed
     ("gpu.yaml", "schema", 'unknown key max_worker. Did you mean "max_workers"?',
      ("max_workers: 4\nprovider", "max_worker: 4\nprovider")),
     ("gpu.yaml", "schema", 'provider.type = awz: must be one of', ("type: aws", "type: awz")),
@@ -119,11 +119,11 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "check", "said", "edit"), MISTAKES)
-def test_a_mistake_is_named(folder, name, check, said, edit):
+@pytest.mark.parametrize(("name", "check", "message", "edit"), MISTAKES)
+def test_a_mistake_is_named(folder, name, check, message, edit):
     found = faults(change(folder / name, edit))
 
-    assert said in found[check]
+    assert message in found[check]
     assert not found[check].endswith("; None")
 
 
@@ -147,7 +147,7 @@ def test_machines_that_are_kept_idle_are_a_warning(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "cannot be read (No such file or directory)"),
         ("a: [", "is not valid YAML"),
@@ -155,13 +155,13 @@ def test_machines_that_are_kept_idle_are_a_warning(folder):
         ("a: 1\n---\nb: 2", "has 2 documents"),
     ],
 )
-def test_a_file_that_is_none_ends_in_one_line(tmp_path, content, said):
+def test_a_file_that_is_none_ends_in_one_line(tmp_path, content, message):
     place = tmp_path / "x.yaml"
     if content is not None:
         place.write_text(content)
     with pytest.raises(UserError) as error:
         read_cluster(place)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -91,7 +91,7 @@ def test_up_refuses_what_its_check_refuses(folder):
     assert "file_mounts.~/labn/dist = none/dist: does not exist here" in str(done.exception)
 
 
-def test_check_prints_a_line_each_and_says_by_its_exit_code(folder):
+def test_check_prints_one_line_each_and_reports_by_its_exit_code(folder):
     good = CliRunner().invoke(cluster_app, ["check", str(folder / "gcp.yaml"), "--json"])
     assert good.exit_code == 0
     assert json.loads(good.stdout)["status"] in ("ok", "warn")

@@ -78,7 +78,7 @@ def test_an_old_python_fails(checks, monkeypatch):
     assert "Python 99.1 or newer" in check.fix
 
 
-def test_a_torch_that_cannot_be_imported_fails_and_the_other_checks_go_on(checks, monkeypatch):
+def test_a_torch_that_cannot_be_imported_fails_and_the_other_checks_continue(checks, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     found = checks()
     assert found["torch"].status == "fail"
@@ -98,18 +98,18 @@ def test_a_torchvision_built_for_another_torch_fails(checks, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "said"),
+    ("capabilities", "message"),
     [
         ({"avx512_bf16": True, "amx_bf16": False}, "bf16 in the CPU's hardware"),
         ({"avx512_bf16": False}, "no bf16 detected"),
     ],
 )
-def test_bf16_of_the_cpu_is_told(checks, monkeypatch, capabilities, said):
+def test_bf16_of_the_cpu_is_reported(checks, monkeypatch, capabilities, message):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert f", {said}" in checks()["torch"].detail
+    assert f", {message}" in checks()["torch"].detail
 
 
-def test_what_computes_the_network_is_told(checks, monkeypatch):
+def test_what_computes_the_network_is_reported(checks, monkeypatch):
     monkeypatch.setenv("LABN_COMPILE", "0")
     assert checks()["compiler"].detail.startswith("not used: LABN_COMPILE=0")
     monkeypatch.delenv("LABN_COMPILE")
@@ -246,7 +246,7 @@ class _Health(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args):
-        """Say nothing."""
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_a_tracking_server_that_refuses_fails_with_the_host_setting(checks, serv
 
 
 @pytest.mark.parametrize("listens", [True, False], ids=["silent", "absent"])
-def test_a_tracking_server_that_says_nothing_fails(checks, monkeypatch, listens):
+def test_a_tracking_server_that_does_not_answer_fails(checks, monkeypatch, listens):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(doctor, "TRACKER_TIMEOUT_S", 0.2)
     with socket.socket() as held:
@@ -308,7 +308,7 @@ EXAMPLES = [
 ]
 
 
-def test_the_text_is_aligned_and_says_how_to_fix_it():
+def test_the_text_is_aligned_and_has_the_fix():
     assert as_text([*EXAMPLES, Check("ray", "fail", "not there", "install it")]) == (
         "ok    memory     16.0 GB available\n"
         "warn  data.root  a detail\n"

@@ -40,7 +40,7 @@ def test_a_node_that_has_all_has_no_fault():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"versions": VERSIONS | {"ray": "2.59.0"}},
          "node 10.0.0.11: ray is 2.59.0, here 2.60.0; install the same on all nodes"),
@@ -55,10 +55,10 @@ def test_a_node_that_has_all_has_no_fault():
          "cannot run our code (ModuleNotFoundError: No module named 'labn'); is labn installed"),
     ],
 )  # fmt: skip
-def test_each_lack_is_one_line_with_its_fix(change, said):
+def test_each_lack_is_one_line_with_its_fix(change, message):
     (fault,) = find_faults([GOOD, replace(GOOD, **change)], REQUIREMENTS, "secret", VERSIONS)
 
-    assert said in fault
+    assert message in fault
     assert ";" in fault
     assert "\n" not in fault
 

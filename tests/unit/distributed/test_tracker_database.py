@@ -27,7 +27,7 @@ def places(tmp_path):
     return tmp_path / "head/mlflow.db", tmp_path / "shared/mlflow.db"
 
 
-def test_another_machine_goes_on_with_the_copy(places, tmp_path):
+def test_another_machine_continues_with_the_copy(places, tmp_path):
     here, copy = places
     first = MirroredDatabase(here, copy)
     assert first.open() == "new"
@@ -35,13 +35,13 @@ def test_another_machine_goes_on_with_the_copy(places, tmp_path):
     assert first.save_copy()
     elsewhere = tmp_path / "other/mlflow.db"
 
-    said = MirroredDatabase(elsewhere, copy).open()
+    messages = MirroredDatabase(elsewhere, copy).open()
 
-    assert said == f"restored from {copy}"
+    assert messages == f"restored from {copy}"
     assert read(elsewhere) == ["one"]
 
 
-def test_the_same_machine_goes_on_with_its_own_file_which_is_newer(places):
+def test_the_same_machine_continues_with_its_own_file_which_is_newer(places):
     here, copy = places
     MirroredDatabase(here, copy).open()
     write(here, "after the last copy")

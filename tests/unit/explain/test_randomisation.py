@@ -141,7 +141,7 @@ def test_images_beyond_one_batch_are_compared_with_themselves():
         )
 
 
-def test_every_stage_is_heard_of():
+def test_every_stage_is_reported():
     received = []
     run(on_stage=lambda done, total: received.append((done, total)))
     assert received == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -173,7 +173,7 @@ def test_a_constant_map_has_no_correlation_and_is_left_out_of_the_mean():
     assert rows[0]["std"] == pytest.approx(0, abs=1e-12)
 
 
-def test_rows_tell_mean_and_deviation_over_the_images():
+def test_rows_have_mean_and_deviation_over_the_images():
     values = np.array([[0.5, 0.1, 0.3], [-0.2, np.nan, np.nan], [np.nan] * 3])
     check = SanityCheck(stages=("linear", "LAB", "stem"), correlations={"a": values, "b": -values})
     first, second, third, *others = check.as_rows()

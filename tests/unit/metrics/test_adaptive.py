@@ -149,7 +149,7 @@ def test_a_smooth_curve_is_refined_only_where_it_bends():
 
 
 def test_jagged_curves_keep_their_tolerance_mostly():
-    # Random walks: no panel is smooth, so the estimate is a guess, as the module says.
+    # Random walks: no panel is smooth, so the estimate is a guess, see the module.
     steps = np.random.default_rng(0).standard_normal((40, 257))
     tables = [Table(1 / (1 + np.exp(-walk))) for walk in np.cumsum(steps, axis=1) / 3]
     tolerance = 0.005
@@ -173,7 +173,7 @@ def test_a_jagged_curve_is_sampled_at_every_n(num_pixels):
     # Panels are halved by two points at a time.
     [(3, 3), (4, 3), (5, 5), (16, 15), (17, 17), (18, 17), (19, 19), (101, 101), (1000, 101)],
 )
-def test_no_curve_has_more_points_than_allowed_and_the_estimate_says_so(max_points, num_points):
+def test_no_curve_has_more_points_than_allowed_and_the_estimate_shows_it(max_points, num_points):
     table = Table(np.random.default_rng(1).random(101))
     scores = sample(table, 1e-12, max_points=max_points)
     # One of a curve's ends is the other's first or last frame.
@@ -184,7 +184,7 @@ def test_no_curve_has_more_points_than_allowed_and_the_estimate_says_so(max_poin
 
 
 def test_a_spike_between_the_first_points_goes_unseen():
-    # The first points lie 64 pixels apart, so the estimate is blind here, as the module says.
+    # The first points lie 64 pixels apart, so the estimate is blind here, see the module.
     y = np.zeros(1025)
     y[65:128] = 1
     scores = sample(Table(y), 1e-3)

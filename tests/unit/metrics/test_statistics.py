@@ -90,7 +90,7 @@ def four_seeds(mean, sd):
         ((0.506, 0.170), (0.374, 0.080), 0.1, 1),
     ],
 )
-def test_the_papers_differences_are_as_significant_as_it_says(labn, baseline, low, high):
+def test_the_papers_differences_are_as_significant_as_reported(labn, baseline, low, high):
     comparison = welch(four_seeds(*labn), four_seeds(*baseline))
     assert low < comparison.p < high
     assert (comparison.a.mean, comparison.a.sd) == pytest.approx(labn)

@@ -10,7 +10,7 @@ from labn.model.network import build_model
 
 
 @pytest.mark.parametrize("backbone", ["lambda_resnet50", "lambda_cnn"])
-def test_a_folded_network_says_the_same_and_the_original_is_untouched(backbone):
+def test_a_folded_network_agrees_and_the_original_is_untouched(backbone):
     torch.manual_seed(0)
     network = build_model(backbone, split=0, theta_alpha=0.4, branch_width=8).eval().double()
     generator = torch.Generator().manual_seed(1)

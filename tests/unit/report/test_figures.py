@@ -340,7 +340,7 @@ def test_a_history_marks_the_best_epoch():
     assert all(axes.get_lines()[-1].get_xdata() == [7, 7] for axes in figure.axes)
 
 
-def test_a_history_of_one_epoch_says_what_was_not_measured():
+def test_a_history_of_one_epoch_names_what_was_not_measured():
     figure = history_figure([{"train_loss": 1.0, "learning_rate": 1e-3}])
     loss, pid, classification, rate = figure.axes
     assert list(lines_by_label(loss)) == ["training"]

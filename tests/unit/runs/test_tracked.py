@@ -111,7 +111,7 @@ def test_a_study_is_resumed_in_its_own_tracker_whatever_the_environment_names(tr
     assert base.tracking.uri == "http://tracked:5000"
 
 
-def test_only_the_room_of_tracking_makes_trackers():
+def test_only_the_package_of_tracking_makes_trackers():
     package = Path(labn.__file__).parent
     makers = {
         path.relative_to(package).parts[0]

@@ -39,7 +39,7 @@ OTHERS = {
 
 
 def writes(call):
-    """Tell whether a call may write, rename or lock a file by its path."""
+    """Return whether a call may write, rename or lock a file by its path."""
     function, values = call.func, [*call.args, *(word.value for word in call.keywords)]
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if name == "replace":  # of a path; text has two arguments, and a dataclass names its fields

@@ -52,7 +52,7 @@ def draw_all(study):
     return drawn
 
 
-def test_the_budget_is_used_once_from_the_first_point_on(tmp_path):
+def test_the_budget_is_used_once_from_the_first_trial_on(tmp_path):
     drawn = draw_all(open_study(tmp_path, trials=6))
 
     assert [number for number, _ in drawn] == [0, 1, 2, 3, 4, 5]
@@ -113,7 +113,7 @@ def test_a_restarted_search_draws_other_points_than_the_one_before(tmp_path):
     assert all(again.next()[1] not in drawn for _ in range(3))
 
 
-def test_no_point_is_tried_twice_and_a_small_space_ends_the_search(tmp_path):
+def test_no_parameters_are_tried_twice_and_a_small_space_ends_the_search(tmp_path):
     space = {"loss.lambda_kl": {"type": "categorical", "choices": [0, 1, 2]}}
     drawn = draw_all(open_study(tmp_path, space=space, trials=10))
 
@@ -121,7 +121,7 @@ def test_no_point_is_tried_twice_and_a_small_space_ends_the_search(tmp_path):
     assert len(open_study(tmp_path, space=space, trials=10).trials) == 3
 
 
-def test_optuna_is_told_the_truth(tmp_path):
+def test_optuna_receives_the_outcomes(tmp_path):
     study = open_study(tmp_path, trials=4)
     for _ in range(4):
         study.next()
@@ -165,7 +165,7 @@ def test_two_objectives_have_a_front(tmp_path):
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "qmc", "random"])
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
-def test_every_sampler_goes_on_in_every_storage(tmp_path, name, storage):
+def test_every_sampler_resumes_in_every_storage(tmp_path, name, storage):
     url = {"sqlite": f"sqlite:///{tmp_path}/a/s.db", "journal": f"journal:{tmp_path}/a/s.log"}
     settings = {"sampler": {"name": name, "startup_trials": 3}, "storage": url[storage]}
 
@@ -178,7 +178,7 @@ def test_every_sampler_goes_on_in_every_storage(tmp_path, name, storage):
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "qmc", "random"])
-def test_every_sampler_knows_two_objectives_or_says_so(tmp_path, name):
+def test_every_sampler_takes_two_objectives_or_is_refused(tmp_path, name):
     settings = {
         "sampler": {"name": name, "startup_trials": 3},
         "objective": {"maximise": ["val_pid", "val_auroc"]},

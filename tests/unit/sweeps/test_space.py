@@ -61,7 +61,7 @@ def number(low, high, kind="float", **more):
     return {"type": kind, "low": low, "high": high, **more}
 
 
-def test_the_point_tried_first_is_the_bases_own_which_is_the_papers(tmp_path):
+def test_the_parameters_tried_first_are_the_bases_own_which_are_the_papers(tmp_path):
     (first,) = space_of(tmp_path).first_parameters()
 
     assert first == {
@@ -81,7 +81,7 @@ def test_first_points_are_completed_by_the_base(tmp_path):
     assert [(p["loss.theta_b"], p["model.split"]) for p in points] == [(0.5, 7), (0.2, 16)]
 
 
-def test_a_drawn_point_is_in_its_ranges_and_becomes_a_run(tmp_path):
+def test_drawn_parameters_are_in_their_ranges_and_become_a_run(tmp_path):
     space = space_of(tmp_path)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     splits = set()

@@ -34,13 +34,13 @@ def report(tmp_path, monkeypatch):
             write_json(config.output_dir / "summary.json", {"metrics": metrics})
             return SimpleNamespace(metrics=metrics)
 
-        def hear(metrics):
+        def receive(metrics):
             reports.append(metrics)
             on_report(len(reports))
 
         monkeypatch.setattr(worker, "train_run", train or train_run)
         monkeypatch.setattr(worker, "evaluate_run", lambda *_: SimpleNamespace(metrics=scored))
-        monkeypatch.setattr(trial.tune, "report", hear)
+        monkeypatch.setattr(trial.tune, "report", receive)
         configs = [
             {"data": {"name": "synthetic"}, "train": {"seed": seed}}
             | {"output_dir": str(tmp_path / f"seed-{seed}")}
@@ -94,7 +94,7 @@ def test_a_score_that_is_not_finite_fails_the_trial_at_once(report):
     assert outcome.reason == "val_pid of epoch 2 is nan"
 
 
-def test_a_trial_that_fails_tells_why_without_passwords(report):
+def test_a_trial_that_fails_reports_why_without_passwords(report):
     def refuse(*given, **settings):
         raise OSError("https://me:secret@host/mlflow\nrefused it")
 

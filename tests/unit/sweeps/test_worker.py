@@ -59,7 +59,7 @@ def test_a_run_that_is_not_scored_has_the_metrics_of_its_training(config, calls)
     assert calls == ["train"]
 
 
-def test_a_run_that_is_scored_has_those_metrics_and_says_how_they_were_taken(config, calls):
+def test_a_run_that_is_scored_has_those_metrics_and_the_terms_they_were_taken_by(config, calls):
     outcome = complete(config, SCORING)
 
     assert (outcome.state, outcome.metrics) == ("finished", {"test_pid": 0.5})
@@ -79,7 +79,7 @@ def test_a_run_that_is_to_stop_before_it_starts_trains_nothing(config, calls):
     assert calls == []
 
 
-def test_what_befalls_a_run_is_its_outcome(config, calls, monkeypatch):
+def test_what_happens_to_a_run_is_its_outcome(config, calls, monkeypatch):
     def fail(*given, **settings):
         raise UserError("loss.class_weights = [1]: must have one weight\nper class")
 

@@ -257,7 +257,7 @@ def test_metrics_logged_twice_with_one_time_count_once(
     assert (metric.step, metric.timestamp) == (3, 1_700_000_000_000)
 
 
-def test_a_resumed_run_goes_on_where_it_was(
+def test_a_resumed_run_continues_where_it_was(
     open_mlflow: Callable[..., MlflowTracker], client: Any
 ) -> None:
     first = open_mlflow(run_name="trial")

@@ -230,7 +230,7 @@ def test_a_network_waits_like_any_record(
     assert finish == ("finish", "FINISHED")
 
 
-def test_a_network_that_cannot_be_exported_is_a_warning_and_the_run_goes_on(
+def test_a_network_that_cannot_be_exported_is_a_warning_and_the_run_continues(
     flaky: FlakyTracker,
     wrap: Callable[..., ResilientTracker],
     caplog: pytest.LogCaptureFixture,
@@ -268,7 +268,7 @@ def test_an_outage_in_the_middle_of_the_delivery_keeps_the_rest(
     assert deliver_all(spool_dir, flaky) == 0
 
 
-def test_a_run_that_ends_in_an_outage_says_where_its_records_lie(
+def test_a_run_that_ends_in_an_outage_names_the_place_of_its_records(
     flaky: FlakyTracker,
     wrap: Callable[..., ResilientTracker],
     spool_dir: Path,

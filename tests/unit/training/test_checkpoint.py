@@ -25,7 +25,7 @@ from labn.training.checkpoint import (
 
 
 def content_of(number, num_values=4):
-    """A checkpoint told from others by a number."""
+    """A checkpoint identified by a number."""
     return {
         "model": {"fc.weight": torch.full((num_values,), float(number))},
         "average": None,
@@ -76,7 +76,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_draws_go_on_from_restored_states():
+def test_draws_continue_from_restored_states():
     states = random_states()
     expected = torch.rand(5)
     torch.rand(3)
@@ -94,7 +94,7 @@ def test_a_checkpoint_may_be_read_by_those_whom_the_umask_lets(tmp_path):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_on_a_full_disk_the_old_file_stays_and_the_user_is_told(tmp_path, old):
+def test_on_a_full_disk_the_old_file_stays_and_the_user_is_informed(tmp_path, old):
     path = tmp_path / "best.pt"
     if old:
         save_atomically(content_of(1), path)

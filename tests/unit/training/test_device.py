@@ -51,7 +51,7 @@ def test_freed_memory_is_used_again_without_asking_the_system(size):
     assert count < 0.3 * num_pages(size)
 
 
-def test_large_blocks_are_asked_for_anew_otherwise():
+def test_large_blocks_are_requested_again_otherwise():
     # Of smaller ones that depends on what else lies at the end of the heap.
     _, count = faults("None", 50_000_000)
 

@@ -92,7 +92,7 @@ def slow_loss(model, objective):
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_the_loss_is_eq_8_over_the_whole_part_whatever_the_batches(model, batch_size):
+def test_the_loss_is_eq_8_over_the_whole_subset_whatever_the_batches(model, batch_size):
     objective = make_objective(
         class_weights=torch.tensor([2.0, 0.5]), lambda_lab=0.4, lambda_kl=3.0
     )
@@ -125,7 +125,7 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
     assert expected.pid.abs().max() > 1e-3
 
 
-def test_a_part_without_positives_has_no_pid(model):
+def test_a_subset_without_positives_has_no_pid(model):
     negatives = make_subset(4, seed=8, labels=[0, 0, 0, 0])
 
     evaluation = score(model, subset=negatives)

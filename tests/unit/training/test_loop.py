@@ -58,7 +58,7 @@ def run(**changes):
 # Learning.
 
 
-def test_a_batch_can_be_learnt_by_heart():
+def test_a_batch_can_be_overfitted():
     batches = FixedBatches(first_batch(8), steps_per_epoch=40)
     settings = {"learning_rate_head": 1e-2, "learning_rate_backbone": 1e-2, "warmup_epochs": 0}
     objective = make_objective()
@@ -130,7 +130,7 @@ def test_the_average_is_an_exponential_one_of_weights_and_statistics():
         torch.testing.assert_close(actual, expected[name], rtol=1e-5, atol=1e-6)
 
 
-# What is told.
+# What is reported.
 
 
 def test_an_epochs_loss_is_the_mean_over_its_images():
@@ -151,7 +151,7 @@ def test_how_often_the_loss_is_looked_at_changes_nothing(log_steps):
     assert len(trainer.hooks.step_losses) == 2 * math.ceil(STEPS_PER_EPOCH / log_steps)
 
 
-def test_the_history_grows_by_an_epoch_at_a_time_and_is_told_before_it_is_saved():
+def test_the_history_grows_by_an_epoch_at_a_time_and_is_reported_before_it_is_saved():
     trainer = run(epochs=3)
 
     assert [len(history) for history in trainer.hooks.histories] == [1, 2, 3]
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_asked_for_is_made_when_results_are_looked_at(log_s
     assert [step for step, _ in trainer.hooks.saves] == saved
 
 
-# Going on.
+# Resuming.
 
 EVERYTHING = {
     "ema_decay": 0.9,
@@ -202,7 +202,7 @@ def undisturbed(extras):
 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "everything"])
 @pytest.mark.parametrize("stop_after", range(1, NUM_STEPS + 1))
-def test_a_run_stopped_after_any_step_goes_on_as_if_it_had_not_been(stop_after, extras):
+def test_a_run_stopped_after_any_step_resumes_as_if_it_had_not_been(stop_after, extras):
     settings = EVERYTHING if extras else {}
     stopped = make_trainer(hooks=Hooks(make_objective(), stop_after=stop_after), **settings)
     with pytest.raises(Interrupted):

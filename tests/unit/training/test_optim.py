@@ -85,7 +85,7 @@ def test_rates_rise_in_a_line_and_fall_as_a_cosine(
     assert last == pytest.approx([0, 0], abs=1e-12)
 
 
-def test_the_schedule_goes_on_from_its_state():
+def test_the_schedule_continues_from_its_state():
     settings = TrainConfig(epochs=4, warmup_epochs=1)
     expected, _ = rates_by_step(settings, 5)
 

@@ -172,7 +172,7 @@ def test_each_image_is_given_out_once_an_epoch():
     assert sorted(names) == sorted([*TRAIN.names, "bias image"])
 
 
-def test_an_interrupted_group_goes_on_bit_by_bit(tmp_path):
+def test_an_interrupted_group_resumes_bit_by_bit(tmp_path):
     whole = train_together(2, tmp_path / "whole", network="labn")
     stopped = train_together(
         2, tmp_path / "stopped", network="labn", of_rank={1: {"stop_after": 7}}
@@ -223,7 +223,7 @@ def test_shares_are_the_whole_once_and_even(size, num):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_worker_that_took_too_much_memory_is_told_of_in_one_line():
+def test_a_worker_that_took_too_much_memory_is_reported_in_one_line():
     from labn.distributed.train_driver import _reason
 
     failure = RuntimeError(

@@ -131,7 +131,7 @@ def test_a_table_without_its_folder_of_images_is_one_problem(tmp_path):
     assert [(p.kind, p.name) for p in scan.problems] == [("missing_file", TEST[0])]
 
 
-def test_another_layout_is_refused_in_one_line_that_says_what_was_expected(tmp_path):
+def test_another_layout_is_refused_in_one_line_that_names_what_was_expected(tmp_path):
     with pytest.raises(UserError, match=r"expected IDRiD .*1\. Original Images") as caught:
         IdridReader(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

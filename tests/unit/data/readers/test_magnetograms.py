@@ -226,7 +226,7 @@ def test_files_that_cannot_be_decoded_raise_oserror_or_valueerror(tmp_path):
             reader.read(record)
 
 
-def test_another_layout_is_refused_in_one_line_that_says_what_was_expected(tmp_path):
+def test_another_layout_is_refused_in_one_line_that_names_what_was_expected(tmp_path):
     with pytest.raises(UserError, match=r"expected magnetograms .*labels\.csv") as caught:
         MagnetogramReader(tmp_path)
     assert "\n" not in str(caught.value)

@@ -34,7 +34,7 @@ def _every_layout(tmp_path):
     }
 
 
-def test_each_name_opens_its_reader_and_each_layout_is_told_from_the_others(tmp_path):
+def test_each_name_opens_its_reader_and_each_layout_is_recognised(tmp_path):
     for name, (root, kind) in _every_layout(tmp_path).items():
         assert isinstance(open_reader(name, root, image_size=32, **NUMBERS), kind)
         assert detect_layout(root) == name

@@ -94,7 +94,7 @@ def test_negatives_hold_pixels_as_bright_and_as_dark_as_lesions():
         assert tissue.min() < np.percentile(lesions, 5) + 15
 
 
-def test_means_and_deviations_of_the_colours_hardly_tell_the_classes():
+def test_means_and_deviations_of_the_colours_hardly_separate_the_classes():
     reader = _reader(num_images=300, image_size=48)
     records = reader.scan().records
     pixels = np.stack([reader.read(record).reshape(-1, 3) for record in records]) / 255

@@ -178,7 +178,7 @@ def test_a_recomputed_map_is_not_held_and_gives_the_same_gradients():
     assert is_held == [False, True]
 
 
-def test_a_lambda_layer_makes_its_queries_and_values_anew(monkeypatch):
+def test_a_lambda_layer_recomputes_its_queries_and_values(monkeypatch):
     layer = LambdaLayer(64, key_depth=4, receptive_field=3)
     made, apply = [], compiled_norm._apply
     monkeypatch.setattr(compiled_norm, "_apply", lambda node: made.append(node) or apply(node))
@@ -228,7 +228,7 @@ def test_what_the_kernel_is_not_for_torch_does(why, monkeypatch):
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
 
 
-def test_without_a_compiler_torch_says_the_same(monkeypatch):
+def test_without_a_compiler_torch_agrees(monkeypatch):
     norm, x, _, _ = make_case((2, 16, 4, 5))
     ours = normalise(norm, x, relu=True)
     monkeypatch.setenv("LABN_COMPILE", "0")

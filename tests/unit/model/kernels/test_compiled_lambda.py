@@ -109,7 +109,7 @@ def test_the_number_of_threads_changes_no_bit():
 
 @needs_compiler
 @pytest.mark.parametrize("why", ["switched off", "no compiler", "no folder", "source is broken"])
-def test_without_the_kernel_the_layer_says_the_same_by_torch(why, monkeypatch, tmp_path, caplog):
+def test_without_the_kernel_the_layer_agrees_by_torch(why, monkeypatch, tmp_path, caplog):
     layer = LambdaLayer(16, num_heads=2, key_depth=3, receptive_field=5).double()
     x = torch.randn(2, 16, 6, 7, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     assert compiled_lambda.is_available(x)
