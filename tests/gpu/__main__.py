@@ -32,7 +32,7 @@ def main() -> int:
         return 2
     sections = _sections()
     rows: list[Row] = []
-    for name in given.sections or sections:
+    for name in given.sections or (name for name in sections if name != "graphs"):
         start_s = time.monotonic()
         for row in _run(name, sections[name]):
             rows.append(row)
@@ -77,6 +77,7 @@ def _sections() -> dict[str, Callable[[], Rows]]:
         "evaluation": speed.evaluation_rows,
         "training": speed.training_rows,
         "others": speed.other_rows,
+        "graphs": speed.graph_rows,
     }
 
 
@@ -107,7 +108,9 @@ def _options() -> argparse.Namespace:
         epilog="example: python -m tests.gpu layers training --out runs/gpu",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: all, in order")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help="default: all but graphs, in order"
+    )
     parser.add_argument("--out", type=Path, help="a folder for gpu.json")
     parser.add_argument(
         "--counts", action="store_true", help="count kernels without a GPU, and print no more"
