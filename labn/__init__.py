@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labn.explain.rise import rise
-    from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
+    from labn.metrics.faithfulness import patch_insertion_deletion
     from labn.model.lambda_layer import LambdaLayer
     from labn.model.network import build_model
     from labn.model.pretrained import load_release_state
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _MODULES = {
     "LambdaLayer": "labn.model.lambda_layer",
     "build_model": "labn.model.network",
-    "insertion_deletion": "labn.metrics.faithfulness",
     "load_release_state": "labn.model.pretrained",
     "patch_insertion_deletion": "labn.metrics.faithfulness",
     "rise": "labn.explain.rise",
@@ -27,7 +26,6 @@ _MODULES = {
 __all__ = [
     "LambdaLayer",
     "build_model",
-    "insertion_deletion",
     "load_release_state",
     "patch_insertion_deletion",
     "rise",

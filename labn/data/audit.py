@@ -192,27 +192,16 @@ def _find_blanks(images: Iterable[_Image]) -> Iterator[Finding]:
         if trace.is_blank:
             level = round(float(trace.thumbnail.mean()))
             detail = f"{record.name}: every pixel has one colour, grey level {level} of 255"
-            yield Finding(
-                severity="warning", kind="blank_image", names=(record.name,), detail=detail
-            )
+            yield Finding(kind="blank_image", names=(record.name,), detail=detail)
 
 
 def _find_imbalance(balances: dict[str, Balance]) -> Iterator[Finding]:
     for subset, balance in balances.items():
         counts = ", ".join(f"{count} {name}" for name, count in balance.labels.items())
         if sum(count > 0 for count in balance.labels.values()) == 1:
-            yield Finding(
-                severity="warning",
-                kind="single_class",
-                names=(subset,),
-                detail=f"{subset}: {counts}",
-            )
+            yield Finding(kind="single_class", names=(subset,), detail=f"{subset}: {counts}")
             continue
         for name, count in balance.labels.items():
             if count < TINY_CLASS:
-                yield Finding(
-                    severity="warning",
-                    kind="tiny_class",
-                    names=(subset, name),
-                    detail=f"{subset}: {count} {name} of {counts}",
-                )
+                detail = f"{subset}: {count} {name} of {counts}"
+                yield Finding(kind="tiny_class", names=(subset, name), detail=detail)

@@ -68,7 +68,7 @@ MEANINGS = {
 class Finding:
     """One defect of an image, a group of images, a table or a subset."""
 
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning"] = "warning"
     kind: str
     names: tuple[str, ...]
     detail: str

@@ -82,32 +82,6 @@ def patch_insertion_deletion(
     )
 
 
-def insertion_deletion(
-    predict: Predict,
-    images: Float[Tensor, "n c h w"],
-    saliency: Float[Tensor, "*maps"],
-    labels: Integer[Tensor, "*labels"],
-    *,
-    num_points: int | None = None,
-    batch_size: int = 64,
-) -> PatchInsertionDeletion:
-    """Score maps pixel by pixel against a baseline of zero (ID; Petsiuk 2018).
-
-    Zero is the mean training colour of standardised images. Otherwise as
-    ``patch_insertion_deletion``.
-    """
-    return patch_insertion_deletion(
-        predict,
-        images,
-        saliency,
-        labels,
-        patch_size=1,
-        baseline=0.0,
-        num_points=num_points,
-        batch_size=batch_size,
-    )
-
-
 @dataclass(frozen=True)
 class Frames:
     """The data to paint and score any frame of any image; ``labels`` are on the CPU."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
+from labn.metrics.faithfulness import patch_insertion_deletion
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rise-causal-metric.npz"
 
@@ -158,9 +158,9 @@ def test_a_colour_is_a_baseline():
     assert_replicated(network, images, saliency, labels, 3, baseline[:, :1, :1])
 
 
-def test_id_is_pid_of_single_pixels_against_zero():
+def test_single_pixels_against_zero_are_id_and_zero_is_an_image_of_zeros():
     network, images, saliency, labels, _ = make_case(9, height=4, width=5)
-    score = insertion_deletion(network, images, saliency, labels)
+    score = patch_insertion_deletion(network, images, saliency, labels, patch_size=1, baseline=0.0)
     assert score.insertion_curve.shape == (2, 21)
     same = patch_insertion_deletion(
         network, images, saliency, labels, patch_size=1, baseline=torch.zeros(3, 4, 5)
@@ -233,7 +233,9 @@ def test_a_map_that_finds_the_only_pixel_that_matters_scores_by_hand():
 
     images = torch.ones(2, 1, 2, 2)
     saliency = torch.tensor([[[0.0, 0.1], [0.2, 0.9]], [[0.9, 0.2], [0.1, 0.0]]])
-    result = insertion_deletion(predict, images, saliency, torch.tensor([1, 1]))
+    result = patch_insertion_deletion(
+        predict, images, saliency, torch.tensor([1, 1]), patch_size=1, baseline=0.0
+    )
     assert result.insertion_curve.tolist() == [[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]]
     assert result.deletion_curve.tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 1, 0]]
     assert result.insertion_auc.tolist() == [0.875, 0.125]
@@ -354,7 +356,9 @@ def test_the_areas_follow_the_convention_of_the_rise_authors():
         return torch.stack([1 - probability, probability], dim=1)
 
     image = torch.zeros(1, 1, 224, 224)
-    result = insertion_deletion(predict, image, image, torch.tensor([1]), num_points=225)
+    result = patch_insertion_deletion(
+        predict, image, image, torch.tensor([1]), patch_size=1, baseline=0.0, num_points=225
+    )
     np.testing.assert_array_equal(result.fractions, np.arange(225) / 224)
     np.testing.assert_array_equal(result.insertion_curve[0], curves["insertion"])
     np.testing.assert_allclose(result.insertion_auc[0], golden["insertion_auc"], atol=ROUNDING)

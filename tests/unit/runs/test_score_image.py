@@ -13,7 +13,7 @@ from labn.data.batches import standardise
 from labn.errors import UserError
 from labn.explain.attention import LabnAttention
 from labn.explain.controls import EdgeEnergy, RandomMap
-from labn.metrics.faithfulness import insertion_deletion, patch_insertion_deletion
+from labn.metrics.faithfulness import patch_insertion_deletion
 from labn.metrics.localisation import localisation
 from labn.runs.evaluation.score_image import (
     Measure,
@@ -78,12 +78,10 @@ def test_each_method_is_scored_by_each_measure_as_it_would_be_alone(model, metho
         (method,) = (method for method in methods if method.name == row["method"])
         maps = method.explain(one.image[None], torch.tensor([1]), (one.name,))
         alone = (predictor(model), one.image[None], maps, torch.tensor([1]))
-        if row["score"] == "ID":
-            expected = insertion_deletion(*alone, num_points=5)
-        else:
-            expected = patch_insertion_deletion(
-                *alone, patch_size=row["patch_size"], baseline=STATISTICS.bias_image, num_points=5
-            )
+        baseline = 0.0 if row["score"] == "ID" else STATISTICS.bias_image
+        expected = patch_insertion_deletion(
+            *alone, patch_size=row["patch_size"], baseline=baseline, num_points=5
+        )
         # A float32 network in batches of another size.
         assert row["value"] == pytest.approx(expected.pid.item(), abs=1e-6)
         assert row["value"] == row["insertion_auc"] - row["deletion_auc"]
