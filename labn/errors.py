@@ -20,6 +20,10 @@ class RunFailed(Exception):
     """
 
 
+class OutOfMemory(RunFailed):
+    """The end of a run for lack of an accelerator's memory; its process should be replaced."""
+
+
 class Interrupted(Exception):
     """The end of work on request; everything done so far is saved.
 

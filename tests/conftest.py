@@ -31,7 +31,12 @@ _GROUPS = {
         "test_search.py",
         "test_search_faults.py",
     ),
-    "nodes": ("test_cluster.py", "test_ray_nodes.py", "test_search_preflight.py"),
+    "nodes": (
+        "test_cluster.py",
+        "test_ray_nodes.py",
+        "test_search_capacity.py",
+        "test_search_preflight.py",
+    ),
 }
 _MARK = "LABN_TESTS"
 """Marks the processes that tests start, orphans included."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -9,8 +12,8 @@ import ray
 from labn.config.workers import Workers
 from labn.errors import UserError
 
-_DRIVER = {"CPU": 0, "memory": 1_000_000}
-"""Reserved for a driver: no CPU, which its workers need, but not nothing, which Ray refuses."""
+_DRIVER = {"CPU": 0, "node:__internal_head__": 0.001}
+"""Reserved for a driver: a share of the head, which is no spot machine, and none of the CPUs."""
 
 
 def resources(workers: Workers) -> dict[str, float]:
@@ -20,45 +23,58 @@ def resources(workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
 
 
+def live_nodes() -> list[dict[str, Any]]:
+    """Return Ray's descriptions of the nodes that are up."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def num_lost(nodes: Collection[str]) -> int:
+    """Return how many of these nodes, by Ray's ids, are no longer up."""
+    return len(set(nodes) - {node["NodeID"] for node in live_nodes()}) if nodes else 0
+
+
 def num_slots(workers: Workers) -> int:
     """Return how many processes of such runs fit on the nodes that are up."""
-    total = 0
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        has = node["Resources"] if node["Alive"] else {}
-        slots = int(has.get("CPU", 0) / workers.cpus + 1e-9)
-        if workers.gpus:
-            slots = min(slots, _gpu_slots(has.get("GPU", 0), workers.gpus))
-        total += slots
-    return total
+    return sum(_slots(node["Resources"], workers) for node in live_nodes())
 
 
-def _gpu_slots(num_gpus: float, share: float) -> int:
-    # A fraction of a GPU must lie on one GPU.
-    return int(num_gpus) * int(1 / share + 1e-9) if share < 1 else int(num_gpus / share)
+def _slots(has: dict[str, float], workers: Workers) -> int:
+    wanted = {"CPU": workers.cpus, **workers.resources}
+    slots = [int(has.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount]
+    if workers.gpus >= 1:
+        slots.append(int(has.get("GPU", 0) / workers.gpus))
+    elif workers.gpus:
+        # A fraction of a GPU must lie on one GPU.
+        slots.append(int(has.get("GPU", 0)) * int(1 / workers.gpus + 1e-9))
+    return min(slots, default=0)
 
 
 def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
-    """Return how many runs may train at once, or None for as many as Ray can place.
+    """Return how many runs may be started at once now, or None for as many as Ray can place.
 
-    Runs of several workers must be counted: if more started than fit, each could hold the resources
-    that another waits for.
+    Runs of several workers are counted, since their drivers fit without limit. On a cluster one
+    more is started than fits: what it waits for is what the autoscaler adds.
     """
     if workers.num == 1:
         return at_most
-    fitting = max(1, num_slots(workers) // workers.num)
+    may_grow = os.environ.get("RAY_ADDRESS", "local") != "local"
+    fitting = max(1, num_slots(workers) // workers.num + may_grow)
     return fitting if at_most is None else min(fitting, at_most)
 
 
-def check_capacity(workers: Workers, section: str) -> None:
-    """Refuse a run that this machine can never hold; ``section`` is that of its settings.
+def check_capacity(workers: Workers, keys: Sequence[str]) -> None:
+    """Refuse a run that this machine can never hold.
+
+    ``keys`` are what sets its number of workers, and the resources of each, as the user knows them.
 
     Raises:
         UserError: the run needs more than the machine has.
     """
-    if num_slots(workers) < workers.num:
+    least = replace(workers, num=workers.least or workers.num)
+    if num_slots(least) < least.num:
         raise UserError(
-            f"{section}: {demand(workers)}, but this machine has {supply(workers)};"
-            f" reduce {section}.cpus, {section}.gpus or {section}.workers"
+            f"{keys[0]} {least.num}: {demand(least)}, but this machine has {supply(least)}; reduce"
+            f" {', '.join(keys[:-1])} or {keys[-1]}"
         )
 
 

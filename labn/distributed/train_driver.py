@@ -19,19 +19,20 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from labn.config import Config
-from labn.config.workers import Workers, fault_of_sharing
-from labn.distributed.capacity import demand, num_slots, supply
+from labn.config.workers import Workers, fault_of_gpus, fault_of_sharing
+from labn.distributed.capacity import check_capacity, demand, num_slots, supply
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.distributed.train_worker import place_mailbox, work
-from labn.distributed.worker_group import ReleasingTorchConfig
-from labn.errors import Interrupted, RunFailed, UserError
+from labn.distributed.worker_group import FailuresBesideLostNodes, ReleasingTorchConfig
+from labn.errors import Interrupted, OutOfMemory, RunFailed, UserError
 from labn.runs.folder import TAKE_OVER_S, RunFolder
 from labn.runs.reporter import Reporter
 from labn.runs.train import Summary, train_run
 
 logger = logging.getLogger(__name__)
 
+_OPTIONS = ("--workers", "--cpus-per-worker", "--gpus-per-worker", "--resource")
 _MAX_FAILURES = 3
 _POLL_S = 0.2
 _RESIZE_S = 60.0
@@ -58,6 +59,8 @@ def train_distributed(
     fault = fault_of_sharing(config.train.batch_size, workers)
     if fault:
         raise UserError(f"train.batch_size = {config.train.batch_size}: {fault}")
+    if fault := fault_of_gpus(workers.gpus, workers.num):
+        raise UserError(f"--gpus-per-worker {workers.gpus:g}: {fault}")
     config = config.model_copy(update={"output_dir": config.output_dir.expanduser().absolute()})
     folder = RunFolder(config.output_dir)
     folder.check_same(config)
@@ -66,25 +69,10 @@ def train_distributed(
     with folder.claimed(wait_s=TAKE_OVER_S):
         pass  # the workers of a killed driver have ended, and the disk is writable
     is_nested = ray.is_initialized()  # then the nodes were checked by the caller that connected
-    with connected(reporter.message, lambda: _check_local_capacity(workers)):
+    with connected(reporter.message, lambda: check_capacity(workers, _OPTIONS)):
         if not is_nested:
             check_nodes(Requirements.of(config, workers), reporter.message)
         return _Driver(config, workers, reporter, should_stop).run()
-
-
-def _check_local_capacity(workers: Workers) -> None:
-    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    least = workers.least or workers.num
-    for name, wanted, option in (
-        ("CPU", workers.cpus, "--cpus-per-worker"),
-        ("GPU", workers.gpus, "--gpus-per-worker"),
-        *((name, amount, f"--resource {name}=") for name, amount in workers.resources.items()),
-    ):
-        if least * wanted > has.get(name, 0):
-            raise UserError(
-                f"--workers {least}: need {least * wanted:g} {name}s, but this machine"
-                f" has {has.get(name, 0):g}; use fewer workers, or a smaller {option}"
-            )
 
 
 class _Driver:
@@ -123,7 +111,7 @@ class _Driver:
             run_config=ray.train.RunConfig(
                 name="workers",
                 storage_path=str(config.output_dir / "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+                failure_config=FailuresBesideLostNodes(_MAX_FAILURES, self._mailbox),
             ),
         )
 
@@ -150,6 +138,8 @@ class _Driver:
             raise Interrupted
         if kind == "UserError":
             raise UserError(content)
+        if kind == "OutOfMemory":
+            raise OutOfMemory(content)
         raise RunFailed(content or f"the workers failed: {_reason(self._failure)}")
 
     def _check_capacity(self) -> None:

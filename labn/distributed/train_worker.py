@@ -29,12 +29,22 @@ class Mailbox:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
         self._verdict: tuple[str, Any] | None = None
         self._sizes: list[int] = []
+        self._nodes: set[str] = set()
         self._must_stop = False
 
-    def start(self, size: int) -> tuple[str, Any] | None:
-        """Register the start of ``size`` workers; return how the run ended, if it did."""
-        self._sizes.append(size)
+    def start(self, node: str, size: int | None) -> tuple[str, Any] | None:
+        """Register the start of a worker on a node; return how the run ended, if it did.
+
+        The first worker registers the ``size`` of the group.
+        """
+        self._nodes.add(node)
+        if size is not None:
+            self._sizes.append(size)
         return self._verdict
+
+    def nodes(self) -> set[str]:
+        """Return all nodes on which workers have started."""
+        return self._nodes
 
     def verdict(self) -> tuple[str, Any] | None:
         """Return how the run ended, if it did."""
@@ -130,11 +140,8 @@ def work(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size())
     # A verdict ends workers that Ray restarted because the error of another broke the group.
-    if group.is_first:
-        known = ray.get(mailbox.start.remote(group.size))
-    else:
-        known = ray.get(mailbox.verdict.remote())
-    if known is not None:
+    node = ray.get_runtime_context().get_node_id()
+    if ray.get(mailbox.start.remote(node, group.size if group.is_first else None)) is not None:
         return
     config = Config.model_validate(given["config"])
     try:

@@ -1,10 +1,34 @@
-"""Ray Train's group of workers, with its resources released where its start fails."""
+"""Ray Train's group of workers: which losses count, and what a failed start releases."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import ray
+import ray.train
 from ray.train.torch import TorchConfig
+
+from labn.distributed.capacity import num_lost
+
+
+class FailuresBesideLostNodes(ray.train.FailureConfig):
+    """A limit of failures to which the loss of a node does not count.
+
+    Ray itself leaves out only a loss that the cloud has announced. ``mailbox`` knows the nodes.
+    """
+
+    def __init__(self, max_failures: int, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        super().__init__(max_failures=max_failures)
+
+    @property
+    def max_failures(self) -> int:
+        """The limit now, by which Ray decides after each failure."""
+        return self._most + num_lost(ray.get(self._mailbox.nodes.remote()))
+
+    @max_failures.setter
+    def max_failures(self, most: int) -> None:
+        self._most = most
 
 
 class ReleasingTorchConfig(TorchConfig):

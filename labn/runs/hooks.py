@@ -31,6 +31,7 @@ from labn.runs.build import (
 from labn.runs.evaluation.evaluate_run import SubsetEvaluation, log_scores
 from labn.runs.evaluation.options import EvaluationOptions, choices_of_validation
 from labn.runs.folder import RunFolder
+from labn.runs.out_of_memory import evaluation_memory
 from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings, open_entry
@@ -245,7 +246,7 @@ class TrainingHooks:
             self.reporter.advance(f"epoch {epoch + 1} validation", num_done, len(batches))
 
         release_freed_memory()
-        with autocast(self.config.train, self.device):
+        with evaluation_memory(self.config), autocast(self.config.train, self.device):
             evaluation = evaluate(
                 model,
                 batches,

@@ -10,6 +10,7 @@ from labn.config import Config
 from labn.runs.build import load_dataset
 from labn.runs.folder import RunFolder
 from labn.runs.hooks import Summary, TrainingHooks
+from labn.runs.out_of_memory import training_memory
 from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter
 from labn.training.device import choose_device
@@ -35,7 +36,7 @@ def train_run(
 
     Raises:
         UserError: the settings or the data are invalid, or the folder belongs to another run.
-        RunFailed: training failed.
+        RunFailed: training failed, for lack of memory too.
         Interrupted: ``should_stop`` returned True; everything is saved.
     """
     folder = RunFolder(config.output_dir)
@@ -51,6 +52,7 @@ def train_run(
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train)
         dataset = load_dataset(config.data, config.loss, reporter)
+        stack.enter_context(training_memory(config))
         run = TrainingHooks(
             config, folder, device, dataset, reporter, should_stop, group, replicas, should_save
         )
@@ -68,6 +70,7 @@ def assist_run(
     device, reporter = choose_device(config.train), Reporter()
     folder = RunFolder(config.output_dir)
     dataset = load_dataset(config.data, config.loss, reporter)
-    TrainingHooks(
-        config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save
-    ).assist()
+    with training_memory(config):
+        TrainingHooks(
+            config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save
+        ).assist()

@@ -14,9 +14,10 @@ import torch
 from labn.config import Config
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
-from labn.errors import Interrupted, RunFailed, UserError
+from labn.errors import Interrupted, OutOfMemory, RunFailed, UserError
 from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.folder import TAKE_OVER_S, RunFolder, locked
+from labn.runs.out_of_memory import release_memory
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import tag_entry
 from labn.runs.train import train_run
@@ -55,6 +56,11 @@ class Outcome:
         """Return the outcome stored in a run's folder, or None if there is none."""
         file = folder / _OUTCOME
         return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether the run failed for lack of an accelerator's memory."""
+        return self.kind == OutOfMemory.__name__
 
     def write(self, folder: Path) -> None:
         """Write the outcome into a run's folder."""
@@ -114,6 +120,8 @@ class Worker:
             return Outcome(state="interrupted")
         except Exception as error:  # noqa: BLE001
             return Outcome.of_failure(error, time_s=_since(start_s))
+        finally:
+            release_memory()  # the process may serve another run
         time_s = _since(start_s)
         return Outcome(state="finished", metrics=metrics, time_s=time_s, terms=self.terms)
 

@@ -209,4 +209,4 @@ def test_workers_that_this_machine_cannot_hold_are_refused(tmp_path):
     done = run("train", config_in(tmp_path), "--workers", "2", "--cpus-per-worker", "1000")
 
     assert done.returncode == 2
-    assert "--workers 2: need 2000 CPUs, but this machine has" in done.stderr
+    assert "--workers 2: needs 2 x 1000 CPUs, but this machine has" in done.stderr

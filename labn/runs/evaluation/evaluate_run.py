@@ -40,6 +40,7 @@ from labn.runs.evaluation.outputs import (
     write_per_image_scores,
 )
 from labn.runs.evaluation.score_image import pid_name
+from labn.runs.out_of_memory import evaluation_memory
 from labn.runs.reporter import Reporter
 from labn.runs.tracked import reopened_entry
 from labn.runs.trained import TrainedRun
@@ -130,10 +131,11 @@ class SubsetEvaluation:
     def complete(self) -> Scores:
         """Classify and explain; write metrics, tables and figures."""
         subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
-        evaluation = self._classify()
-        metrics = evaluation.as_metrics(PREFIXES[subset])
         parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
-        per_image = self._score_explanations(parts)
+        with evaluation_memory(self.trained.config):
+            evaluation = self._classify()
+            per_image = self._score_explanations(parts)
+        metrics = evaluation.as_metrics(PREFIXES[subset])
         failures = None
         remove_earlier(folder)
         if per_image is not None:

@@ -86,7 +86,8 @@ def _run_all(
         session.run_here(left)
     elif left:
         processes = study.settings.each_run.processes
-        with connected(reporter.message, lambda: check_capacity(processes, "each_run")):
+        keys = ("each_run.workers", "each_run.cpus", "each_run.gpus")
+        with connected(reporter.message, lambda: check_capacity(processes, keys)):
             check_nodes(Requirements.of(study.base, processes), reporter.message)
             session.run_on_ray(left)
     if session.is_stopping:
@@ -153,9 +154,9 @@ class _Session:
         given = self._study.settings.each_run
         reserved = resources(given.processes)
         remote: Any = ray.remote(
-            num_cpus=reserved["CPU"],
-            num_gpus=reserved.get("GPU", 0),
-            memory=reserved.get("memory", 0),
+            num_cpus=reserved.pop("CPU"),
+            num_gpus=reserved.pop("GPU", 0),
+            resources=reserved,
             max_retries=given.retries,
         )(_run_task)
         left, command = list(runs), tuple(sys.argv)

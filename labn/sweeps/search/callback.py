@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
 from labn.config.search import SearchConfig
-from labn.distributed.capacity import demand, supply
+from labn.distributed.capacity import demand, max_concurrent, num_lost, num_slots, supply
 from labn.errors import Interrupted, RunFailed
 from labn.sweeps.search.optuna_study import STATES, SearchStudy, metrics_of
 from labn.sweeps.search.search_outputs import SearchOutputs
@@ -23,13 +24,17 @@ from labn.sweeps.search.status import (
     parameters_as_text,
     scores_as_text,
 )
-from labn.sweeps.search.trial import OUTCOME
+from labn.sweeps.search.trial import NODE, OUTCOME
 from labn.sweeps.search.unpickled import Unpickled
 from labn.sweeps.worker import Outcome
 
 _MAX_FAILURES = 3
 """How many failures of one kind in a row end the search."""
+MAX_RESTARTS = 3
+"""How often a trial's process may be lost on nodes that stay."""
 _WAIT_S = 30
+_CHECK_S = 2
+"""How often the nodes are looked at."""
 
 
 class TuneCallback(Unpickled, Callback):
@@ -50,6 +55,9 @@ class TuneCallback(Unpickled, Callback):
         self._should_stop = should_stop
         self._failure_kinds: list[str] = []
         self._last_run_s = time.monotonic()
+        self._nodes: dict[int, set[str]] = {}
+        self._next_check_s, self._next_count_s, self._num_fitting = 0.0, 0.0, -1
+        self._most_at_once: int | None = None
         self.problem: RunFailed | Interrupted | None = None
         self.stopper = _Stop(self)
         for trial in study.trials:
@@ -83,6 +91,9 @@ class TuneCallback(Unpickled, Callback):
         if OUTCOME in result:
             self._conclude(number, Outcome(**result[OUTCOME]))
             return
+        if NODE in result:
+            self._nodes.setdefault(number, set()).add(result[NODE])
+            return
         metrics = {key: value for key, value in result.items() if isinstance(value, float)}
         metrics["epoch"] = float(result["epoch"])
         self._study.record_epoch(number, metrics)
@@ -92,18 +103,53 @@ class TuneCallback(Unpickled, Callback):
         self._reporter.show(self._status)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report that a trial's process was lost; Tune starts another."""
-        self._message(f"trial {trial.config['number']} lost its process; resuming in another")
+        """Report that a trial's process has ended; Tune starts another."""
+        if Outcome.read(Path(trial.config["folder"])) is not None:
+            text = "ran out of memory; replacing its process"
+        else:
+            text = "lost its process; resuming in another"
+        self._message(f"trial {trial.config['number']} {text}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record as failed a trial whose process was lost too often."""
         lines = str(trial.get_error() or "its process was lost").strip().splitlines()
-        outcome = Outcome(state="failed", reason=lines[-1].strip(), kind="lost process")
+        lost = Outcome(state="failed", reason=lines[-1].strip(), kind="lost process")
+        outcome = Outcome.read(Path(trial.config["folder"])) or lost
         self._conclude(int(trial.config["number"]), outcome)
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Refresh the status; report a long wait for capacity."""
+    def _forgive_lost_nodes(self, trials: list[Any]) -> None:
+        """Allow a trial one more loss of its process for each of its nodes that was lost.
+
+        Ray notices the loss of a node later than that of a process, so not when Tune decides.
+        """
+        for trial in trials:
+            if trial.num_failures:
+                nodes = self._nodes.get(int(trial.config["number"]), set())
+                trial.max_failures = MAX_RESTARTS + num_lost(nodes)
+
+    def most_at_once(self) -> int | None:
+        """Return how many trials may run at once now; report when more or fewer fit."""
         now_s = time.monotonic()
+        if now_s < self._next_count_s:
+            return self._most_at_once
+        self._next_count_s = now_s + _CHECK_S
+        processes = self._search.trial.processes
+        self._most_at_once = max_concurrent(processes, self._search.trial.max_concurrent)
+        fitting = num_slots(processes) // processes.num
+        if fitting != self._num_fitting and processes.num > 1:
+            self._num_fitting = fitting
+            self._message(
+                f"trials that fit at once: {fitting} (a trial {demand(processes)}; the cluster has"
+                f" {supply(processes)})"
+            )
+        return self._most_at_once
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Refresh the status; forgive lost nodes; report a long wait for capacity."""
+        now_s = time.monotonic()
+        if now_s > self._next_check_s:
+            self._next_check_s = now_s + _CHECK_S
+            self._forgive_lost_nodes(trials)
         if any(trial.status == "RUNNING" for trial in trials):
             self._last_run_s = now_s
         elif trials and now_s - self._last_run_s > _WAIT_S:

@@ -20,13 +20,13 @@ from ray.tune.error import TuneError
 
 from labn.config.ablation import EvaluateConfig
 from labn.config.search import SearchConfig
-from labn.distributed.capacity import check_capacity, max_concurrent, resources
+from labn.distributed.capacity import check_capacity, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.folder import locked
 from labn.sweeps.search.asha import AshaByEpoch
-from labn.sweeps.search.callback import TuneCallback
+from labn.sweeps.search.callback import MAX_RESTARTS, TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy, epochs_of
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.search_results import SearchResults
@@ -36,7 +36,6 @@ from labn.sweeps.search.status import SearchReporter, SearchStatus
 from labn.sweeps.search.trial import prune, run_trial, trial_folder
 from labn.sweeps.worker import Worker
 
-_MAX_RESTARTS = 3
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -92,11 +91,15 @@ def _search(
         )
     if num_done >= search.trials:
         return None
-    os.environ.update(_TUNE_ENVIRONMENT)
+    # Tune asks for further trials only while fewer than these wait, which makes a cluster grow.
+    num_pending = str(search.trial.max_concurrent or 1)
+    os.environ.update(_TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": num_pending})
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with connected(reporter.message, lambda: check_capacity(search.trial.processes, "trial")):
-        check_nodes(Requirements.of(space.base, search.trial.processes), reporter.message)
+    processes = search.trial.processes
+    keys = ("trial.workers", "trial.cpus", "trial.gpus")
+    with connected(reporter.message, lambda: check_capacity(processes, keys)):
+        check_nodes(Requirements.of(space.base, processes), reporter.message)
         status = SearchStatus(search.trials)
         callback = TuneCallback(search, space, study, outputs, status, reporter, should_stop)
         try:
@@ -127,17 +130,14 @@ def _tuner(
             mode="max",
             search_alg=StudySearcher(search, space, study, callback, outputs),
             scheduler=_scheduler(search, space, study, callback),
-            num_samples=-1,  # the study ends the search
-            max_concurrent_trials=max_concurrent(
-                search.trial.processes, search.trial.max_concurrent
-            ),
+            num_samples=-1,  # the study ends the search; the searcher limits concurrent trials
             reuse_actors=search.trial.workers == 1,  # saves most trials the import of torch
             trial_dirname_creator=lambda trial: str(trial.config["number"]),
         ),
         run_config=tune.RunConfig(
             name=f"session-{time.time_ns()}",
             storage_path=str(search.output_dir / "ray"),
-            failure_config=tune.FailureConfig(max_failures=_MAX_RESTARTS),
+            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
             callbacks=[callback],
             stop=callback.stopper,
             verbose=0,

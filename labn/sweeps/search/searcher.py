@@ -35,13 +35,23 @@ class StudySearcher(Unpickled, Searcher):
         super().__init__(metric=search.objective.maximise[0], mode="max")
         self._search, self._space, self._study = search, space, study
         self._callback, self._outputs = callback, outputs
+        self._open: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial, or that there are no more."""
-        drawn = None if self._callback.must_stop() else self._study.next()
+        """Return the next trial, None while as many run as may, or that there are no more.
+
+        How many may run is counted each time, as nodes join and leave.
+        """
+        if self._callback.must_stop():
+            return Searcher.FINISHED
+        most = self._callback.most_at_once()
+        if most is not None and len(self._open) >= most:
+            return None
+        drawn = self._study.next()
         if drawn is None:
             return Searcher.FINISHED
         number, parameters = drawn
+        self._open.add(trial_id)
         parent_run_id = self._outputs.entry.run_id
         runs = trial_configs(self._search, self._space, parameters, number, parent_run_id)
         configs = json.dumps([run.model_dump(mode="json") for run in runs])
@@ -51,7 +61,8 @@ class StudySearcher(Unpickled, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: the callback is notified."""
+        """Make place for another trial; the callback records the outcome."""
+        self._open.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file: the study stores everything."""

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from labn.config import Config, DataConfig
 from labn.config.search import SearchConfig
-from labn.errors import RunFailed
+from labn.errors import OutOfMemory, RunFailed
 from labn.runs.reporter import Reporter
 from labn.storage.files import write_json
 from labn.sweeps.entry import folds_of, run_config, run_name
@@ -24,6 +25,9 @@ from labn.sweeps.worker import Outcome, Worker, validation_metrics
 
 OUTCOME = "outcome"
 """The key of a trial's last report, an ``Outcome``."""
+
+NODE = "node"
+"""The key of its first report, the node of its process."""
 
 _PRUNED = "pruned.json"
 
@@ -92,9 +96,20 @@ def run_trial(given: dict[str, Any], worker: Worker, required: tuple[str, ...]) 
     """Run a trial: ``given`` holds its ``folder``, and the ``configs`` of its runs as JSON.
 
     A trial without the ``required`` metrics has failed.
+
+    Raises:
+        OutOfMemory: this process, which ran out of memory, must end. The outcome is stored; the
+            process that Tune starts instead reports it, and serves the next trial.
     """
-    configs = [Config.model_validate(tree) for tree in json.loads(given["configs"])]
-    outcome = _complete(Path(given["folder"]), configs, worker, required)
+    folder = Path(given["folder"])
+    tune.report({NODE: ray.get_runtime_context().get_node_id()})
+    outcome = Outcome.read(folder)
+    if outcome is None:
+        configs = [Config.model_validate(tree) for tree in json.loads(given["configs"])]
+        outcome = _complete(folder, configs, worker, required)
+        if outcome.is_out_of_memory and worker.processes.num == 1:
+            outcome.write(folder)
+            raise OutOfMemory(outcome.reason)
     tune.report({OUTCOME: asdict(outcome)})
 
 

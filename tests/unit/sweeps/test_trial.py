@@ -10,11 +10,11 @@ import pytest
 
 from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
-from labn.errors import Interrupted
+from labn.errors import Interrupted, OutOfMemory
 from labn.storage.files import write_json
 from labn.sweeps import worker
 from labn.sweeps.search import trial
-from labn.sweeps.search.trial import OUTCOME, prune, run_trial
+from labn.sweeps.search.trial import NODE, OUTCOME, prune, run_trial
 from labn.sweeps.worker import Outcome, Worker
 
 
@@ -22,7 +22,14 @@ from labn.sweeps.worker import Outcome, Worker
 def report(tmp_path, monkeypatch):
     """Run a trial, given the scores of its runs' epochs; return what it reports of them."""
 
-    def call(*runs, on_report=lambda number: None, evaluate=None, scored=None, train=None):
+    def call(
+        *runs,
+        on_report=lambda number: None,
+        evaluate=None,
+        scored=None,
+        train=None,
+        num_processes=1,
+    ):
         left, reports = list(runs), []
 
         def train_run(config, reporter, should_stop, *, take_over_s):
@@ -35,19 +42,25 @@ def report(tmp_path, monkeypatch):
             return SimpleNamespace(metrics=metrics)
 
         def receive(metrics):
+            if metrics == {NODE: "a node"}:
+                return
             reports.append(metrics)
             on_report(len(reports))
 
         monkeypatch.setattr(worker, "train_run", train or train_run)
         monkeypatch.setattr(worker, "evaluate_run", lambda *_: SimpleNamespace(metrics=scored))
         monkeypatch.setattr(trial.tune, "report", receive)
+        context = SimpleNamespace(get_node_id=lambda: "a node")
+        monkeypatch.setattr(trial.ray, "get_runtime_context", lambda: context)
         configs = [
             {"data": {"name": "synthetic"}, "train": {"seed": seed}}
             | {"output_dir": str(tmp_path / f"seed-{seed}")}
             for seed in range(len(runs))
         ]
         given = {"folder": str(tmp_path), "configs": json.dumps(configs)}
-        run_trial(given, Worker(processes=Workers(num=1), evaluate=evaluate), ("val_pid",))
+        run_trial(
+            given, Worker(processes=Workers(num=num_processes), evaluate=evaluate), ("val_pid",)
+        )
         return [row["val_pid"] for row in reports[:-1]], Outcome(**reports[-1][OUTCOME])
 
     return call
@@ -102,6 +115,31 @@ def test_a_trial_that_fails_reports_why_without_passwords(report):
 
     assert (outcome.state, outcome.kind) == ("failed", "OSError")
     assert outcome.reason == "OSError: https://host/mlflow refused it"
+
+
+def test_a_process_out_of_memory_ends_and_the_next_one_reports_why(report):
+    def exhaust(*given, **settings):
+        raise OutOfMemory("train.batch_size = 32 at data.image_size = 224: out of memory")
+
+    with pytest.raises(OutOfMemory, match=r"train.batch_size = 32"):
+        report([0.1], train=exhaust)
+
+    epochs, outcome = report([0.1])
+
+    assert epochs == []
+    assert (outcome.state, outcome.kind) == ("failed", "OutOfMemory")
+    assert outcome.reason == "train.batch_size = 32 at data.image_size = 224: out of memory"
+
+
+def test_a_driver_whose_workers_ran_out_of_memory_need_not_end(report, monkeypatch):
+    def exhaust(*given, **settings):
+        raise OutOfMemory("train.batch_size = 32: out of memory")
+
+    monkeypatch.setattr("labn.distributed.train_driver.train_distributed", exhaust)
+
+    _, outcome = report([0.1], num_processes=2)
+
+    assert outcome.is_out_of_memory
 
 
 def test_pid_is_the_mean_over_the_patch_sizes_asked_for(report):
