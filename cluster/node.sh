@@ -4,10 +4,22 @@
 #
 #   LABN_SHARED  folder that all nodes share, such as /mnt/labn
 #   LABN_NFS     what to mount there, HOST:/PATH; empty if it is mounted already
+#   LABN_DATA    folder of the images of the default search; empty: the embedded set
 #   LABN_WHEEL, LABN_PYTHON, LABN_RAY, LABN_TORCH  what to install, the same on every node
 set -euo pipefail
 
-: "${LABN_SHARED:?}" "${LABN_WHEEL:?}" "${LABN_PYTHON:?}" "${LABN_RAY:?}" "${LABN_TORCH:?}"
+missing=0
+for name in LABN_SHARED LABN_WHEEL LABN_PYTHON LABN_RAY LABN_TORCH; do
+  [ -n "${!name:-}" ] && continue
+  echo "error: $name: is not set; export it in setup_commands of the cluster's file" >&2
+  missing=1
+done
+for name in LABN_SHARED LABN_NFS LABN_DATA; do
+  [[ ${!name:-} == *CHANGE_ME* ]] || continue
+  echo "error: $name = ${!name}: is not set; set it at the top of the cluster's file" >&2
+  missing=1
+done
+[ "$missing" = 0 ] || exit 1
 home=$HOME/labn
 venv=$home/venv
 
@@ -47,6 +59,7 @@ write_environment() {
   cat >"$home/env.sh" <<END
 case ":\$PATH:" in *":$venv/bin:"*) ;; *) export PATH="$venv/bin:\$PATH" ;; esac
 export LABN_SHARED="$LABN_SHARED"
+export LABN_DATA="${LABN_DATA:-}"
 export LABN_ADDRESS="$address"
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +47,10 @@ class Format(StrEnum):
 
 @search_app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A search's file.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A search's file.", show_default="configs/search/cluster.yaml"),
+    ] = None,
     overrides: Overrides = None,
     confirm_best: Annotated[
         int,
@@ -61,6 +65,8 @@ def run(
 
     `key=value` replaces settings of the search (`trials=8`), or fixes one of its runs
     (`data.root=~/idrid`). Uses the Ray cluster that `RAY_ADDRESS` names, else this machine.
+    `labn search run` without a file searches on the data that `LABN_DATA` names, else on the
+    embedded set.
 
     **Examples**
 
@@ -73,21 +79,26 @@ def run(
     # Imported here, since they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
     from labn.config import load_search
+    from labn.sweeps.search import confirm
+    from labn.sweeps.search.default_search import default_search
     from labn.sweeps.search.search_driver import run_search
 
-    search = load_search(config, overrides or [])
-    with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
-        summary = run_search(search, config, display, stop.is_requested)
-    if not confirm_best:
-        print_result(as_json, dict(summary), _as_text(summary))
-        return
-    from labn.sweeps.search import confirm
-
-    with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
-        confirmation = confirm.confirm_best(
-            search, config, num_best=confirm_best, num_seeds=seeds, reporter=reporter,
-            should_stop=stop.is_requested,
-        )  # fmt: skip
+    given = overrides or []
+    with ExitStack() as stack:
+        if config is None or "=" in str(config):
+            given = [*([] if config is None else [str(config)]), *given]
+            config, given = stack.enter_context(default_search(given, _say))
+        search = load_search(config, given)
+        with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
+            summary = run_search(search, config, display, stop.is_requested)
+        if not confirm_best:
+            print_result(as_json, dict(summary), _as_text(summary))
+            return
+        with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
+            confirmation = confirm.confirm_best(
+                search, config, num_best=confirm_best, num_seeds=seeds, reporter=reporter,
+                should_stop=stop.is_requested,
+            )  # fmt: skip
     text = f"{summary_as_text(confirmation.study)}\n{confirmation.verdict}"
     content = {"retrained": confirmation.as_json()}
     print_result(as_json, dict(summary) | content, f"{_as_text(summary)}\n{text}")
@@ -109,6 +120,10 @@ def export(
 
     summary = export_study(study)
     print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _as_text(summary: Mapping[str, Any]) -> str:

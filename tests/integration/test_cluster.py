@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -27,6 +28,9 @@ ROOT = Path(__file__).parents[2]
 FILE = "cluster/onprem.yaml"
 NUM_TRIALS, NUM_EPOCHS = 3, 6
 SEARCH = ("--config", "labn/configs/search/small.yaml", "--address", "auto")
+LAUNCHER = re.compile(r"\d{4}-\d\d-\d\d |sending |sent |total size|Shared connection")
+"""What Ray's launcher says itself, in an order that its buffers decide."""
+BARE = "runs/search-cluster-embedded"
 PATIENCE_S = 400
 
 _obstacle = why_not()
@@ -69,6 +73,9 @@ def write_search(folder):
         "output_dir": "/mnt/labn/runs/search",
     }
     (folder / "configs/search/small.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    # What the default search builds on where there is no data.
+    base = tree["base"] | {"output_dir": "runs/demo"}
+    (folder / "configs/demo.yaml").write_text(yaml.safe_dump(base))
 
 
 def fill_in(folder, head, worker, key):
@@ -176,8 +183,17 @@ class Stage:
 
     def submit(self, name, *arguments):
         log = self.net.folder / f"{name}.log"
-        command = ("ray", "submit", FILE, "tune/search.py", "--", *SEARCH, *arguments)
+        command = ("ray", "submit", FILE, "tune/search.py", *arguments)
         return self.net.start(*command, log=log), log
+
+    def submit_bare(self):
+        """Submit the script without a word, on both nodes."""
+        search, log = self.submit("bare")
+        wait_for(lambda: search.poll() is not None, "the bare search's end", None, log)
+        self.seen.codes["bare"], self.seen.said["bare"] = search.returncode, log.read_text()
+        summary = self.seen.shared / BARE / "summary.json"
+        self.seen.summaries["bare"] = json.loads(summary.read_text()) if summary.is_file() else {}
+        self.mark("bare search done")
 
     def up(self):
         done = self.net.run("ray", "up", "--yes", FILE)
@@ -195,7 +211,7 @@ class Stage:
 
     def lose_worker(self, head, worker):
         """Search on both nodes, and switch one off amid a trial."""
-        search, log = self.submit("first")
+        search, log = self.submit("first", "--", *SEARCH)
         wait_for(lambda: workers_on(head) and workers_on(worker), "a trial on both", search, log)
         wait_for(lambda: self.amid() is not None, "a trial's midst", search, log)
         self.seen.spread = {one.name: len(workers_on(one)) for one in (head, worker)}
@@ -207,7 +223,7 @@ class Stage:
     def lose_head(self, head):
         """Search on with one trial more, switch the head off amid it, and on again."""
         more = f"trials={NUM_TRIALS + 1}"
-        search, log = self.submit("second", more)
+        search, log = self.submit("second", "--", *SEARCH, more)
         wait_for(lambda: self.amid() is not None, "a trial's midst", search, log)
         head.kill()
         self.mark("head lost")
@@ -215,7 +231,7 @@ class Stage:
         search.wait(PATIENCE_S)
         head = self.net.boot("head", head.address)
         self.up()
-        search, log = self.submit("third", more)
+        search, log = self.submit("third", "--", *SEARCH, more)
         self.end(search, log, "third")
         self.seen.tracked = runs_of(self.net, head)
         return head
@@ -277,6 +293,7 @@ def play(tmp_path_factory):
         seen.checked = stage.labn("check", FILE)
         stage.up()
         stage.refuse(head, worker)
+        stage.submit_bare()
         stage.lose_worker(head, worker)
         head = stage.lose_head(head)
         stage.down(head)
@@ -294,6 +311,30 @@ def test_a_search_does_not_start_where_a_node_lacks_the_data(play):
     messages = play.refused.stdout + play.refused.stderr
     assert "error: data.root = /tmp/ray/here-only: node 10.213.77.3 does not see it" in messages
     assert "Traceback" not in messages
+
+
+def test_the_bare_script_says_what_it_searches_on_which_data_and_where_results_go(play):
+    assert play.codes["bare"] == 0, play.said["bare"]
+    every = [line.rstrip() for line in play.said["bare"].splitlines()]
+    lines = [line for line in every if line and not LAUNCHER.match(line)]
+    print("\n".join([*lines[:10], "...", lines[-1]]))
+    first = lines[:7]
+    file = "/home/labn/configs/search/cluster.yaml, the default, since no --config is given"
+    assert first[0].endswith(file)
+    assert first[1:3] == [
+        "data: the embedded set, since neither LABN_DATA nor data.root names a folder",
+        f"results: /mnt/labn/{BARE}, with best.yaml, summary.md and figures",
+    ]
+    assert first[3].startswith("your own data: add data.root=FOLDER to the command")
+    assert first[4:] == [
+        "starting Ray: auto",
+        "trial.gpus = 0: the cluster has no GPUs, so trials run on CPUs",
+        "checking 2 nodes",
+    ]
+    counts = play.summaries["bare"]["counts"]
+    assert sum(counts.values()) == 6
+    assert counts["finished"] >= 1
+    assert lines[-1] == f"browse: optuna-dashboard journal:/mnt/labn/{BARE}/study.journal"
 
 
 def test_the_workers_of_a_trial_are_on_a_node_each(play):
@@ -321,7 +362,8 @@ def test_the_same_command_resumes_after_the_head_was_off(play):
 
 def test_the_tracker_on_the_head_holds_the_search_and_its_trials(play):
     names = [f"search-{n}" for n in range(NUM_TRIALS + 1)]
-    assert sorted(play.tracked) == ["search", *names]
+    bare = [f"search-cluster-embedded{end}" for end in ("", *(f"-{n}" for n in range(6)))]
+    assert sorted(play.tracked) == sorted(["search", *names, *bare])
     parent = play.tracked["search"]["id"]
     for name in names:
         run = play.tracked[name]

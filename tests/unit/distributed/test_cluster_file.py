@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 import yaml
 from sample import FILES, ROOT, VALUES, change, lay_out
@@ -30,11 +33,22 @@ def test_a_shipped_file_with_sample_values_passes(folder, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_shipped_file_is_refused_until_its_values_are_set(name):
-    message = faults(ROOT / "cluster" / name)["values"]
-    text = (ROOT / "cluster" / name).read_text()
+    path = ROOT / "cluster" / name
+    lines = [one for one in check_cluster(path) if (one.name, one.status) == ("values", "fail")]
+    text = path.read_text()
+    assert len(lines) == text.count("CHANGE_ME") > 0
     for placeholder in VALUES:
-        assert (placeholder in message) == (placeholder in text)
-    assert f"set them at the top of {ROOT / 'cluster' / name}" in message
+        named = [one for one in lines if one.detail.endswith(f": {placeholder} is not set")]
+        assert len(named) == text.count(placeholder)
+    assert {one.fix for one in lines} == {f"set it at the top of {path}"}
+
+
+def test_each_variable_that_is_missing_is_a_line(folder):
+    place = change(
+        folder / "gpu.yaml", (" LABN_TORCH=2.14.1", ""), ("LABN_SHARED=/mnt/labn", "LABN_SHARED=")
+    )
+    details = [one.detail for one in check_cluster(place) if one.name == "values"]
+    assert details == ["LABN_SHARED is not set", "LABN_TORCH is not set"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -196,3 +210,27 @@ def test_all_files_install_the_same():
     exports = [read_cluster(ROOT / "cluster" / name).exports() for name in FILES[:3]]
     names = ("LABN_WHEEL", "LABN_PYTHON", "LABN_RAY", "LABN_TORCH")
     assert len({tuple(one[name] for name in names) for one in exports}) == 1
+
+
+def test_a_node_that_lacks_values_is_not_set_up_and_names_each_on_a_line(tmp_path):
+    given = {
+        "LABN_SHARED": "/mnt/labn",
+        "LABN_NFS": "CHANGE_ME_FILE_SYSTEM.efs.us-west-2.amazonaws.com:/",
+        "LABN_WHEEL": "labn-0.1.0-py3-none-any.whl",
+        "LABN_PYTHON": "3.11",
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+    }
+
+    done = subprocess.run(
+        ["bash", ROOT / "cluster/node.sh"], env=given, capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: LABN_RAY: is not set; export it in setup_commands of the cluster's file",
+        "error: LABN_TORCH: is not set; export it in setup_commands of the cluster's file",
+        "error: LABN_NFS = CHANGE_ME_FILE_SYSTEM.efs.us-west-2.amazonaws.com:/: is not set; set it"
+        " at the top of the cluster's file",
+    ]
+    assert list(tmp_path.iterdir()) == []
