@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 from labn.config.workers import Workers
 from labn.errors import UserError
@@ -52,14 +54,26 @@ def _slots(has: dict[str, float], workers: Workers) -> int:
 def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
     """Return how many runs may be started at once now, or None for as many as Ray can place.
 
-    Runs of several workers are counted, since their drivers fit without limit. On a cluster one
-    more is started than fits: what it waits for is what the autoscaler adds.
+    Runs of several workers are counted, since their drivers fit without limit. On a cluster that
+    may grow, one more is started than fits: what it waits for is what the autoscaler adds.
     """
     if workers.num == 1:
         return at_most
-    may_grow = os.environ.get("RAY_ADDRESS", "local") != "local"
-    fitting = max(1, num_slots(workers) // workers.num + may_grow)
+    fitting = max(1, num_slots(workers) // workers.num + _may_grow())
     return fitting if at_most is None else min(fitting, at_most)
+
+
+def bootstrap_file() -> dict[str, Any]:
+    """Return the cluster's file on a head that Ray's launcher has started; elsewhere nothing."""
+    place = Path("~/ray_bootstrap_config.yaml").expanduser()
+    tree = yaml.safe_load(place.read_text(encoding="utf-8")) if place.is_file() else None
+    return tree or {}
+
+
+def _may_grow() -> bool:
+    """Return whether an autoscaler may rent nodes, or start pods, for what waits."""
+    provider = bootstrap_file().get("provider") or {"type": "local"}
+    return "KUBERNETES_SERVICE_HOST" in os.environ or provider["type"] != "local"
 
 
 def check_capacity(workers: Workers, keys: Sequence[str]) -> None:

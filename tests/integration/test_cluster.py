@@ -36,7 +36,7 @@ PATIENCE_S = 400
 _obstacle = why_not()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(_obstacle is not None, reason=f"a cluster of namespaces {_obstacle}"),
 ]
 

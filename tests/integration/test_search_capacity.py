@@ -42,6 +42,7 @@ def start_cluster(monkeypatch):
         return started[-1]
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     # It would find that the GPUs are none.
     monkeypatch.setattr(search_driver, "check_nodes", lambda *_: None)
     yield start

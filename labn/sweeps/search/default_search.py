@@ -8,18 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from labn.config.reading import read_yaml
-from labn.distributed.capacity import live_nodes
+from labn.distributed.capacity import bootstrap_file, live_nodes
 from labn.distributed.launch.cluster_files import PLACEHOLDER
 from labn.distributed.session import connected
 from labn.errors import UserError
 from labn.storage.remote import is_remote
 
 FILE = Path("configs/search/cluster.yaml")
-_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""The cluster's file, where Ray's launcher puts it on the head."""
 _EMBEDDED = {
     "data.name": "synthetic",
     "base": "../demo.yaml",
@@ -129,9 +125,7 @@ def _choose_gpus() -> tuple[dict[str, int], str]:
 
 def _num_possible_gpus() -> int:
     """Return how many GPUs the nodes have that the cluster may start, by its file on the head."""
-    file = _BOOTSTRAP.expanduser()
-    tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    num_gpus = []
+    tree, num_gpus = bootstrap_file(), []
     for kind in (tree.get("available_node_types") or {}).values():
         each = int((kind.get("resources") or {}).get("GPU", 0))
         num_gpus += [each] * int(kind.get("max_workers", 0))

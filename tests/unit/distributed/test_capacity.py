@@ -11,7 +11,7 @@ from labn.errors import UserError
 
 
 @pytest.fixture
-def nodes(monkeypatch):
+def nodes(monkeypatch, tmp_path):
     """Replace the cluster by the resources of nodes, of which those named "down" are lost."""
 
     def give(**resources_by_name):
@@ -26,7 +26,8 @@ def nodes(monkeypatch):
         monkeypatch.setattr(capacity.ray, "nodes", lambda: described)
         monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: totals)
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     return give
 
 
@@ -60,15 +61,28 @@ def test_trials_of_several_workers_are_as_many_as_fit_and_never_none(nodes, monk
     assert max_concurrent(Workers(num=1, gpus=1)) is None
 
 
-def test_on_a_cluster_one_trial_more_waits_so_that_it_grows(nodes, monkeypatch):
+@pytest.mark.parametrize("kind", ["aws", "gcp", "kuberay"])
+def test_on_a_cluster_that_may_grow_one_trial_more_waits_for_what_is_added(
+    nodes, monkeypatch, tmp_path, kind
+):
     workers = Workers(num=2, gpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    if kind == "kuberay":
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    else:
+        (tmp_path / "ray_bootstrap_config.yaml").write_text(f"provider: {{type: {kind}}}")
 
     nodes(head={"CPU": 1})
     assert max_concurrent(workers) == 1
     nodes(head={"CPU": 1}, a={"CPU": 4, "GPU": 4})
     assert max_concurrent(workers) == 3
     assert max_concurrent(workers, 2) == 2
+
+
+def test_machines_of_ones_own_are_all_there_are(nodes, tmp_path):
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("provider: {type: local}")
+    nodes(a={"CPU": 4}, b={"CPU": 4})
+
+    assert max_concurrent(Workers(num=2)) == 4
 
 
 def test_a_driver_of_several_workers_reserves_no_cpu_and_stays_on_the_head():
