@@ -35,6 +35,13 @@ class PidBaseline(StrEnum):
     blur = "blur"
 
 
+class PidProtocol(StrEnum):
+    """The paper's definition, or the authors' code."""
+
+    exact = "exact"
+    released = "released"
+
+
 @app.command()
 def evaluate(
     run: Run,
@@ -61,8 +68,16 @@ def evaluate(
         typer.Option(help="Points of a curve.", show_default="validation.pid_num_points"),
     ] = None,
     baseline: Annotated[
-        PidBaseline, typer.Option(help="What PID shows in place of removed patches.")
-    ] = PidBaseline.bias,
+        PidBaseline | None,
+        typer.Option(
+            help="What PID shows in place of removed patches.",
+            show_default="bias, or black with --protocol released",
+        ),
+    ] = None,
+    protocol: Annotated[
+        PidProtocol,
+        typer.Option(help="Of PID: exact, or as the authors' code computes published numbers."),
+    ] = PidProtocol.exact,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -105,7 +120,8 @@ def evaluate(
         "methods": None if methods is None else tuple(methods.split(",")),
         "patch_sizes": None if patch_sizes is None else _whole_numbers(patch_sizes),
         "num_points": points,
-        "baseline": baseline.value,
+        "baseline": None if baseline is None else baseline.value,
+        "protocol": protocol.value,
         "num_masks": num_masks,
         "tolerance": tolerance,
         "max_images": max_images,

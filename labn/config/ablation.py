@@ -22,6 +22,8 @@ class EvaluateConfig(Section):
     """None: those of the paper, and validation's."""
     points: Annotated[Integer, Field(ge=2)] | None = None
     """Points of a curve; None: validation.pid_num_points."""
+    protocol: Literal["exact", "released"] = "exact"
+    """Of PID; `released`: as the authors' code computes published numbers."""
     num_masks: Count = 500
     """Masks of RISE."""
     max_images: Count | None = None
@@ -33,6 +35,7 @@ class EvaluateConfig(Section):
             "methods": self.methods,
             "patch_sizes": self.patch_sizes,
             "num_points": self.points,
+            "protocol": self.protocol,
             "num_masks": self.num_masks,
             "max_images": self.max_images,
         }

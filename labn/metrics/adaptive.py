@@ -193,7 +193,7 @@ def _evaluate(
             torch.tensor([curve.is_insertion for curve, _ in batch]),
             torch.tensor([n for _, n in batch]),
         )
-        for (curve, n), score in zip(batch, scores.tolist(), strict=True):
+        for (curve, n), (score,) in zip(batch, scores.tolist(), strict=True):
             curve.y[n] = score
 
 

@@ -7,8 +7,10 @@ class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +18,15 @@ from jaxtyping import Bool, Float, Float64, Int32, Int64, Integer
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from labn.metrics.calibration import tempered
 from labn.metrics.classification import check_labels, check_probabilities
 
 Predict = Callable[[Tensor], Tensor]
 """A function from images (n, channels, height, width) to class probabilities (n, classes)."""
+
+Protocol = Literal["exact", "released"]
+
+_RELEASED_FRAMES = 40
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class PatchInsertionDeletion:
     """Scores and curves of each image; ``fractions`` is the horizontal axis of all curves.
 
     The curves are probabilities of the true class, the areas lie in [0, 1] and ``pid``, insertion
-    minus deletion, in [-1, 1]: higher is better. All are float64 on the CPU.
+    minus deletion, in [-1, 1]: higher is better. All are float64 on the CPU. ``matched`` are the
+    same for logits divided by a temperature, if one was given.
     """
 
     pid: Float64[Tensor, " n"]
@@ -36,6 +44,7 @@ class PatchInsertionDeletion:
     insertion_curve: Float64[Tensor, "n p"]
     deletion_curve: Float64[Tensor, "n p"]
     fractions: Float64[Tensor, " p"]
+    matched: PatchInsertionDeletion | None = None
 
 
 def patch_insertion_deletion(
@@ -48,6 +57,8 @@ def patch_insertion_deletion(
     baseline: Float[Tensor, "*baseline"] | float | int,
     num_points: int | None = None,
     batch_size: int = 64,
+    temperature: float | None = None,
+    protocol: Protocol = "exact",
 ) -> PatchInsertionDeletion:
     """Score maps by pasting patches, the most important first (PID; Iida 2022, eq. 14-16).
 
@@ -60,6 +71,10 @@ def patch_insertion_deletion(
     patches), or at every n if None; the areas use the true n / N. ``predict`` runs in inference
     mode on ``batch_size`` frames at a time, on the device of ``images``.
 
+    The ``released`` protocol computes the curves as the authors' code does, for comparison with
+    published numbers only: at most 40 frames, whatever ``num_points``, each of at least one patch;
+    patches that are equally important enter together; frames count as evenly spaced.
+
     Raises:
         ValueError: an argument, or the output of ``predict``, is invalid.
     """
@@ -68,16 +83,29 @@ def patch_insertion_deletion(
     frames = prepare_frames(
         images, saliency, labels, patch_size=patch_size, baseline=baseline, batch_size=batch_size
     )
-    counts = _patch_counts(frames.num_patches, num_points)
-    scores = _score_curves(predict, frames, counts, batch_size)
-    fractions = counts.double() / counts[-1]
-    areas = torch.trapezoid(scores, fractions)
+    if protocol == "exact":
+        counts = _patch_counts(frames.num_patches, num_points)
+        fractions = counts.double() / counts[-1]
+    else:
+        frames = replace(frames, ranks=_tied_ranks(frames, saliency))
+        counts = _released_counts(frames.num_patches)
+        fractions = torch.linspace(0, 1, len(counts), dtype=torch.float64)
+    temperatures = (1.0,) if temperature is None else (1.0, temperature)
+    scores = _score_curves(predict, frames, counts, batch_size, temperatures)
+    plain, *matched = (_areas(curves, fractions) for curves in scores.unbind(dim=-1))
+    return replace(plain, matched=matched[0] if matched else None)
+
+
+def _areas(
+    curves: Float64[Tensor, "n 2 p"], fractions: Float64[Tensor, " p"]
+) -> PatchInsertionDeletion:
+    areas = torch.trapezoid(curves, fractions)
     return PatchInsertionDeletion(
         pid=areas[:, 0] - areas[:, 1],
         insertion_auc=areas[:, 0],
         deletion_auc=areas[:, 1],
-        insertion_curve=scores[:, 0],
-        deletion_curve=scores[:, 1],
+        insertion_curve=curves[:, 0],
+        deletion_curve=curves[:, 1],
         fractions=fractions,
     )
 
@@ -112,14 +140,17 @@ class Frames:
         image_b: Int64[Tensor, " b"],
         is_insertion_b: Bool[Tensor, " b"],
         count_b: Int64[Tensor, " b"],
-    ) -> Float64[Tensor, " b"]:
-        """Return y for one batch of frames."""
+        temperatures: tuple[float, ...] = (1.0,),
+    ) -> Float64[Tensor, "b t"]:
+        """Return y for one batch of frames, at each temperature."""
         device = self.images.device
         with torch.inference_mode():
             batch = self.paint(image_b.to(device), count_b.to(device), is_insertion_b.to(device))
             probabilities = predict(batch).to("cpu", torch.float64)
         _check_prediction(probabilities, len(image_b), self.labels)
-        return probabilities[torch.arange(len(image_b)), self.labels[image_b]]
+        every = (probabilities if t == 1 else tempered(probabilities, t) for t in temperatures)
+        own = torch.arange(len(image_b)), self.labels[image_b]
+        return torch.stack([one[own] for one in every], dim=1)
 
 
 def prepare_frames(
@@ -148,16 +179,20 @@ def prepare_frames(
 
 
 def _score_curves(
-    predict: Predict, frames: Frames, counts: Int64[Tensor, " p"], batch_size: int
-) -> Float64[Tensor, "n 2 p"]:
+    predict: Predict,
+    frames: Frames,
+    counts: Int64[Tensor, " p"],
+    batch_size: int,
+    temperatures: tuple[float, ...],
+) -> Float64[Tensor, "n 2 p t"]:
     """Return y along both curves, in full batches across curves and images."""
     shape = (len(frames.labels), 2, len(counts))
-    scores = torch.empty(shape, dtype=torch.float64)
-    flat_scores = scores.view(-1)
+    scores = torch.empty((*shape, len(temperatures)), dtype=torch.float64)
+    flat_scores = scores.view(-1, len(temperatures))
     for start in range(0, len(flat_scores), batch_size):
         frame = torch.arange(start, min(start + batch_size, len(flat_scores)))
         image, curve, point = torch.unravel_index(frame, shape)
-        flat_scores[frame] = frames.score(predict, image, curve == 0, counts[point])
+        flat_scores[frame] = frames.score(predict, image, curve == 0, counts[point], temperatures)
     return scores
 
 
@@ -169,6 +204,23 @@ def _patch_ranks(saliency: Float[Tensor, "n 1 h w"], patch_size: int) -> Int32[T
         order = importance_ij.flatten().argsort(descending=True, stable=True)
         ranks_ij.view(-1)[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
     return ranks
+
+
+def _tied_ranks(frames: Frames, saliency: Float[Tensor, "*maps"]) -> Int32[Tensor, "n i j"]:
+    """Return how many patches of its map are more important than each patch."""
+    maps = saliency.reshape(-1, 1, *frames.images.shape[2:])
+    importance_nk = max_pool2d(maps, frames.patch_size, ceil_mode=True).flatten(1)
+    ascending_nk = importance_nk.sort(dim=1).values
+    num_others_nk = torch.searchsorted(ascending_nk, importance_nk, right=True)
+    ranks = (importance_nk.shape[1] - num_others_nk).int()
+    return ranks.view_as(frames.ranks).to(frames.ranks.device)
+
+
+def _released_counts(num_patches: int) -> Int64[Tensor, " p"]:
+    """Return the n of each frame of the authors' code, which steps by 5 of 196 patches."""
+    step = math.ceil(num_patches / _RELEASED_FRAMES)
+    ends = torch.arange(1, math.ceil(num_patches / step) + 1) * step
+    return ends.clamp(max=num_patches - 1) + 1
 
 
 def _patch_counts(num_patches: int, num_points: int | None) -> Int64[Tensor, " p"]:

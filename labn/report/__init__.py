@@ -6,6 +6,7 @@ from labn.report.confusion import confusion_figure
 from labn.report.curves import MethodCurves, method_curves_figure
 from labn.report.history import history_figure
 from labn.report.maps import attention_sheet, examples_figure, overlay
+from labn.report.reliability import reliability_figure
 from labn.report.style import save_figure
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "history_figure",
     "method_curves_figure",
     "overlay",
+    "reliability_figure",
     "save_figure",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labn.data.batches import Batch
 from labn.errors import RunFailed
+from labn.metrics.calibration import Reliability, reliability
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
 from labn.model.fusion import folded
@@ -27,9 +28,9 @@ class Evaluation:
     """The scores of one pass over a subset.
 
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
-    ``names``. ``pid`` holds the scores of the network's attention for the positives, in that order,
-    None if there are none or PID was not requested. ``bias_probability``, the predicted probability
-    that the bias image is positive, caps PID. ``mask`` are the metrics of L_KL's mask.
+    ``names``; ``bias_probabilities`` are those of the bias image. ``pid`` holds the scores of the
+    network's attention for the positives, in that order, None if there are none or PID was not
+    requested. ``mask`` are the metrics of L_KL's mask.
     """
 
     names: tuple[str, ...]
@@ -38,8 +39,24 @@ class Evaluation:
     loss: LossTerms
     classification: ClassificationScores
     pid: PatchInsertionDeletion | None
-    bias_probability: float
+    bias_probabilities: Float[Tensor, " classes"]
     mask: dict[str, float]
+
+    @property
+    def bias_probability(self) -> float:
+        """The predicted probability that the bias image is positive, which caps PID."""
+        return 1 - self.bias_probabilities[0].item()
+
+    @property
+    def reliability(self) -> Reliability:
+        """The accuracy by confidence."""
+        return reliability(self.probabilities, self.labels)
+
+    def certainty(self, positions: Sequence[int]) -> dict[str, float]:
+        """Return the mean probability of images' true class, for them and for the bias image."""
+        labels = self.labels[list(positions)]
+        p_image = self.probabilities[list(positions), labels].mean().item()
+        return {"p_image": p_image, "p_bias": self.bias_probabilities[labels].mean().item()}
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
         """Return every defined score, named ``<prefix>_<score>``."""
@@ -49,7 +66,10 @@ class Evaluation:
             "loss_lab": self.loss.lab.item(),
             "loss_kl": self.loss.kl.item(),
             "bias_probability": self.bias_probability,
+            "ece": self.reliability.expected_error,
         }
+        if positives := self.labels.nonzero()[:, 0].tolist():
+            metrics |= self.certainty(positives)
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
         scores = self.classification.as_metrics(prefix)
@@ -129,7 +149,7 @@ def evaluate(
             if scorer:
                 scorer.score(batch, output)
             on_batch()
-        bias_probability = 1 - predict(objective.bias_image[None])[0, 0].item()
+        bias_probabilities = predict(objective.bias_image[None])[0].cpu()
     names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
     total = _gather_sums(group, sums)
     pids = _gather(group, scorer.parts if scorer else [])
@@ -140,7 +160,7 @@ def evaluate(
         loss=objective.combine(total, total.weight, total.num_images),
         classification=classification_scores(torch.cat(probabilities), torch.cat(labels)),
         pid=_join(pids) if pids else None,
-        bias_probability=bias_probability,
+        bias_probabilities=bias_probabilities,
         mask=objective.mask_metrics(total),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -31,6 +31,8 @@ from labn.runs.evaluation.evaluate_run import PREFIXES
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
 """The classifier's scores, and their names in tables."""
+CERTAINTY = {"p_image": "p(x)", "p_bias": "p(b)", "ece": "ECE", "temperature": "temperature"}
+"""How sure the classifier is, which PID depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Comparison:
     differences: list[Difference]
     localisation: dict[Cell, SeedSummary]
     classification: dict[Cell, SeedSummary]
+    certainty: dict[Cell, SeedSummary]
     agreements: list[BaselineAgreement]
 
     @property
@@ -81,6 +84,7 @@ class Comparison:
             ],
             "localisation": _summary_rows(self.localisation),
             "classification": _summary_rows(self.classification),
+            "certainty": _summary_rows(self.certainty),
             "baseline_agreement": [_agreement_row(one) for one in self.agreements],
         }
 
@@ -121,7 +125,8 @@ def compare_runs(
         localisation=summarise_cells(collect(_joined(localised, samples, conditions)))
         if any(one is not None for one in localised)
         else {},
-        classification=_classification(runs, samples, conditions, PREFIXES[subset]),
+        classification=_metrics(runs, samples, conditions, PREFIXES[subset], CLASSIFICATION),
+        certainty=_metrics(runs, samples, conditions, PREFIXES[subset], CERTAINTY),
         agreements=compare_baselines(scores),
     )
 
@@ -155,13 +160,17 @@ def _joined(
     return pd.concat(labelled, ignore_index=True)
 
 
-def _classification(
-    runs: Sequence[ScoredRun], samples: Sequence[str], conditions: Sequence[str], prefix: str
+def _metrics(
+    runs: Sequence[ScoredRun],
+    samples: Sequence[str],
+    conditions: Sequence[str],
+    prefix: str,
+    scores: Iterable[str],
 ) -> dict[Cell, SeedSummary]:
     """Summarise each score over the samples; that of a sample of folds is the mean over them."""
     summaries = {}
     for condition in dict.fromkeys(conditions):
-        for score in CLASSIFICATION:
+        for score in scores:
             name = f"{prefix}_{score}"
             values: dict[str, list[float]] = {}
             for run, sample, run_condition in zip(runs, samples, conditions, strict=True):

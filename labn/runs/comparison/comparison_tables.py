@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from labn.report.tables import Column, Estimate, Table
-from labn.runs.comparison.compare import CLASSIFICATION, Comparison
+from labn.runs.comparison.compare import CERTAINTY, CLASSIFICATION, Comparison
 from labn.runs.comparison.differences import Cell, Difference, SeedSummary
 
 _LOCALISATION = {
@@ -48,7 +48,7 @@ def _method_table(comparison: Comparison, condition: str) -> Table:
             (method, *(_estimate(cells, Cell(condition, method, score)) for score in scores))
             for method in methods
         ),
-        caption=f"{condition}: {_terms(comparison, cells)}",
+        caption=f"{condition}: {_terms(comparison, cells)}{_certainty(comparison, condition)}",
     )
 
 
@@ -63,12 +63,14 @@ def _condition_table(comparison: Comparison, conditions: Sequence[str]) -> Table
         columns=(
             Column("Condition"),
             *(Column(score, is_better_high=True) for score in scores),
+            *map(Column, CERTAINTY.values()),
             Column("seeds"),
         ),
         rows=tuple(
             (
                 condition,
                 *(_estimate(comparison.scores, cell) for cell in row),
+                *(_estimate(comparison.certainty, Cell(condition, "", name)) for name in CERTAINTY),
                 comparison.scores[row[0]].num_seeds,
             )
             for condition, row in cells.items()
@@ -232,6 +234,19 @@ def _terms(comparison: Comparison, summaries: dict[Cell, SeedSummary]) -> str:
         else "one seed, so no s.d.; the mean"
     )
     return f"{seeds} over {summary.num_images} images of the {comparison.subset} subset."
+
+
+def _certainty(comparison: Comparison, condition: str) -> str:
+    """Return text on how sure one condition's networks are, if that was measured."""
+    found = {
+        text: comparison.certainty[cell].mean
+        for name, text in CERTAINTY.items()
+        if (cell := Cell(condition, "", name)) in comparison.certainty
+    }
+    if not found:
+        return ""
+    values = ", ".join(f"{text} {value:.3f}" for text, value in found.items())
+    return f" Means: {values}. Matched: logits divided by the temperature."
 
 
 def _p(value: float | None) -> str | None:

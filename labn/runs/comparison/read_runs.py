@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
+from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
 
 Content = TypeVar("Content")
@@ -65,6 +66,15 @@ class ScoredRun:
     localisation: pd.DataFrame | None
     lambda_layer: str | None
 
+    @property
+    def has_matched(self) -> bool:
+        """Whether PID was scored at matched confidence too."""
+        return bool(_is_matched(self.scores).any())
+
+
+def _is_matched(scores: pd.DataFrame) -> pd.Series:
+    return scores["score"].str.endswith(MATCHED)
+
 
 def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
     """Read the scores of runs on one subset.
@@ -82,6 +92,9 @@ def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
         _read_run(path, place.name if are_distinct else str(path), subset)
         for path, place in zip(paths, places, strict=True)
     ]
+    if not all(run.has_matched for run in runs):
+        # Runs that the first release scored lack them.
+        runs = [replace(run, scores=run.scores[~_is_matched(run.scores)]) for run in runs]
     _check_comparable(runs, subset)
     return runs
 
@@ -189,14 +202,19 @@ def condition_settings(config: Config) -> dict[str, Any]:
 def _terms(
     settings: dict[str, Any], scores: pd.DataFrame, localisation: pd.DataFrame | None
 ) -> dict[str, Any]:
-    measured = scores[["score", "baseline", "num_points"]].drop_duplicates()
-    return settings | {
-        "scores": [
-            f"{score} against {baseline} in {num_points} points"
-            for score, baseline, num_points in measured.itertuples(index=False)
-        ],
-        "localisation": localisation is not None,
-    }
+    columns = ["score", "baseline", "num_points"]
+    measured = scores.loc[~_is_matched(scores), columns].drop_duplicates()
+    return (
+        {"protocol": "exact"}
+        | settings
+        | {
+            "scores": [
+                f"{score} against {baseline} in {num_points} points"
+                for score, baseline, num_points in measured.itertuples(index=False)
+            ],
+            "localisation": localisation is not None,
+        }
+    )
 
 
 def _check_comparable(runs: Sequence[ScoredRun], subset: SubsetName) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from labn.data.dataset import Dataset, Subset
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
+from labn.metrics.calibration import fit_temperature
 from labn.runs.build import build_objective, evaluation_batches, require_subset
 from labn.runs.evaluation.evaluation_figures import (
     draw_attention,
@@ -20,6 +21,7 @@ from labn.runs.evaluation.evaluation_figures import (
     draw_curves,
     draw_examples,
     draw_failures,
+    draw_reliability,
     positive_probability,
 )
 from labn.runs.evaluation.evaluation_tables import Failures, explanation_metrics, find_failures
@@ -134,19 +136,24 @@ class SubsetEvaluation:
         parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
         with evaluation_memory(self.trained.config):
             evaluation = self._classify()
-            per_image = self._score_explanations(parts)
+            temperature = self._temperature(evaluation)
+            per_image = self._score_explanations(parts, temperature)
         metrics = evaluation.as_metrics(PREFIXES[subset])
         failures = None
         remove_earlier(folder)
         if per_image is not None:
-            metrics |= explanation_metrics(per_image, PREFIXES[subset])
+            metrics |= explanation_metrics(per_image, evaluation, PREFIXES[subset])
             failures = find_failures(per_image, evaluation)
-            write_per_image_scores(per_image, subset, folder)
+            write_per_image_scores(per_image, evaluation, subset, folder)
         write_classification(evaluation, failures, subset, folder)
+        if temperature is not None:
+            metrics[f"{PREFIXES[subset]}_temperature"] = temperature
         self._draw(evaluation, per_image, failures)
         # Last: its presence means that all other files are complete.
         settings = describe_settings(self.options, subset)
-        description = describe(evaluation, class_names, settings, per_image, failures, metrics)
+        description = describe(
+            evaluation, class_names, settings, per_image, failures, metrics, temperature
+        )
         write_json(folder / "metrics.json", description)
         shutil.rmtree(parts, ignore_errors=True)
         return Scores(folder, metrics)
@@ -155,7 +162,15 @@ class SubsetEvaluation:
     def _images(self) -> Subset:
         return require_subset(self.dataset, self.subset)
 
-    def _classify(self) -> Evaluation:
+    def _temperature(self, evaluation: Evaluation) -> float | None:
+        """Return the network's temperature, fitted on the validation subset; None without one."""
+        if not len(self.dataset.subsets["validation"]):
+            return None
+        if self.subset != "validation":
+            evaluation = replace(self, subset="validation")._classify(with_divergence=False)
+        return fit_temperature(evaluation.probabilities, evaluation.labels)
+
+    def _classify(self, *, with_divergence: bool = True) -> Evaluation:
         trained, num_done = self.trained, 0
         config, statistics, device = trained.config, trained.statistics, trained.device
         batches = evaluation_batches(self._images, statistics, config, device)
@@ -166,10 +181,12 @@ class SubsetEvaluation:
             self.reporter.advance(f"classifying {self.subset}", num_done, len(batches))
 
         objective = build_objective(config.loss, statistics, device)
+        if not with_divergence:
+            objective = replace(objective, lambda_kl=0.0)  # which saves a pass
         with trained.autocast():
             return evaluate(trained.model, batches, objective, None, on_batch=advance)
 
-    def _score_explanations(self, parts: Path) -> PerImageScores | None:
+    def _score_explanations(self, parts: Path, temperature: float | None) -> PerImageScores | None:
         """Score the explanations of positives, each stored in ``parts``; None without positives."""
         images, trained, options = self._images, self.trained, self.options
         positions = chosen_positions(images, options.max_images)
@@ -177,7 +194,9 @@ class SubsetEvaluation:
             return None
         validation = self.dataset.subsets["validation"]
         layer = choose_layer(trained, validation, options, parts, self.reporter)
-        scorer = build_scorer(trained, images, options, layer["layer"] if layer else None)
+        scorer = build_scorer(
+            trained, images, options, layer["layer"] if layer else None, temperature
+        )
         return score_explanations(scorer, positions, layer, parts, self.reporter)
 
     def _draw(
@@ -185,6 +204,7 @@ class SubsetEvaluation:
     ) -> None:
         folder, score = self.folder, pid_name(self.options.headline_patch_size)
         draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
+        draw_reliability(evaluation, folder / "reliability.png")
         self._draw_sheet(evaluation, per_image.values("LABN", score) if per_image else {})
         if per_image is None:
             return

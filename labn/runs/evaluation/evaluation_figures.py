@@ -16,6 +16,7 @@ from labn.report import (
     confusion_figure,
     examples_figure,
     method_curves_figure,
+    reliability_figure,
     save_figure,
 )
 from labn.runs.evaluation.evaluation_tables import Failures
@@ -43,6 +44,13 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Pat
     """Draw the confusion matrix."""
     confusion = evaluation.classification.confusion.numpy()
     save_figure(confusion_figure(confusion, class_names), path)
+
+
+def draw_reliability(evaluation: Evaluation, path: Path) -> None:
+    """Draw the accuracy by confidence."""
+    bins = evaluation.reliability
+    values = bins.confidence.numpy(), bins.accuracy.numpy(), bins.counts.numpy()
+    save_figure(reliability_figure(*values, bins.expected_error), path)
 
 
 def draw_attention(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
+from labn.metrics.faithfulness import Protocol
 from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.runs.evaluation.image_scores import PerImageScores
 from labn.runs.evaluation.score_image import ID, Measure, pid_name
@@ -22,24 +23,31 @@ _FAILURE_PATCH_SIZE = 16
 _LOCALISATION = ("pointing_hit", "energy_inside", "auroc")
 
 
-def explanation_metrics(per_image: PerImageScores, prefix: str) -> dict[str, float]:
+def explanation_metrics(
+    per_image: PerImageScores, evaluation: Evaluation, prefix: str
+) -> dict[str, float]:
     """Return the mean scores of each method, by names of letters, digits and underscores.
 
-    ``<prefix>_pid`` is the network's own at the patch size of validation, against the bias image;
-    it is omitted if that was not scored.
+    ``<prefix>_pid`` is the network's own at the patch size of validation, against the bias image,
+    and ``<prefix>_pid_matched`` the same at matched confidence; they are omitted if that was not
+    scored. ``<prefix>_p_image`` and ``_p_bias`` are over the scored images.
     """
     metrics = {f"{prefix}_pid_images": float(len(per_image.positions))}
+    certainty = evaluation.certainty(per_image.positions)
+    metrics |= {f"{prefix}_{name}": value for name, value in certainty.items()}
     scorer, options = per_image.scorer, per_image.scorer.options
     for measure in scorer.measures:
         for method in scorer.methods:
             mean = float(np.mean(list(per_image.values(method.name, measure.name).values())))
-            metrics[f"{prefix}_{_key(measure)}_{_plain(method.name)}"] = mean
+            key = _key(measure, options.protocol)
+            metrics[f"{prefix}_{key}_{_plain(method.name)}"] = mean
             is_headline = measure.patch_size == options.preferred_patch_size
-            if is_headline and measure.baseline == "bias" and measure.name != ID:
+            if is_headline and key.startswith("pid_m"):
+                kind = "_matched" if measure.is_matched else ""
                 if method.name == "LABN":
-                    metrics[f"{prefix}_pid"] = mean
+                    metrics[f"{prefix}_pid{kind}"] = mean
                 if method.name == "random":
-                    metrics[f"{prefix}_pid_random"] = mean
+                    metrics[f"{prefix}_pid{kind}_random"] = mean
     if len(per_image.localisation):
         means = per_image.localisation.groupby("method", sort=False)[list(_LOCALISATION)].mean()
         for method_name, row in means.iterrows():
@@ -48,11 +56,12 @@ def explanation_metrics(per_image: PerImageScores, prefix: str) -> dict[str, flo
     return metrics
 
 
-def _key(measure: Measure) -> str:
+def _key(measure: Measure, protocol: Protocol) -> str:
     if measure.name == ID:
         return "id"
-    baseline = "" if measure.baseline == "bias" else f"_{measure.baseline}"
-    return f"pid{baseline}_m{measure.patch_size}"
+    kind = "" if protocol == "exact" else f"_{protocol}"
+    kind += "" if measure.baseline == "bias" else f"_{measure.baseline}"
+    return f"pid{kind}_m{measure.patch_size}" + ("_matched" if measure.is_matched else "")
 
 
 def _plain(name: str) -> str:
@@ -113,7 +122,7 @@ def find_failures(per_image: PerImageScores, evaluation: Evaluation) -> Failures
     return failures
 
 
-def score_table(per_image: PerImageScores, subset: str) -> Table:
+def score_table(per_image: PerImageScores, evaluation: Evaluation, subset: str) -> Table:
     """Tabulate ID and PID of each method (Table 2)."""
     measures, options = per_image.scorer.measures, per_image.scorer.options
     rows: list[tuple[Cell, ...]] = [
@@ -129,10 +138,19 @@ def score_table(per_image: PerImageScores, subset: str) -> Table:
     caption = (
         f"ID and PID of explanation methods, mean ± standard deviation over the"
         f" n = {len(per_image.positions)} positive images of the {subset} subset; ID against zero,"
-        f" PID against {baseline}; {_describe_curves(per_image)}; the best means are bold."
+        f" PID against {baseline}; {_describe_curves(per_image)};"
+        f" {_describe_certainty(per_image, evaluation)}; the best means are bold."
     )
     columns = (Column("Method"), *(Column(measure.name, True) for measure in measures))
     return Table(columns=columns, rows=tuple(rows), caption=caption)
+
+
+def _describe_certainty(per_image: PerImageScores, evaluation: Evaluation) -> str:
+    certainty, temperature = evaluation.certainty(per_image.positions), per_image.scorer.temperature
+    text = f"mean p(x) {certainty['p_image']:.3f}, p(b) {certainty['p_bias']:.3f}"
+    if temperature is None:
+        return text
+    return f"{text}; matched: logits divided by {temperature:.2f}, fitted on the validation subset"
 
 
 def _describe_curves(per_image: PerImageScores) -> str:

@@ -46,6 +46,7 @@ class Scorer:
     options: EvaluationOptions
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
+    temperature: float | None = None
 
     def only(self, name: str) -> Scorer:
         """Return a scorer with one of the methods only."""
@@ -83,13 +84,22 @@ class Scorer:
                 num_points=self.options.num_points,
                 tolerance=self.options.tolerance,
                 batch_size=trained.config.validation.batch_size,
+                temperature=self.temperature,
+                protocol=self.options.protocol,
             )
 
 
 def build_scorer(
-    trained: TrainedRun, subset: Subset, options: EvaluationOptions, layer: int | None
+    trained: TrainedRun,
+    subset: Subset,
+    options: EvaluationOptions,
+    layer: int | None,
+    temperature: float | None = None,
 ) -> Scorer:
-    """Build the scorer of a subset; ``layer`` is that of the method "lambda attention"."""
+    """Build the scorer of a subset; ``layer`` is that of the method "lambda attention".
+
+    PID is scored at matched confidence too if there is a ``temperature``.
+    """
     context = MethodContext(
         model=trained.model,
         predict=predictor(trained.model),
@@ -98,8 +108,9 @@ def build_scorer(
         lambda_layer=layer,
     )
     methods = tuple(build_method(name, context) for name in options.methods)
-    wanted = measures(options.patch_sizes, options.baseline)
-    return Scorer(trained, subset, options, methods, wanted)
+    has_matched = temperature is not None and options.tolerance is None
+    wanted = measures(options.patch_sizes, options.baseline, has_matched=has_matched)
+    return Scorer(trained, subset, options, methods, wanted, temperature)
 
 
 def chosen_positions(subset: Subset, max_images: int | None) -> list[int]:

@@ -10,6 +10,7 @@ from labn.config import Config, ValidationConfig
 from labn.errors import UserError
 from labn.explain.registry import METHODS, resolve_names
 from labn.metrics.failures import ErrorThresholds
+from labn.metrics.faithfulness import Protocol
 from labn.runs.evaluation.score_image import Baseline
 
 
@@ -18,8 +19,9 @@ class EvaluationOptions:
     """The methods whose maps are scored, and how, on the first ``max_images`` positives by name.
 
     Figures and ``<prefix>_pid`` are at ``headline_patch_size``. With a ``tolerance``, curves have
-    as many points as this accuracy of their areas requires, instead of ``num_points``.
-    ``thresholds`` define the kinds of failure.
+    as many points as this accuracy of their areas requires, instead of ``num_points``. The
+    ``protocol`` is as in ``patch_insertion_deletion``; with ``released`` the default baseline is
+    ``black``. ``thresholds`` define the kinds of failure.
 
     Raises:
         UserError: an option is invalid.
@@ -29,6 +31,7 @@ class EvaluationOptions:
     patch_sizes: tuple[int, ...]
     num_points: int
     baseline: Baseline = "bias"
+    protocol: Protocol = "exact"
     num_masks: int = 500
     max_images: int | None = None
     tolerance: float | None = None
@@ -55,6 +58,8 @@ class EvaluationOptions:
             raise UserError(
                 f"--tolerance {self.tolerance:g}: must be between 0 and 1, such as 0.005"
             )
+        if self.tolerance is not None and self.protocol == "released":
+            raise UserError("--tolerance: the protocol `released` has points of its own; omit it")
 
     @classmethod
     def of(cls, config: Config, choices: Mapping[str, Any]) -> EvaluationOptions:
@@ -70,6 +75,7 @@ class EvaluationOptions:
             "seed": config.train.seed,
             "image_size": image_size,
             "preferred_patch_size": validation.pid_patch_size,
+            "baseline": "black" if choices.get("protocol") == "released" else "bias",
         }
         return cls(**(defaults | dict(choices)))
 

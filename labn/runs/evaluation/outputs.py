@@ -32,7 +32,9 @@ def remove_earlier(folder: Path) -> None:
             path.unlink()
 
 
-def write_per_image_scores(per_image: PerImageScores, subset: SubsetName, folder: Path) -> None:
+def write_per_image_scores(
+    per_image: PerImageScores, evaluation: Evaluation, subset: SubsetName, folder: Path
+) -> None:
     """Write one row per image, method and score, the mean curves, and Table 2."""
     _write_parquet(per_image.scores.drop(columns=_CURVES), folder / "scores.parquet")
     if len(per_image.localisation):
@@ -47,7 +49,7 @@ def write_per_image_scores(per_image: PerImageScores, subset: SubsetName, folder
             curves |= {f"{method}/{score}/{name}_{key}": curve for key, curve in means.items()}
     if per_image.scorer.options.tolerance is None:
         write_atomically(folder / "curves.npz", lambda file: np.savez(file, **curves))
-    write_table(score_table(per_image, subset), folder / "table2")
+    write_table(score_table(per_image, evaluation, subset), folder / "table2")
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -75,12 +77,15 @@ def describe_settings(options: EvaluationOptions, subset: SubsetName) -> dict[st
         "split": subset,
         "methods": list(options.methods),
         "patch_sizes": list(options.patch_sizes),
-        "num_points": None if options.tolerance else options.num_points,
+        "protocol": options.protocol,
+        "num_points": None
+        if options.tolerance or options.protocol == "released"
+        else options.num_points,
         "tolerance": options.tolerance,
         "baseline": options.baseline,
         "id_baseline": "zero",
         "order": "most important first",
-        "ties": "row by row",
+        "ties": "row by row" if options.protocol == "exact" else "together",
         "num_masks": options.num_masks,
         "max_images": options.max_images,
     }
@@ -93,13 +98,20 @@ def describe(
     per_image: PerImageScores | None,
     failures: Failures | None,
     metrics: dict[str, float],
+    temperature: float | None,
 ) -> dict[str, Any]:
     """Return the metrics, and how they were measured."""
+    bins = evaluation.reliability
     return {
         "metrics": metrics,
         "num_images": len(evaluation.names),
         "num_positives_scored": len(per_image.positions) if per_image else 0,
         "confusion": evaluation.classification.confusion.tolist(),
+        "calibration": {
+            "temperature": temperature,
+            "expected_error": bins.expected_error,
+            **{name: values.tolist() for name, values in vars(bins).items()},
+        },
         "class_names": list(class_names),
         "settings": settings,
         "lambda_attention": per_image.layer if per_image else None,

@@ -20,22 +20,33 @@ from labn.data.dataset import ChannelStatistics
 from labn.errors import UserError
 from labn.explain.method import Method
 from labn.metrics.adaptive import AdaptiveInsertionDeletion, adaptive_insertion_deletion
-from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
+from labn.metrics.faithfulness import (
+    PatchInsertionDeletion,
+    Predict,
+    Protocol,
+    patch_insertion_deletion,
+)
 from labn.metrics.localisation import localisation
 
 Baseline = Literal["bias", "zero", "black", "blur"]
 """What replaces removed patches; the paper's PID uses the bias image."""
 ID = "ID"
+MATCHED = " matched"
+"""The end of the name of a PID at matched confidence."""
 _BLUR_SIGMA_SHARE = 5 / 224
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score: its name in tables, the patch size m in pixels, and the baseline."""
+    """One score: its name in tables, the patch size m in pixels, and the baseline.
+
+    A matched one is for logits divided by the network's temperature.
+    """
 
     name: str
     patch_size: int
     baseline: Baseline
+    is_matched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +78,16 @@ def pid_name(patch_size: int) -> str:
     return f"PID m={patch_size}"
 
 
-def measures(patch_sizes: Sequence[int], baseline: Baseline) -> tuple[Measure, ...]:
-    """Return ID, of pixels against zero, and the PID of each patch size (Iida 2022, 4.3)."""
+def measures(
+    patch_sizes: Sequence[int], baseline: Baseline, *, has_matched: bool = False
+) -> tuple[Measure, ...]:
+    """Return ID, of pixels against zero, and the PID of each patch size (Iida 2022, 4.3).
+
+    If asked for, the PIDs at matched confidence follow.
+    """
     pids = [Measure(pid_name(size), size, baseline) for size in patch_sizes]
-    return (Measure(ID, 1, "zero"), *pids)
+    matched = [Measure(f"{m.name}{MATCHED}", m.patch_size, baseline, is_matched=True) for m in pids]
+    return (Measure(ID, 1, "zero"), *pids, *(matched if has_matched else ()))
 
 
 def score_image(
@@ -83,11 +100,14 @@ def score_image(
     num_points: int | None,
     tolerance: float | None = None,
     batch_size: int = 64,
+    temperature: float | None = None,
+    protocol: Protocol = "exact",
 ) -> ImageScores:
     """Compute each method's map of an image once, and score it by every measure.
 
-    ``num_points`` and ``batch_size`` are as in ``patch_insertion_deletion``; with a ``tolerance``,
-    ``adaptive_insertion_deletion`` is used instead. ``statistics`` are those that the image was
+    ``num_points``, ``batch_size``, ``temperature`` and ``protocol`` (of PID) are as in
+    ``patch_insertion_deletion``; with a ``tolerance``, ``adaptive_insertion_deletion`` is used
+    instead, which has no matched scores. ``statistics`` are those that the image was
     standardised with.
 
     Raises:
@@ -96,7 +116,13 @@ def score_image(
     """
     maps = explain(sample, methods)
     rows: list[dict[str, Any]] = []
+    found: dict[int, PatchInsertionDeletion | None] = {}
     for measure in measures:
+        if measure.is_matched:
+            matched = found[measure.patch_size]
+            assert matched is not None, "a matched score needs a temperature"
+            rows += [_score_row(sample, m, measure, matched, i) for i, m in enumerate(methods)]
+            continue
         images = sample.image.expand(len(methods), -1, -1, -1)
         labels = torch.full((len(methods),), sample.label)
         settings: dict[str, Any] = {
@@ -107,8 +133,17 @@ def score_image(
         scores: PatchInsertionDeletion | AdaptiveInsertionDeletion
         if tolerance is None:
             scores = patch_insertion_deletion(
-                predict, images, maps, labels, num_points=num_points, **settings
+                predict,
+                images,
+                maps,
+                labels,
+                num_points=num_points,
+                temperature=temperature,
+                protocol="exact" if measure.name == ID else protocol,
+                **settings,
             )
+            if measure.name != ID:
+                found[measure.patch_size] = scores.matched
         else:
             scores = adaptive_insertion_deletion(
                 predict, images, maps, labels, tolerance=tolerance, **settings

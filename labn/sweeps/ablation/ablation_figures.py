@@ -25,6 +25,7 @@ from labn.runs.comparison.compare import CLASSIFICATION, Comparison
 from labn.runs.comparison.differences import Cell
 from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.evaluation.evaluation_figures import lesion_masks
+from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
@@ -204,7 +205,8 @@ def _positions(names: Sequence[str], subset: Subset, run: ScoredRun) -> list[int
 
 def headline_score(comparison: Comparison, preferred_patch_size: int) -> str:
     """Return the PID for curves and maps: validation's where that was scored, else the last."""
-    scores = list(dict.fromkeys(cell.score for cell in comparison.scores))
+    every = dict.fromkeys(cell.score for cell in comparison.scores)
+    scores = [score for score in every if not score.endswith(MATCHED)]
     preferred = Cell(
         comparison.conditions[0], comparison.reference, f"PID m={preferred_patch_size}"
     )

@@ -22,7 +22,7 @@ from labn.sweeps.ablation.ablation_figures import draw_study, headline_score
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
 from labn.sweeps.worker import Outcome
 
-_MEANS = ("pid", "pid_random", "auroc", "accuracy", "tss")
+_MEANS = ("pid", "pid_random", "pid_matched", "p_image", "p_bias", "auroc", "accuracy", "tss")
 _OWN_METHOD = "LABN"
 
 

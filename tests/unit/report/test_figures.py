@@ -20,6 +20,7 @@ from labn.report import (
     history_figure,
     method_curves_figure,
     overlay,
+    reliability_figure,
     save_figure,
 )
 
@@ -81,6 +82,9 @@ FIGURES = {
     "examples": lambda: make_examples(masks=[np.eye(12, 16, dtype=bool)] * 3),
     "confusion": lambda: confusion_figure(
         np.array([[25, 9], [13, 56]]), ["no retinopathy", "retinopathy"]
+    ),
+    "reliability": lambda: reliability_figure(
+        np.linspace(0.05, 0.95, 10), np.linspace(0, 1, 10), np.arange(10), 0.05
     ),
     "history": lambda: history_figure(make_history()),
 }

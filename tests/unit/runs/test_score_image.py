@@ -93,6 +93,29 @@ def test_each_method_is_scored_by_each_measure_as_it_would_be_alone(model, metho
     assert max(abs(row["value"]) for row in rows) > 1e-3
 
 
+def test_matched_scores_are_those_at_the_networks_temperature(model, methods):
+    one = sample(1)
+    wanted = measures((4, 8), "bias", has_matched=True)
+    rows = score_image(
+        predictor(model), one, methods, wanted, STATISTICS, num_points=5, temperature=3.0
+    ).scores
+
+    assert list(dict.fromkeys(row["score"] for row in rows)) == [
+        "ID", "PID m=4", "PID m=8", "PID m=4 matched", "PID m=8 matched"
+    ]  # fmt: skip
+    plain = score(model, methods, one).scores
+    assert rows[: len(plain)] == plain
+    for row in rows[len(plain) :]:
+        (method,) = (method for method in methods if method.name == row["method"])
+        expected = patch_insertion_deletion(
+            predictor(model), one.image[None],
+            method.explain(one.image[None], torch.tensor([1]), (one.name,)), torch.tensor([1]),
+            patch_size=row["patch_size"], baseline=STATISTICS.bias_image, num_points=5,
+            temperature=3.0,
+        ).matched  # fmt: skip
+        assert row["value"] == pytest.approx(expected.pid.item(), abs=1e-6)
+
+
 def test_the_baseline_of_id_is_zero_for_any_baseline_of_pid():
     assert measures((2, 16), "blur") == (
         Measure("ID", 1, "zero"),

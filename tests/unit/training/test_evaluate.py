@@ -184,6 +184,17 @@ def test_the_bias_images_probability_is_that_of_being_positive(model):
     assert evaluation.as_metrics("val")["val_bias_probability"] == evaluation.bias_probability
 
 
+def test_certainty_is_the_probability_of_the_true_class(model):
+    evaluation = score(model)
+    metrics = evaluation.as_metrics("val")
+    own = [evaluation.probabilities[place, 1].item() for place in POSITIVES]
+    assert metrics["val_p_image"] == pytest.approx(sum(own) / len(own))
+    assert metrics["val_p_bias"] == pytest.approx(metrics["val_bias_probability"])
+    assert evaluation.certainty([0])["p_image"] == evaluation.probabilities[0, 0].item()
+    assert evaluation.certainty([0])["p_bias"] == evaluation.bias_probabilities[0].item()
+    assert 0 < metrics["val_ece"] < 1
+
+
 def test_scoring_leaves_the_network_as_it_is_and_out_of_training(model):
     scored = copy.deepcopy(model).train()
     before = copy.deepcopy(scored.state_dict())
