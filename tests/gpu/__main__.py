@@ -83,7 +83,7 @@ def _sections() -> dict[str, Callable[[], Rows]]:
 
 def _print_counts() -> None:
     """Print what one pass launches on an accelerator, counted without one."""
-    from tests.gpu.counting import count_without_gpu
+    from tests.gpu.counting import compile_without_gpu, count_without_gpu
 
     for backbone, split, side in (("lambda_resnet50", 7, 224), ("lambda_cnn", 1, 512)):
         for precision in ("float32", "bf16"):
@@ -99,6 +99,9 @@ def _print_counts() -> None:
                     f"{backbone} {side} px, batch {batch}, {precision}: {counter.total} operators"
                 )
             print(f"  operands: {kinds}")
+    for precision in ("float32", "bf16"):
+        compiled = compile_without_gpu(precision)
+        print(f"compiled lambda_resnet26, {precision}: {compiled}")
 
 
 def _options() -> argparse.Namespace:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labn.model.kernels import compiled_lambda, compiled_norm, dispatch
+from labn.model.network import build_model
 
 _WITHOUT_KERNEL = {
     *("_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "device", "empty"),
@@ -87,8 +88,6 @@ def count_without_gpu(
     backbone: str, *, split: int, image_size: int, batch: int, precision: str = "float32"
 ) -> OperatorCounter:
     """Count the operators of one pass with fake tensors, as an accelerator would run them."""
-    from labn.model.network import build_model
-
     with FakeTensorMode(), as_on_accelerator():
         network = build_model(backbone, split=split).train()
         for parameter in network.parameters():
@@ -97,3 +96,38 @@ def count_without_gpu(
         images = torch.empty(batch, 3, image_size, image_size)
         images = images.contiguous(memory_format=torch.channels_last)
         return count_pass(network, images, precision=precision)
+
+
+class CompiledNetwork(NamedTuple):
+    """What the compiler makes of the network on an accelerator's path.
+
+    ``difference`` is that of the gradients to those of the network itself, relative.
+    """
+
+    graphs: int
+    graph_breaks: int
+    difference: float
+
+
+def compile_without_gpu(precision: str) -> CompiledNetwork:
+    """Compile a small network on the CPU, by an accelerator's path, and compare gradients."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network, images = (
+        build_model("lambda_resnet26", split=2, theta_alpha=0.0).train(),
+        torch.randn(2, 3, 64, 64),
+    )
+    parameters = list(network.parameters())
+
+    def gradients(model: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model(images)
+        loss = output.logits.sum() + output.branch_logits.sum()
+        return torch.cat([one.flatten() for one in torch.autograd.grad(loss, parameters)])
+
+    with as_on_accelerator():
+        explained = torch._dynamo.explain(network)(images)
+        expected = gradients(network)
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)
+        difference = (gradients(compiled) - expected).norm() / expected.norm()
+    return CompiledNetwork(explained.graph_count, explained.graph_break_count, float(difference))

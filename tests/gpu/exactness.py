@@ -21,7 +21,7 @@ from tests.gpu.contraction_errors import largest_errors
 from tests.gpu.counting import count_pass, count_without_gpu
 from tests.gpu.rows import Row, Rows, relative_error
 from tests.gpu.setup import make_network, make_subject, random_images
-from tests.small_run import make_split
+from tests.small_run import make_subset
 
 FORWARD = {"float32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
 NETWORK = {"float32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
@@ -143,7 +143,7 @@ def launch_rows() -> Rows:
 
 def waiting_rows() -> Rows:
     """Take steps, batches included, in a mode in which waiting for the GPU is an error."""
-    split = make_split(64, size=64)
+    split = make_subset(64, size=64)
     for on_device in ("always", "never"):
         settings = TrainConfig(batch_size=16, ema_decay=0.9, gradient_clip=1.0)
         subject = make_subject(16, settings, side=64)

@@ -114,6 +114,7 @@ WRONG_VALUES = [
     ("loss.class_weights", "[1, 0]", "must be greater than 0"),
     ("loss.class_weights", "[1, 'a']", "must be a valid number"),
     ("train.accumulation_steps", "64", "must not exceed train.batch_size (32)"),
+    ("train.cuda_graphs", "true", "needs the compiled network; set train.compile=true"),
     ("validation.pid_patch_size", "500", "must not exceed data.image_size (224)"),
     ("output_dir", "2024", "must be a path (digits go in quotes)"),
 ]

@@ -9,7 +9,12 @@ from torch import nn
 
 from labn.config import TrainConfig
 from labn.model.network import build_model
-from labn.training.optim import build_average, build_optimizer, build_schedule
+from labn.training.optim import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    update_average,
+)
 
 
 def rates_by_step(settings, steps_per_epoch):
@@ -136,3 +141,20 @@ def test_the_average_is_exponential_over_weights_and_statistics():
 
 def test_there_is_no_average_unless_asked_for():
     assert build_average(nn.Linear(1, 1), TrainConfig()) is None
+
+
+def test_averaging_without_a_count_on_the_device_gives_the_same_bits():
+    torch.manual_seed(0)
+    settings = TrainConfig(ema_decay=0.9)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    ours, torchs = build_average(network, settings), build_average(network, settings)
+    for _ in range(4):
+        network(torch.randn(2, 3, 5, 5))  # moves the running statistics and their counter
+        with torch.no_grad():
+            network[0].weight.add_(torch.randn_like(network[0].weight))
+        update_average(ours, network)
+        torchs.update_parameters(network)
+    expected, found = torchs.state_dict(), ours.state_dict()
+    assert found["n_averaged"] == 4
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(found["module.0.weight"], network[0].weight)
