@@ -99,7 +99,7 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL."""
+    """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL; and lambda_area times the mean alpha~."""
 
     theta_b: Fraction = 0.2
     mask_rule: Literal["share", "threshold"] = "share"
@@ -107,6 +107,8 @@ class LossConfig(Section):
     theta_b (eq. 12 to the letter)."""
     lambda_lab: NonNegative = 1.0
     lambda_kl: NonNegative = 1.0
+    lambda_area: NonNegative = 0.0
+    """A penalty on the attended area, by the mean of alpha~; not in the paper."""
     class_weights: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
 
 
@@ -263,6 +265,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.group_by": None,
     "data.group_gap_s": 120.0,
     "data.on_device": "never",
+    "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
     "train.cuda_graphs": False,
     "train.force_precision": False,

@@ -157,6 +157,7 @@ def build_objective(
         mask_rule=loss.mask_rule,
         lambda_lab=loss.lambda_lab,
         lambda_kl=loss.lambda_kl,
+        lambda_area=loss.lambda_area,
         class_weights=torch.tensor(weights, device=device) if weights else None,
     )
 

@@ -30,7 +30,8 @@ class Evaluation:
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
     ``names``; ``bias_probabilities`` are those of the bias image. ``pid`` holds the scores of the
     network's attention for the positives, in that order, None if there are none or PID was not
-    requested. ``mask`` are the metrics of L_KL's mask.
+    requested. ``mask`` are the metrics of L_KL's mask; ``attended`` is the share of each image in
+    which the attention exceeds theta_alpha.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class Evaluation:
     pid: PatchInsertionDeletion | None
     bias_probabilities: Float[Tensor, " classes"]
     mask: dict[str, float]
+    attended: Float[Tensor, " n"]
 
     @property
     def bias_probability(self) -> float:
@@ -65,11 +67,13 @@ class Evaluation:
             "loss_lpb": self.loss.lpb.item(),
             "loss_lab": self.loss.lab.item(),
             "loss_kl": self.loss.kl.item(),
+            "loss_area": self.loss.area.item(),
             "bias_probability": self.bias_probability,
             "ece": self.reliability.expected_error,
         }
         if positives := self.labels.nonzero()[:, 0].tolist():
             metrics |= self.certainty(positives)
+            metrics["attended_area"] = self.attended[positives].mean().item()
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
         scores = self.classification.as_metrics(prefix)
@@ -137,7 +141,7 @@ def evaluate(
     predict = predictor(model)
     scorer = faithfulness and _PositiveScorer(predict, objective.bias_image, faithfulness)
     names: list[str] = []
-    labels, probabilities, sums = [], [], list[LossSums]()
+    labels, probabilities, attended, sums = [], [], [], list[LossSums]()
     with torch.inference_mode():
         for batch in batches:
             output, batch_sums = objective.sums(model, batch.images, batch.labels)
@@ -145,12 +149,14 @@ def evaluate(
             names += batch.names
             labels.append(batch.labels.cpu())
             probabilities.append(output.logits.float().softmax(dim=1).cpu())
+            attended.append(_attended_area(output, batch, model.theta_alpha))
             sums.append(batch_sums)
             if scorer:
                 scorer.score(batch, output)
             on_batch()
         bias_probabilities = predict(objective.bias_image[None])[0].cpu()
     names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
+    attended = _gather(group, attended)
     total = _gather_sums(group, sums)
     pids = _gather(group, scorer.parts if scorer else [])
     return Evaluation(
@@ -162,7 +168,14 @@ def evaluate(
         pid=_join(pids) if pids else None,
         bias_probabilities=bias_probabilities,
         mask=objective.mask_metrics(total),
+        attended=torch.cat(attended),
     )
+
+
+def _attended_area(output: LABNOutput, batch: Batch, theta_alpha: float) -> Float[Tensor, " b"]:
+    size = batch.images.shape[2], batch.images.shape[3]
+    alpha_bhw = upsample_attention(output.attention.float(), size)
+    return (alpha_bhw > theta_alpha).float().mean(dim=(1, 2)).cpu()
 
 
 def _gather(group: Group, part: list[T]) -> list[T]:

@@ -272,6 +272,7 @@ class Trainer:
             "loss_lpb": terms.lpb.item(),
             "loss_lab": terms.lab.item(),
             "loss_kl": terms.kl.item(),
+            "loss_area": terms.area.item(),
         } | self.objective.mask_metrics(sums)
         return {f"train_{name}": value for name, value in losses.items()} | {
             "gradient_norm": self.progress.gradient_norm_sum / self.progress.step,
@@ -310,6 +311,6 @@ def _plain(progress: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in progress.items() if key != "best_loss"}  # of 0.1.0
     return kept | {
         "history": [dict(metrics) for metrics in progress["history"]],
-        # The first release did not sum the last term.
-        "loss_sums": [*progress["loss_sums"], 0.0][: len(LossSums._fields)],
+        # The first release did not sum the last two terms.
+        "loss_sums": [*progress["loss_sums"], 0.0, 0.0][: len(LossSums._fields)],
     }

@@ -23,8 +23,8 @@ class LossSums(NamedTuple):
     """Sums over images (0-d tensors): add them over pieces of a batch, then divide once.
 
     ``lpb`` and ``lab`` are class-weighted cross-entropies, to be divided by ``weight``, the sum of
-    the images' class weights; ``kl`` and ``kept``, the share of an image's pixels that x~ keeps,
-    are to be divided by ``num_images``.
+    the images' class weights; ``kl``, ``kept``, the share of an image's pixels that x~ keeps, and
+    ``area``, the mean of alpha~, are to be divided by ``num_images``.
     """
 
     lpb: Tensor
@@ -33,6 +33,7 @@ class LossSums(NamedTuple):
     weight: Tensor
     num_images: Tensor
     kept: Tensor
+    area: Tensor
 
     def plus(self, other: LossSums) -> LossSums:
         """Return the term-by-term sum."""
@@ -44,12 +45,16 @@ class LossSums(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The loss (eq. 8) and its terms; ``total = lpb + lambda_lab * lab + lambda_kl * kl``."""
+    """The loss (eq. 8) and its terms, with a penalty on the mean of alpha~, not in the paper.
+
+    ``total = lpb + lambda_lab * lab + lambda_kl * kl + lambda_area * area``.
+    """
 
     total: Tensor
     lpb: Tensor
     lab: Tensor
     kl: Tensor
+    area: Tensor
 
 
 def kept_pixels(
@@ -100,6 +105,7 @@ class Objective:
     mask_rule: MaskRule
     lambda_lab: float
     lambda_kl: float
+    lambda_area: float = 0.0
     class_weights: Tensor | None = None
 
     def image_weights(self, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -128,9 +134,12 @@ class Objective:
             masked = torch.where(is_kept_bhw.unsqueeze(1), images, self.bias_image)
             kl = prediction_divergence(logits, model(masked).logits.float()).sum()
             kept = is_kept_bhw.float().mean(dim=(1, 2)).sum()
+        # Without a penalty nothing is differentiated for it.
+        area_source = output.attention if self.lambda_area > 0 else output.attention.detach()
+        area = area_source.float().mean(dim=(1, 2, 3)).sum()
         lab = (weights * lab_losses).sum()
         num_images = torch.full((), float(len(labels)), device=images.device)
-        return output, LossSums(lpb, lab, kl, weights.sum(), num_images, kept)
+        return output, LossSums(lpb, lab, kl, weights.sum(), num_images, kept, area)
 
     def mask_metrics(self, sums: LossSums) -> dict[str, float]:
         """Return the mean share of pixels that x~ kept, or nothing if there was no x~."""
@@ -145,4 +154,8 @@ class Objective:
         results, and gradients, of all pieces then add up to the batch's.
         """
         lpb, lab, kl = sums.lpb / weight, sums.lab / weight, sums.kl / num_images
-        return LossTerms(lpb + self.lambda_lab * lab + self.lambda_kl * kl, lpb, lab, kl)
+        area = sums.area / num_images
+        total = lpb + self.lambda_lab * lab + self.lambda_kl * kl
+        if self.lambda_area > 0:
+            total = total + self.lambda_area * area
+        return LossTerms(total, lpb, lab, kl, area)

@@ -56,7 +56,10 @@ class TrainingStep:
         """Take one step on a batch, passed in pieces, with its total class weight and size."""
         if self.settings.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        loss, sums = torch.zeros_like(weight), LossSums(*[torch.zeros_like(weight)] * 6)
+        loss, sums = (
+            torch.zeros_like(weight),
+            LossSums(*[torch.zeros_like(weight)] * len(LossSums._fields)),
+        )
         self.optimizer.zero_grad(set_to_none=True)
         for images, labels, share in micro_batches:
             with autocast(self.settings, images.device):

@@ -195,6 +195,17 @@ def test_certainty_is_the_probability_of_the_true_class(model):
     assert 0 < metrics["val_ece"] < 1
 
 
+def test_the_attended_area_is_the_share_of_positives_above_the_threshold(model):
+    attentive = copy.deepcopy(model)
+    attentive.theta_alpha = float(attention_maps(model).median())
+    evaluation = score(attentive)
+    expected = (attention_maps(model) > attentive.theta_alpha).double().mean(dim=(1, 2))
+    assert evaluation.attended.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    metrics = evaluation.as_metrics("val")
+    assert metrics["val_attended_area"] == pytest.approx(expected[POSITIVES].mean().item(), abs=1e-6)
+    assert 0.1 < metrics["val_attended_area"] < 0.9
+
+
 def test_scoring_leaves_the_network_as_it_is_and_out_of_training(model):
     scored = copy.deepcopy(model).train()
     before = copy.deepcopy(scored.state_dict())

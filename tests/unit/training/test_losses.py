@@ -106,7 +106,7 @@ def slow_loss(model, images, labels, objective):
     weights = np.ones(NUM_CLASSES)
     if objective.class_weights is not None:
         weights = objective.class_weights.numpy()
-    lpb = lab = kl = total_weight = 0.0
+    lpb = lab = kl = area = total_weight = 0.0
     for x_cyx, y in zip(images.numpy(), labels.tolist(), strict=True):
         output = model(torch.from_numpy(x_cyx)[None])
         p, p_lab = (softmax(logits[0].detach().numpy()) for logits in output[:2])
@@ -120,8 +120,11 @@ def slow_loss(model, images, labels, objective):
         lab -= weights[y] * np.log(p_lab[y])
         kl += sum(p[c] * np.log(p[c] / p_masked[c]) for c in range(NUM_CLASSES))
         total_weight += weights[y]
+        area += output.attention.mean().item()
     lpb, lab, kl = lpb / total_weight, lab / total_weight, kl / len(images)
-    return lpb + objective.lambda_lab * lab + objective.lambda_kl * kl, lpb, lab, kl
+    total = lpb + objective.lambda_lab * lab + objective.lambda_kl * kl
+    area /= len(images)
+    return total + objective.lambda_area * area, lpb, lab, kl, area
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -130,7 +133,7 @@ def slow_loss(model, images, labels, objective):
 def test_the_loss_and_its_terms_are_those_of_equations_8_to_12(seed, class_weights, rule):
     model, images, labels, bias_image = make_case(seed)
     weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
-    objective = objective_of(bias_image, class_weights=weights, mask_rule=rule)
+    objective = objective_of(bias_image, class_weights=weights, mask_rule=rule, lambda_area=0.6)
     # Logits are taken in float32, whose rounding a mean of logarithms keeps.
     terms = loss_of(objective, model, images, labels)
     for term, expected in zip(terms, slow_loss(model, images, labels, objective), strict=True):
@@ -296,9 +299,25 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradients(class_weights):
 
 def test_sums_add_up_before_they_are_divided():
     objective = objective_of(torch.zeros(1, 1, 1), lambda_lab=2.0, lambda_kl=0.5)
-    sums = LossSums(*(torch.tensor(value) for value in (6.0, 9.0, 8.0, 3.0, 4.0, 1.0)))
+    sums = LossSums(*(torch.tensor(value) for value in (6.0, 9.0, 8.0, 3.0, 4.0, 1.0, 2.0)))
     terms = objective.combine(sums, sums.weight, sums.num_images)
-    assert [term.item() for term in terms] == [2 + 2 * 3 + 0.5 * 2, 2.0, 3.0, 2.0]
+    assert [term.item() for term in terms] == [2 + 2 * 3 + 0.5 * 2, 2.0, 3.0, 2.0, 0.5]
+
+
+def test_the_penalty_on_the_area_makes_attention_smaller_and_is_free_where_it_is_zero():
+    for lambda_area in (0.0, 2.0):
+        attention = torch.rand(2, 1, 4, 3, requires_grad=True)
+        logits = torch.randn(2, 3)
+        model = TwoPasses(logits, logits, attention)
+        objective = objective_of(torch.zeros(1, HEIGHT, WIDTH), lambda_area=lambda_area)
+        terms = loss_of(objective, model, torch.zeros(2, 1, HEIGHT, WIDTH), torch.tensor([0, 2]))
+        assert terms.area.item() == pytest.approx(attention.mean().item())
+        if lambda_area == 0:
+            assert not terms.total.requires_grad
+        else:
+            terms.total.backward()
+            # The mean over two images of means over twelve positions.
+            torch.testing.assert_close(attention.grad, torch.full_like(attention, 2 / 24))
 
 
 class TwoPasses(nn.Module):
