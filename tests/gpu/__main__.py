@@ -76,6 +76,7 @@ def _sections() -> dict[str, Callable[[], Rows]]:
         "group": runs.group_rows,
         "evaluation": speed.evaluation_rows,
         "training": speed.training_rows,
+        "compiled": speed.compiled_rows,
         "others": speed.other_rows,
         "graphs": speed.graph_rows,
     }
