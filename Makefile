@@ -57,6 +57,9 @@ unit: $(INSTALLED)
 bench: $(INSTALLED)  ## Measure speed and memory, side by side with other implementations
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --out runs/bench
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python -m tests.gpu evaluation training compiled others --out runs/bench; \
+	fi
 
 gpu:  ## Prove exactness and speed on one GPU; needs no Ray, MLflow or Optuna
 	$(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) -m tests.gpu --out runs/gpu

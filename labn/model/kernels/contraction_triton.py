@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labn.model.kernels.contraction import Tiling
 
-_BLOCK_NUMBERS = 4096
+_BLOCK_NUMBERS = 8192
 """Of the lambdas that one program holds."""
 
 
