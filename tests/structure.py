@@ -28,7 +28,8 @@ COMMANDS = "cli"  # its files are named as their commands, so they may share a n
 
 Sources = Mapping[PurePosixPath, str]
 """Texts of the package's files, by their paths within it."""
-Trees = Mapping[PurePosixPath, ast.Module]
+Imported = Mapping[PurePosixPath, set[str]]
+"""The dotted names that each file imports."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -72,6 +73,7 @@ def measure(sources: Sources) -> Structure:
     """Measure a package."""
     trees = {path: ast.parse(text) for path, text in sources.items() if path.suffix == ".py"}
     num_lines = {path: len(text.splitlines()) for path, text in sources.items()}
+    imported = {path: imports(path, tree) for path, tree in trees.items()}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
     functions = [(path, node) for path, node in nodes if isinstance(node, Function)]
     lengths = sorted(length_of(node) for _, node in functions)
@@ -82,7 +84,7 @@ def measure(sources: Sources) -> Structure:
         num_lines_py=sum(num_lines[path] for path in trees),
         num_lines_cpp=sum(num_lines.values()) - sum(num_lines[path] for path in trees),
         duplicates=duplicates_among(trees),
-        importers={name: importers_of(name, trees) for name in WATCHED},
+        importers={name: importers_of(name, imported) for name in WATCHED},
         num_functions=len(functions),
         median_length=statistics.median(lengths),
         p95_length=lengths[math.ceil(0.95 * len(lengths)) - 1],
@@ -91,7 +93,7 @@ def measure(sources: Sources) -> Structure:
         config_takers=sorted(
             f"{path}:{node.name}" for path, node in functions if takes_config(node)
         ),
-        single_importer=single_importers(trees),
+        single_importer=single_importers(imported),
     )
 
 
@@ -122,10 +124,10 @@ def takes_config(node: Function) -> bool:
     return any("Config" in text.strip("'\"").split(" | ") for text in texts)
 
 
-def imports(path: PurePosixPath, trees: Trees) -> set[str]:
+def imports(path: PurePosixPath, tree: ast.Module) -> set[str]:
     """Return the dotted names that a module imports, inside functions too."""
     names = set()
-    for node in ast.walk(trees[path]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -134,17 +136,20 @@ def imports(path: PurePosixPath, trees: Trees) -> set[str]:
     return names
 
 
-def importers_of(library: str, trees: Trees) -> dict[str, int]:
+def importers_of(library: str, imported: Imported) -> dict[str, int]:
     """Return how many modules of each room import a library."""
-    heads = {path: {name.split(".")[0] for name in imports(path, trees)} for path in trees}
-    rooms = Counter(room_of(path) for path, names in heads.items() if library in names)
+    rooms = Counter(
+        room_of(path)
+        for path, names in imported.items()
+        if library in {name.split(".")[0] for name in names}
+    )
     return dict(sorted(rooms.items()))
 
 
-def single_importers(trees: Trees) -> list[str]:
+def single_importers(imported: Imported) -> list[str]:
     """Return the modules that exactly one other module imports."""
-    importers = Counter(name for path in trees for name in imports(path, trees))
-    modules = {".".join((PACKAGE, *path.with_suffix("").parts)): path for path in trees}
+    importers = Counter(name for names in imported.values() for name in names)
+    modules = {".".join((PACKAGE, *path.with_suffix("").parts)): path for path in imported}
     return sorted(str(path) for name, path in modules.items() if importers[name] == 1)
 
 

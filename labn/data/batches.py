@@ -95,7 +95,7 @@ class _Source:
         pixels = moved if self._pixels is None else self._pixels.index_select(0, moved)
         return _standardise(pixels, self.statistics)
 
-    def move(self, values: Tensor) -> Tensor:
+    def to_device(self, values: Tensor) -> Tensor:
         """Copy a small tensor to the device."""
         return self._pinned(values).to(self._device, non_blocking=True)
 
@@ -205,18 +205,18 @@ class TrainingBatches:
         is_bias = positions == BIAS_POSITION
         labels = np.where(is_bias, 0, self._subset.labels[np.maximum(positions, 0)])
         images = source.images(gathered.pixels)
-        images = change_batch(images, self._augment, source.move(gathered.draws))
-        is_bias_b111 = source.move(torch.from_numpy(is_bias)).view(-1, 1, 1, 1)
+        images = change_batch(images, self._augment, source.to_device(gathered.draws))
+        is_bias_b111 = source.to_device(torch.from_numpy(is_bias)).view(-1, 1, 1, 1)
         # Not by a boolean index, which would wait for the device.
         images = torch.where(is_bias_b111, source.statistics.bias_image, images)
         return Batch(
             images=images.contiguous(memory_format=torch.channels_last),
-            labels=source.move(torch.from_numpy(labels)),
+            labels=source.to_device(torch.from_numpy(labels)),
             names=tuple(
                 BIAS_NAME if position == BIAS_POSITION else self._subset.names[position]
                 for position in positions
             ),
-            positions=source.move(torch.from_numpy(positions)),
+            positions=source.to_device(torch.from_numpy(positions)),
         )
 
 
@@ -256,9 +256,9 @@ class EvaluationBatches:
         for positions, pixels in source.ahead(self._gathered()):
             yield Batch(
                 images=source.images(pixels),
-                labels=source.move(torch.from_numpy(subset.labels[positions])),
+                labels=source.to_device(torch.from_numpy(subset.labels[positions])),
                 names=subset.names[positions[0] : positions[-1] + 1],
-                positions=source.move(torch.from_numpy(positions)),
+                positions=source.to_device(torch.from_numpy(positions)),
             )
 
     def _gathered(self) -> Iterator[tuple[Int64[np.ndarray, " b"], Tensor]]:

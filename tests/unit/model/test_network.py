@@ -233,6 +233,7 @@ def test_arguments_out_of_range_are_refused_by_name(arguments, named):
         build_model(**arguments)
 
 
+@pytest.mark.slow
 def test_a_network_exports_with_a_free_batch_size():
     network = build_model("lambda_cnn", split=0, theta_alpha=0.25).eval()
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))

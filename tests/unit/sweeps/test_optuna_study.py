@@ -115,10 +115,11 @@ def test_a_restarted_search_draws_other_points_than_the_one_before(tmp_path):
 
 def test_no_parameters_are_tried_twice_and_a_small_space_ends_the_search(tmp_path):
     space = {"loss.lambda_kl": {"type": "categorical", "choices": [0, 1, 2]}}
-    drawn = draw_all(open_study(tmp_path, space=space, trials=10))
+    settings = {"space": space, "trials": 10, "storage": f"journal:{tmp_path}/s.log"}
+    drawn = draw_all(open_study(tmp_path, **settings))
 
     assert sorted(point["loss.lambda_kl"] for _, point in drawn) == [0, 1, 2]
-    assert len(open_study(tmp_path, space=space, trials=10).trials) == 3
+    assert len(open_study(tmp_path, **settings).trials) == 3
 
 
 def test_optuna_receives_the_outcomes(tmp_path):
@@ -196,7 +197,8 @@ def test_every_sampler_takes_two_objectives_or_is_refused(tmp_path, name):
 
 def test_tpe_finds_more_than_random_draws_do(tmp_path):
     """Of a smooth hill: the mean of the last third, which random draws would leave near -0.33."""
-    study = open_study(tmp_path, trials=45, sampler={"name": "tpe", "startup_trials": 10})
+    sampler = {"name": "tpe", "startup_trials": 10}
+    study = open_study(tmp_path, trials=45, sampler=sampler, storage=f"journal:{tmp_path}/s.log")
     scores = []
     while (drawn := study.next()) is not None:
         scores.append(-math.dist(drawn[1].values(), (0.3, 0.6)))

@@ -202,7 +202,9 @@ def test_the_attended_area_is_the_share_of_positives_above_the_threshold(model):
     expected = (attention_maps(model) > attentive.theta_alpha).double().mean(dim=(1, 2))
     assert evaluation.attended.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     metrics = evaluation.as_metrics("val")
-    assert metrics["val_attended_area"] == pytest.approx(expected[POSITIVES].mean().item(), abs=1e-6)
+    assert metrics["val_attended_area"] == pytest.approx(
+        expected[POSITIVES].mean().item(), abs=1e-6
+    )
     assert 0.1 < metrics["val_attended_area"] < 0.9
 
 

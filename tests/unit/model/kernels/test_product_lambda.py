@@ -153,7 +153,10 @@ def test_extra_memory_is_what_the_formula_says_and_at_most_a_strip(side, values,
 
 @pytest.mark.parametrize(
     ("backbone", "split", "side", "limit", "growth"),
-    [("lambda_resnet50", 7, 224, 1500, 1.1), ("lambda_cnn", 1, 512, 500, 1.2)],
+    [
+        pytest.param("lambda_resnet50", 7, 224, 1500, 1.1, marks=pytest.mark.slow),
+        ("lambda_cnn", 1, 512, 500, 1.2),
+    ],
 )
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_pass_launches_few_kernels_whatever_the_batch(
