@@ -96,7 +96,7 @@ class TrainingHooks:
         self.tracker: Tracker = NoTracker()
         if group.is_first:
             self.tracker = open_entry(config, folder)
-        self._epoch_start_s, self._num_restarts = time.monotonic(), 0
+        self._epoch_start_s, self._num_restarts, self._compilation_s = time.monotonic(), 0, 0.0
 
     def complete(self) -> Summary:
         """Train the remaining epochs, score the best one, log everything."""
@@ -266,10 +266,22 @@ class TrainingHooks:
         speed = f"{self.trainer.throughput.images_per_s:.1f} images/s"
         self.reporter.advance(f"{label}, {speed}, loss {metrics['train_loss']:.3f}", step, total)
 
+    def _report_compilation(self) -> None:
+        """Say what compiling the network has cost since the last epoch, if anything."""
+        if not self.config.train.compile:
+            return
+        from torch._dynamo.utils import calculate_time_spent
+
+        total_s = calculate_time_spent().get("total_wall_time", 0.0)
+        if (spent_s := total_s - self._compilation_s) >= 1:
+            self.reporter.message(f"compiling the network took {spent_s:.0f} s of this epoch")
+        self._compilation_s = total_s
+
     def on_epoch(self, history: list[Metrics]) -> None:
         """Log and report a finished epoch."""
         if not self.group.is_first:
             return
+        self._report_compilation()
         now_s = time.monotonic()
         time_s, self._epoch_start_s = now_s - self._epoch_start_s, now_s
         metrics, speeds = history[-1], self.trainer.speeds

@@ -248,6 +248,7 @@ def test_a_compiled_network_trains_closely_alike(trained, tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert int(re.search(r"graphs: (\d+)", done.stderr)[1]) >= 2
+    assert re.search(r"compiling the network took [1-9]\d* s of this epoch", done.stderr)
     compiled, plain = (
         pd.read_csv(folder / "history.csv") for folder in (tmp_path / "run", trained.folder)
     )

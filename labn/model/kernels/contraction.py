@@ -10,6 +10,7 @@ a tile sees, k key depth, v values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -127,9 +128,14 @@ def _empty_sum_windows(dx_tvn: Tensor, tiling: list[int], seen: list[int], margi
     return dx_tvn.new_empty(num_images, cut.height * cut.width, dx_tvn.shape[1])
 
 
-def _on_cuda(name: str) -> Callable[..., Any]:
+def _on_cuda(name: str, on_any: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls Triton's kernel, where there is one for the operands."""
+    has_triton = find_spec("triton") is not None  # not on Windows
+
     def call(*arguments: Any) -> Any:
-        # Imported where it is used: Triton is not installed everywhere, and takes a second.
+        if not has_triton or arguments[0].dtype == torch.float64:
+            return on_any(*arguments)
+        # Imported where it is used: it takes a second.
         from labn.model.kernels import contraction_triton
 
         return getattr(contraction_triton, name)(*arguments)
@@ -144,7 +150,7 @@ def _define(schema: str, on_any: Callable[..., Any], on_fake: Callable[..., Any]
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, on_any, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(name, _on_cuda(name), "CUDA")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, _on_cuda(name, on_any), "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"labn::{name}", on_fake, lib=_LIBRARY)
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 
+from labn.model import kernels
 from labn.model.kernels import contraction
 from tests.gpu.contraction_errors import CASES, MARGIN, SEEN, operands
 
@@ -57,3 +59,25 @@ def test_positions_beyond_the_map_get_no_gradient():
     assert corner[:, 0, 0].abs().min() > 0
     assert not corner[:, 1:].any()
     assert not corner[:, :, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_triton", "by_triton"),
+    [
+        (torch.float32, True, True),
+        (torch.bfloat16, True, True),
+        (torch.float64, True, False),
+        (torch.float32, False, False),
+    ],
+)
+def test_a_gpu_takes_tritons_kernels_where_they_keep_the_precision(
+    monkeypatch, dtype, has_triton, by_triton
+):
+    """There is no GPU here: what its dispatcher would call is called."""
+    monkeypatch.setattr(contraction, "find_spec", lambda name: object() if has_triton else None)
+    module = ModuleType("contraction_triton")
+    module.contract = lambda *_: "Triton"
+    monkeypatch.setitem(sys.modules, "labn.model.kernels.contraction_triton", module)
+    monkeypatch.setattr(kernels, "contraction_triton", module, raising=False)
+    call = contraction._on_cuda("contract", lambda *_: "torch")
+    assert call(torch.zeros(1, dtype=dtype)) == ("Triton" if by_triton else "torch")
