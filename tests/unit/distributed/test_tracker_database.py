@@ -92,7 +92,7 @@ def test_a_copy_is_whole_while_others_write(places):
     writer = threading.Thread(target=go_on)
     writer.start()
     try:
-        for _ in range(8):
+        for _ in range(20):
             kept.save_copy()
             found = read(copy)
             assert found == [str(number) for number in range(len(found))]
