@@ -48,6 +48,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --package tests.bench
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 

@@ -113,9 +113,9 @@ def _layer_error(
             layer.zero_grad()
             x.grad = None
             layer(x).square().mean().backward()
-            kernel = layer.lambda_conv.weight
-            assert x.grad is not None and kernel.grad is not None
-            grads.append((x.grad.clone(), kernel.grad.clone()))
+            kernel = layer.get_parameter("lambda_conv.weight")
+            gradients = [one.grad for one in (x, kernel) if one.grad is not None]
+            grads.append([gradient.clone() for gradient in gradients])
         for a, b in zip(*grads, strict=True):
             worst = max(worst, ((a - b).norm() / b.norm()).item())
     return worst, "relative difference of gradients"

@@ -83,5 +83,5 @@ def rise_at_once(predict: Predict, image: Tensor, masks: GridMasks, batch_size: 
         ]
     )
     masked = all_masks.unsqueeze(1) * image
-    scores = torch.cat([predict(part) for part in masked.split(batch_size)])
+    scores = torch.cat([predict(part) for part in torch.split(masked, batch_size)])
     return torch.einsum("nc,nij->cij", scores, all_masks) / len(all_masks)

@@ -38,7 +38,9 @@ def pid_rows(num_rounds: int) -> list[Row]:
     results: dict[str, float] = {}
 
     def predict_ours(x: Tensor) -> Tensor:
-        return ours(x.contiguous(memory_format=torch.channels_last)).logits.float().softmax(-1)
+        output = ours(x.contiguous(memory_format=torch.channels_last))
+        probabilities: Tensor = output.logits.float().softmax(-1)
+        return probabilities
 
     def batched(name: str, precision: torch.dtype | None) -> None:
         with torch.autocast("cpu", precision, enabled=precision is not None):
@@ -155,6 +157,6 @@ with torch.inference_mode():
     drawn = f"draw_masks({_NUM_MASKS}, ({SIZE}, {SIZE}), 7, 0.5, 0)"
     ours = peak_memory_mb(f"{head}    rise(idle, image[None], num_masks={_NUM_MASKS})")
     other = peak_memory_mb(f"{head}    rise_at_once(idle, image, {drawn}, 64)")
-    extra = [[peak - at_mark] for at_mark, peak in (ours, other)]
+    own, theirs = ([peak - at_mark] for at_mark, peak in (ours, other))
     label = f"RISE's extra memory, {_NUM_MASKS} masks at {SIZE}, batches of 64"
-    return row_of(label, *extra, "MB", at_least=15.0)
+    return row_of(label, own, theirs, "MB", at_least=15.0)

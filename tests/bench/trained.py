@@ -49,7 +49,8 @@ def _row(num_rounds: int, run: TrainedRun) -> Row:
 
     def predict(x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        return model(x).logits.float().softmax(-1)
+        probabilities: Tensor = model(x).logits.float().softmax(-1)
+        return probabilities
 
     def score(name: str, precision: torch.dtype | None) -> None:
         with torch.autocast("cpu", precision, enabled=precision is not None):

@@ -27,7 +27,6 @@ _CONFIG = {
         "epochs": 6, "batch_size": 32, "warmup_epochs": 1, "early_stopping_patience": None,
     },
     "validation": {"pid_patch_size": 16, "pid_num_points": 5},
-    "tracking": {"log_model": False},
 }  # fmt: skip
 _WAYS = {
     "plain": (),
@@ -69,15 +68,15 @@ def _row(
     at_least: float,
 ) -> Row:
     is_rate = metric == "images_per_s"
-    values = ([epoch[metric] for epoch in epochs] for epochs in (ours, other))
+    own, theirs = ([epoch[metric] for epoch in epochs] for epochs in (ours, other))
     unit = "images/s" if is_rate else "s"
-    return row_of(name, *values, unit, is_rate=is_rate, at_least=at_least)
+    return row_of(name, own, theirs, unit, is_rate=is_rate, at_least=at_least)
 
 
 def _median_epoch(folder: Path, options: tuple[str, ...]) -> dict[str, float]:
     """Train; return the medians over all epochs except the first, which includes the start."""
-    tree = _CONFIG | {"output_dir": str(folder / "run")}
-    tree["tracking"] = {**_CONFIG["tracking"], "uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    tracking = {"log_model": False, "uri": f"sqlite:///{folder / 'mlflow.db'}"}
+    tree = _CONFIG | {"output_dir": str(folder / "run"), "tracking": tracking}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(tree))
     subprocess.run(
