@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
@@ -62,15 +64,14 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
     if average.n_averaged == 0:
         average.update_parameters(network)
         return
-    assert average.multi_avg_fn is not None
-    with torch.no_grad():
-        averaged = [*average.module.parameters(), *average.module.buffers()]
-        current = [*network.parameters(), *network.buffers()]
-        for is_float in (True, False):
-            pairs = [
-                pair
-                for pair in zip(averaged, current, strict=True)
-                if pair[0].is_floating_point() is is_float
-            ]
-            average.multi_avg_fn(*(list(part) for part in zip(*pairs, strict=True)), None)
+    update: Any = average.multi_avg_fn
+    tensors = zip(
+        (*average.module.parameters(), *average.module.buffers()),
+        (*network.parameters(), *network.buffers()),
+        strict=True,
+    )
+    pairs = [(averaged.detach(), current.detach()) for averaged, current in tensors]
+    for is_float in (True, False):
+        chosen = [pair for pair in pairs if pair[0].is_floating_point() is is_float]
+        update(*map(list, zip(*chosen, strict=True)), None)
     average.n_averaged += 1

@@ -55,7 +55,7 @@ class TrainingStep:
     ) -> StepResult:
         """Take one step on a batch, passed in pieces, with its total class weight and size."""
         if self.settings.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         loss, sums = (
             torch.zeros_like(weight),
             LossSums(*[torch.zeros_like(weight)] * len(LossSums._fields)),
