@@ -73,5 +73,6 @@ def update_average(average: AveragedModel, network: nn.Module) -> None:
     pairs = [(averaged.detach(), current.detach()) for averaged, current in tensors]
     for is_float in (True, False):
         chosen = [pair for pair in pairs if pair[0].is_floating_point() is is_float]
-        update(*map(list, zip(*chosen, strict=True)), None)
+        if chosen:
+            update(*map(list, zip(*chosen, strict=True)), None)
     average.n_averaged += 1
