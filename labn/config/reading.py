@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from labn.config.ablation import StudyConfig
 from labn.config.messages import Sources, describe, describe_unknown, shown, source_of
-from labn.config.run import EARLIER_VALUES, TRACKER_FILE, Config, known_keys
+from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE, Config, known_keys
 from labn.config.search import SearchConfig
 from labn.config.section import ManyRuns, Section, flatten
 from labn.errors import UserError
@@ -268,12 +268,13 @@ def check_paths(config: Config, sources: Sources) -> None:
     """
     for key, value, kind in (
         ("data.root", config.data.root, "folder"),
-        ("model.pretrained", config.model.pretrained, "file"),
+        ("model.pretrained", config.model.pretrained, "file or run"),
     ):
         if value is None or is_remote(value):
             continue
         place = Path(value).expanduser()
-        if not (place.is_dir() if kind == "folder" else place.is_file()):
+        is_run = (place / BEST_FILE).is_file()
+        if not (place.is_dir() if kind == "folder" else place.is_file() or is_run):
             raise UserError(
                 f"{source_of(key, sources)}{key} = {value}: no such {kind} (looked in"
                 f" {Path.cwd()}); give {key}=PATH"

@@ -26,6 +26,9 @@ from labn.errors import did_you_mean
 from labn.model.architectures import PLANS
 from labn.storage.remote import address_error, is_remote, without_secrets
 
+SectionName = Literal["lfe", "lab", "lpb", "stem", "stage1", "stage2", "stage3", "stage4"]
+"""A section of the network; see ``LABN.sections``."""
+
 
 class AugmentConfig(Section):
     """Random changes of each training image, drawn again in every epoch."""
@@ -94,8 +97,14 @@ class ModelConfig(Section):
     theta_alpha: Fraction = 0.75
     branch_width: Count | None = None
     """Inner width of the attention branch's bottlenecks; None: the channels of its input."""
+    branch: Literal["attention", "none"] = "attention"
+    """`none` leaves the attention branch and its losses out, for a plain network."""
+    residual_attention: bool = False
+    """The perception branch sees (1 + alpha') * h_LFE, as in Fukui 2019, not alpha' * h_LFE."""
     pretrained: Path | None = None
-    """A checkpoint whose tensors are used where name and shape agree."""
+    """A checkpoint, or a run's folder, whose tensors are used where name and shape agree."""
+    pretrained_at_least: Fraction = 0.5
+    """Share of the backbone's tensors that `pretrained` must have."""
 
 
 class LossConfig(Section):
@@ -132,6 +141,8 @@ class TrainConfig(Section):
     """`val_accuracy` that the best epoch must reach, if any epoch does."""
     early_stopping_patience: Count | None = 6
     """Epochs in a row without a better one; None: train to the end."""
+    freeze: tuple[SectionName, ...] = ()
+    """Sections whose weights and statistics stay as they are: lfe, lab, lpb, stem, stage1 ..."""
     balanced_sampling: bool = False
     accumulation_steps: Count = 1
     """Parts in which a batch is computed, to save memory."""
@@ -170,6 +181,9 @@ class ValidationConfig(Section):
     pid_max_images: Count | None = None
     """Score only the first positives by name; None: all."""
 
+
+BEST_FILE = "checkpoints/best.pt"
+"""The file in a run's folder with its best epoch's network."""
 
 TRACKER_FILE = "tracker.json"
 """The file in an output folder with the tracker's address and the entry there."""
@@ -220,6 +234,7 @@ class Config(Section):
                 f"must be 0 to {num_bottlenecks}, the bottlenecks of {self.model.backbone}",
             )
         self._check_folds()
+        self._check_branch()
         for key, place in (("data.root", self.data.root), ("train.storage", self.train.storage)):
             if place is not None and is_remote(place) and (fault := address_error(str(place))):
                 raise ConfigProblem(key, without_secrets(str(place)), fault)
@@ -247,6 +262,26 @@ class Config(Section):
             )
         return self
 
+    def _check_branch(self) -> None:
+        plan = PLANS[self.model.backbone]
+        for name in self.train.freeze:
+            if name.startswith("stage") and int(name[-1]) > len(plan.stage_depths):
+                raise ConfigProblem(
+                    "train.freeze",
+                    list(self.train.freeze),
+                    f"{self.model.backbone} has {len(plan.stage_depths)} stages",
+                )
+        if {"lfe", "lpb"} <= {*self.train.freeze} and (
+            "lab" in self.train.freeze or self.model.branch == "none"
+        ):
+            raise ConfigProblem("train.freeze", list(self.train.freeze), "leaves nothing to train")
+        if self.model.branch == "none" and self.train.monitor == "val_pid":
+            raise ConfigProblem(
+                "train.monitor",
+                "val_pid",
+                "is the attention branch's, which model.branch = none leaves out",
+            )
+
     def _check_folds(self) -> None:
         data = self.data
         if data.group_by not in (None, "auto", "time", "folder") and ":" not in data.group_by:
@@ -267,8 +302,12 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.on_device": "never",
     "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
+    "model.branch": "attention",
+    "model.pretrained_at_least": 0.0,
+    "model.residual_attention": False,
     "train.cuda_graphs": False,
     "train.force_precision": False,
+    "train.freeze": [],
     "train.min_accuracy": 0.0,
     "train.min_auroc": 0.0,
     "train.monitor": "val_loss",

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from labn.explain.method import evaluation_mode, upsample_map
-from labn.model.network import LABN, threshold_attention
+from labn.model.network import LABN
 
 Logits = Callable[[Tensor], Tensor]
 """Maps images (n, c, h, w) to logits (n, classes)."""
@@ -120,7 +120,7 @@ def _last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
         for bottleneck in model.bottlenecks:
             h_lfe = bottleneck(h_lfe)
         attention = model.attention_branch(h_lfe).attention
-        h = masked(threshold_attention(attention, model.theta_alpha) * h_lfe)
+        h = masked(model.attend(attention, h_lfe))
         result: Tensor = model.fc(h.mean(dim=(2, 3)))
         return result
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Spatial = Literal["lambda", "convolution"]
+"""The middle layer of a backbone's bottlenecks: a lambda layer, or a 3x3 convolution."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class BackbonePlan:
     stage_widths: tuple[int, ...]
     stage_depths: tuple[int, ...]
     expansion: int = 4
+    spatial: Spatial = "lambda"
 
     @property
     def num_bottlenecks(self) -> int:
@@ -24,8 +29,8 @@ class BackbonePlan:
         return sum(self.stage_depths)
 
 
-def _resnet(*stage_depths: int) -> BackbonePlan:
-    return BackbonePlan(64, (64, 128, 256, 512), stage_depths)
+def _resnet(*stage_depths: int, spatial: Spatial = "lambda") -> BackbonePlan:
+    return BackbonePlan(64, (64, 128, 256, 512), stage_depths, spatial=spatial)
 
 
 PLANS: dict[str, BackbonePlan] = {
@@ -35,4 +40,6 @@ PLANS: dict[str, BackbonePlan] = {
     "lambda_resnet50": _resnet(3, 4, 6, 3),
     "lambda_resnet101": _resnet(3, 4, 23, 3),
     "lambda_resnet152": _resnet(3, 8, 36, 3),
+    "resnet26": _resnet(2, 2, 2, 2, spatial="convolution"),
+    "resnet50": _resnet(3, 4, 6, 3, spatial="convolution"),
 }

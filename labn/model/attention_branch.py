@@ -64,3 +64,19 @@ class AttentionBranch(nn.Module):
             y = kernels.norm(self.bn2, self.conv2(f), relu=True)
             attention = kernels.norm(self.bn3, self.conv3(y)).sigmoid()
             return BranchOutput(attention, self.conv4(f).mean(dim=(2, 3)))
+
+
+class NoBranch(nn.Module):
+    """In place of the attention branch: attention of 1 everywhere, and no parameters.
+
+    Its class logits are 0, whatever the features: nothing can be learnt from them.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, h_lfe: Float[Tensor, "b c h w"]) -> BranchOutput:
+        """Return a map of ones and logits of zero."""
+        one = at_least_float32(h_lfe[:, :1])
+        return BranchOutput(torch.ones_like(one), one.new_zeros((len(one), self.num_classes)))

@@ -1,4 +1,4 @@
-"""The backbones: a stem, then bottlenecks whose 3x3 convolution is a lambda layer."""
+"""The backbones: a stem, then bottlenecks around a lambda layer or a 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -85,9 +85,8 @@ def build_bottlenecks(plan: BackbonePlan) -> tuple[list[Bottleneck], list[int]]:
         for position in range(depth):
             stride = 2 if stage > 0 and position == 0 else 1
             out_channels = width * plan.expansion
-            bottlenecks.append(
-                Bottleneck(channels[-1], width, out_channels, stride, lambda_spatial)
-            )
+            spatial = lambda_spatial if plan.spatial == "lambda" else convolution_spatial
+            bottlenecks.append(Bottleneck(channels[-1], width, out_channels, stride, spatial))
             channels.append(out_channels)
     return bottlenecks, channels
 

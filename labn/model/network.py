@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model.architectures import PLANS
-from labn.model.attention_branch import AttentionBranch
+from labn.model.attention_branch import AttentionBranch, NoBranch
 from labn.model.backbone import Stem, build_bottlenecks, init_convolutions
 from labn.model.kernels.half import at_least_float32
+
+Branch = Literal["attention", "none"]
 
 
 class LABNOutput(NamedTuple):
@@ -32,7 +35,9 @@ class LABN(nn.Module):
     """A backbone cut at bottleneck B, with an attention branch at the cut (Iida 2022, section 4).
 
     The stem and the first ``split`` bottlenecks are the LFE; the others with pooling and the
-    linear layer are the LPB, which sees alpha' * h_LFE (eq. 2).
+    linear layer are the LPB, which sees alpha' * h_LFE (eq. 2), or (1 + alpha') * h_LFE with
+    ``residual_attention`` (Fukui 2019, eq. 3, has alpha~: it equals theta_alpha = 0). Without a
+    ``branch`` the LPB sees h_LFE.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class LABN(nn.Module):
         split: int,
         theta_alpha: float,
         branch_width: int | None = None,
+        branch: Branch = "attention",
+        residual_attention: bool = False,
     ) -> None:
         super().__init__()
         if backbone not in PLANS:
@@ -59,7 +66,13 @@ class LABN(nn.Module):
         bottlenecks, channels = build_bottlenecks(plan)
         self.stem = Stem(in_channels, plan.stem_width)
         self.bottlenecks = nn.ModuleList(bottlenecks)
-        self.attention_branch = AttentionBranch(channels[split], num_classes, branch_width)
+        self.has_branch, self.residual_attention = branch == "attention", residual_attention
+        self.attention_branch = (
+            AttentionBranch(channels[split], num_classes, branch_width)
+            if self.has_branch
+            else NoBranch(num_classes)
+        )
+        self._frozen: tuple[str, ...] = ()
         self.fc = nn.Linear(channels[-1], num_classes)
         init_convolutions(self)
 
@@ -69,13 +82,60 @@ class LABN(nn.Module):
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)
         attention, branch_logits = self.attention_branch(h_lfe)
-        # In the features' own precision, which may be half of the map's.
-        h = threshold_attention(attention, self.theta_alpha).to(h_lfe) * h_lfe
+        h = self.attend(attention, h_lfe)
         for bottleneck in self.bottlenecks[self.split :]:
             h = bottleneck(h)
         with torch.autocast(h.device.type, enabled=False):
             logits = self.fc(at_least_float32(h).mean(dim=(2, 3)))
         return LABNOutput(logits, branch_logits, attention)
+
+    def attend(
+        self, attention: Float[Tensor, "b 1 h w"], h_lfe: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the features that the LPB sees."""
+        if not self.has_branch:
+            return h_lfe
+        weight = threshold_attention(attention, self.theta_alpha)
+        if self.residual_attention:
+            weight = 1 + weight
+        # In the features' own precision, which may be half of the map's.
+        return weight.to(h_lfe) * h_lfe
+
+    def sections(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each section: LFE, LAB and LPB, the stem and the stages."""
+        found: dict[str, list[nn.Module]] = {
+            "lfe": [self.stem, *self.bottlenecks[: self.split]],
+            "lab": [self.attention_branch],
+            "lpb": [*self.bottlenecks[self.split :], self.fc],
+            "stem": [self.stem],
+        }
+        start = 0
+        for number, depth in enumerate(self.plan.stage_depths, start=1):
+            found[f"stage{number}"] = list(self.bottlenecks[start : start + depth])
+            start += depth
+        return found
+
+    def freeze(self, sections: Sequence[str]) -> None:
+        """Keep the weights and batch norm's statistics of these sections as they are.
+
+        Raises:
+            KeyError: there is no such section.
+        """
+        self._frozen = tuple(sections)
+        for module in self._frozen_modules():
+            module.requires_grad_(requires_grad=False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> LABN:
+        """Set the mode of all modules, but evaluation mode for those that are frozen."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        sections = self.sections() if self._frozen else {}
+        return [module for name in self._frozen for module in sections[name]]
 
 
 def threshold_attention(
@@ -99,6 +159,8 @@ def build_model(
     split: int = 7,
     theta_alpha: float = 0.75,
     branch_width: int | None = None,
+    branch: Branch = "attention",
+    residual_attention: bool = False,
 ) -> LABN:
     """Build an untrained LABN; weights are drawn from torch's global generator.
 
@@ -109,8 +171,19 @@ def build_model(
         split: B, the number of bottlenecks before the attention branch, 0 to N_B.
         theta_alpha: attention at or below it is masked to zero, 0 to 1.
         branch_width: inner width of the attention branch; None uses h_LFE's channels.
+        branch: "none" leaves the attention branch out, for a plain network.
+        residual_attention: the LPB sees (1 + alpha') * h_LFE, as in Fukui 2019.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    return LABN(backbone, num_classes, in_channels, split, theta_alpha, branch_width)
+    return LABN(
+        backbone,
+        num_classes,
+        in_channels,
+        split,
+        theta_alpha,
+        branch_width,
+        branch,
+        residual_attention,
+    )

@@ -1,7 +1,13 @@
-"""Checkpoints of others: the authors' release, and ResNets with torchvision's names."""
+"""Checkpoints of others: the authors' release, and ResNets with public names.
+
+Public names are torchvision's, which timm's ResNets and d-li14's Lambda-ResNets use too, and those
+of timm's lambda_resnet26t and the like ("stages.0.0.self_attn.qkv.weight").
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +18,19 @@ from torch import Tensor
 
 from labn.errors import UserError
 from labn.model.network import LABN
+
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+_STAGED_NAMES = {
+    r"conv(\d)_(?:1x1|kxk)\.conv\.": r"conv\1.",
+    r"conv(\d)_(?:1x1|kxk)\.bn\.": r"bn\1.",
+    r"self_attn\.qkv\.": "conv2.conv_qkv.",
+    r"self_attn\.conv_lambda\.": "conv2.lambda_conv.",
+    r"self_attn\.": "conv2.",
+    r"post_attn\.(?:bn\.)?": "bn2.",
+    r"shortcut\.conv\.": "downsample.0.",
+    r"shortcut\.bn\.": "downsample.1.",
+}
+"""Parts of timm's staged names, and of torchvision's (for lambda layers, of this project's)."""
 
 _FIRST_STAGE = 4  # after conv1, bn1, relu and maxpool in the release's anonymous sequence
 
@@ -24,11 +43,20 @@ class PretrainedReport:
     other_shape: tuple[str, ...]
     not_in_checkpoint: tuple[str, ...]
     not_in_model: tuple[str, ...]
+    sections: dict[str, tuple[int, int]]
+    """Tensors loaded and in all, of the stem, each stage, the attention branch and ``fc``."""
+
+    @property
+    def share_of_backbone(self) -> float:
+        """The share of the tensors of the stem and the stages that were loaded."""
+        rows = [row for name, row in self.sections.items() if name.startswith("st")]
+        return sum(num for num, _ in rows) / sum(total for _, total in rows)
 
     def __str__(self) -> str:
+        sections = ", ".join(f"{name} {a} of {b}" for name, (a, b) in self.sections.items() if b)
         return (
-            f"{len(self.matched)} tensors loaded, {len(self.other_shape)} of another shape,"
-            f" {len(self.not_in_checkpoint)} not in the checkpoint,"
+            f"{len(self.matched)} tensors loaded ({sections}), {len(self.other_shape)} of another"
+            f" shape, {len(self.not_in_checkpoint)} not in the checkpoint,"
             f" {len(self.not_in_model)} of the checkpoint unused"
         )
 
@@ -61,14 +89,15 @@ def load_release_state(model: LABN, state_dict: Mapping[str, Tensor]) -> None:
     model.load_state_dict({name: state_dict[release] for name, release in names.items()})
 
 
-def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
+def load_pretrained(model: LABN, path: Path, *, at_least: float = 0.0) -> PretrainedReport:
     """Load every tensor of a checkpoint whose name and shape agree with the model's.
 
     The checkpoint is a state dict (or holds one under ``state_dict`` or ``model``) with this
-    project's names, torchvision's ResNet names, or the release's.
+    project's names, public ones, or the release's.
 
     Raises:
-        UserError: the file is not a state dict, or nothing in it fits.
+        UserError: the file is not a state dict, nothing in it fits, or less than the share
+            ``at_least`` of the backbone's tensors.
     """
     checkpoint = _read_state_dict(path)
     namings = [
@@ -86,14 +115,34 @@ def load_pretrained(model: LABN, path: Path) -> PretrainedReport:
             " name and shape; use a checkpoint of this project, of a torchvision ResNet, or of a"
             " released LABN cut at the same split"
         )
-    model.load_state_dict({name: checkpoint[names[name]] for name in matched}, strict=False)
     used = {names[name] for name in present}
-    return PretrainedReport(
+    report = PretrainedReport(
         matched=tuple(matched),
         other_shape=tuple(name for name in present if name not in set(matched)),
         not_in_checkpoint=tuple(name for name in own if name not in set(present)),
         not_in_model=tuple(name for name in checkpoint if name not in used),
+        sections=_count_sections(model, set(matched)),
     )
+    if report.share_of_backbone < at_least:
+        raise UserError(
+            f"model.pretrained = {path}: has {report.share_of_backbone:.0%} of the backbone"
+            f" ({report}); choose the backbone that it was trained with, or accept less with"
+            " model.pretrained_at_least=0"
+        )
+    model.load_state_dict({name: checkpoint[names[name]] for name in matched}, strict=False)
+    return report
+
+
+def _count_sections(model: LABN, matched: set[str]) -> dict[str, tuple[int, int]]:
+    """Return the numbers of matched and of all tensors by section."""
+    stages = [f"stage{stage + 1}" for stage, _ in _stage_of_bottlenecks(model)]
+    found, total = Counter[str](), Counter[str]()
+    for name in model.state_dict():
+        first, second, *_ = name.split(".")
+        section = stages[int(second)] if first == "bottlenecks" else first
+        total[section] += 1
+        found[section] += name in matched
+    return {section: (found[section], total[section]) for section in total}
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -114,7 +163,24 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"model.pretrained = {path}: holds no state dict of tensors; save the state_dict alone"
             " with torch.save"
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+    renamed = {}
+    for name, tensor in loaded.items():
+        public = _public_name(str(name))
+        # timm's position kernels have the axes (k, 1, r, r, 1), ours (k, 1, 1, r, r).
+        is_last = tensor.dim() == 5 and tensor.shape[-1] == 1 != tensor.shape[2]
+        renamed[public] = tensor.permute(0, 1, 4, 2, 3) if is_last else tensor
+    return renamed
+
+
+def _public_name(name: str) -> str:
+    """Return a tensor's name without wrappers' prefixes, timm's staged names as torchvision's."""
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    if staged := re.match(r"stages\.(\d+)\.", name):
+        name = f"layer{int(staged[1]) + 1}.{name[staged.end() :]}"
+        for pattern, public in _STAGED_NAMES.items():
+            name = re.sub(pattern, public, name)
+    return name.replace("head.fc.", "fc.")
 
 
 def _first(names: list[str]) -> str:

@@ -17,6 +17,7 @@ from labn.data.readers.reader import Reader, SubsetName
 from labn.errors import UserError
 from labn.model.network import LABN, build_model
 from labn.model.pretrained import load_pretrained
+from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.storage.mirror import mirror
 from labn.storage.remote import is_remote
@@ -102,6 +103,8 @@ def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *,
         split=settings.split,
         theta_alpha=settings.theta_alpha,
         branch_width=settings.branch_width,
+        branch=settings.branch,
+        residual_attention=settings.residual_attention,
     )
 
 
@@ -111,7 +114,10 @@ def build_initial_network(
     """Build the network that training starts from, with pretrained weights if configured."""
     model = build_network(settings, dataset.num_channels, len(dataset.class_names), seed=seed)
     if settings.pretrained is not None:
-        report = load_pretrained(model, settings.pretrained.expanduser())
+        path = settings.pretrained.expanduser()
+        if path.is_dir():
+            path = RunFolder(path).best_file
+        report = load_pretrained(model, path, at_least=settings.pretrained_at_least)
         reporter.message(f"{settings.pretrained}: {report}")
     return model
 
@@ -147,17 +153,20 @@ def place_network(model: LABN, device: torch.device, *, channels_last: bool) -> 
 
 
 def build_objective(
-    loss: LossConfig, statistics: ChannelStatistics, device: torch.device
+    loss: LossConfig, statistics: ChannelStatistics, device: torch.device, *, has_branch: bool
 ) -> Objective:
-    """Build the loss of eq. 8 from the settings and the data set's bias image."""
-    weights = loss.class_weights
+    """Build the loss of eq. 8 from the settings and the data set's bias image.
+
+    Without an attention branch it is the perception branch's cross-entropy alone.
+    """
+    weights, own = loss.class_weights, 1.0 if has_branch else 0.0
     return Objective(
         bias_image=statistics.bias_image.to(device),
         theta_b=loss.theta_b,
         mask_rule=loss.mask_rule,
-        lambda_lab=loss.lambda_lab,
-        lambda_kl=loss.lambda_kl,
-        lambda_area=loss.lambda_area,
+        lambda_lab=own * loss.lambda_lab,
+        lambda_kl=own * loss.lambda_kl,
+        lambda_area=own * loss.lambda_area,
         class_weights=torch.tensor(weights, device=device) if weights else None,
     )
 

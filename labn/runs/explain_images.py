@@ -63,6 +63,11 @@ def explain_images(
             be written or holds explanations of another network.
     """
     trained = TrainedRun.open(run, without_data(overrides))
+    if not trained.model.has_branch:
+        raise UserError(
+            f"{run}: has no attention branch to explain images by (model.branch = none); score"
+            f" other methods with `labn evaluate {run}`"
+        )
     listed = _list_images(images, out, image_suffixes(trained.config.data.name))
     job = _Job(_Explainer(trained), _network_digest(trained), listed, out.expanduser())
     job.complete(reporter)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from labn.config import Config, dump_config, flatten, load_config
-from labn.config.run import EARLIER_VALUES, TRACKER_FILE
+from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE
 from labn.errors import UserError
 from labn.storage import files
 from labn.storage.files import write_atomically, write_json
@@ -47,7 +47,7 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.history_picture = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
-        self.best_file = self.checkpoints / "best.pt"
+        self.best_file = self.path / BEST_FILE
         self.spool = self.path / "untracked"
 
     def evaluation(self, subset: str) -> Path:

@@ -90,7 +90,10 @@ class TrainingHooks:
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
         self.validation: Subset = require_subset(dataset, "validation")
-        self.objective: Objective = build_objective(config.loss, dataset.statistics, self.device)
+        self.has_branch = config.model.branch == "attention"
+        self.objective: Objective = build_objective(
+            config.loss, dataset.statistics, self.device, has_branch=self.has_branch
+        )
         self.trainer = self._build_trainer()
         self._validation_batches = self._build_validation_batches()
         self.tracker: Tracker = NoTracker()
@@ -126,6 +129,7 @@ class TrainingHooks:
                 f"{group.size} workers without CUDA: batch norm takes its statistics over each"
                 " worker's share of a batch, and keeps the first worker's"
             )
+        model.freeze(config.train.freeze)
         optimizer = build_optimizer(model, config.train)
         batches = training_batches(self.dataset, config.data, config.train, device, group)
         average = build_average(model, config.train)
@@ -196,7 +200,7 @@ class TrainingHooks:
         folder, config = self.folder, self.config
         trained = TrainedRun.restore(folder, config, self.device)
         dataset = trained.as_trained(self.dataset)
-        options = EvaluationOptions.of(config, choices_of_validation(config.validation))
+        options = EvaluationOptions.of(config, choices_of_validation(config))
         # Each scored image is saved: a stop loses at most one of them.
         reporter = StoppingReporter(self.reporter, self.should_stop)
         with folder.claimed_evaluation("validation") as place:
@@ -251,7 +255,9 @@ class TrainingHooks:
                 model,
                 batches,
                 self.objective,
-                faithfulness(self.config.validation, epoch + 1, num_positives_before),
+                faithfulness(self.config.validation, epoch + 1, num_positives_before)
+                if self.has_branch
+                else None,
                 on_batch=advance,
                 group=self.group,
             )

@@ -21,8 +21,9 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
 
     The rest has the other one. Source: Iida 2022, Table 1.
     """
-    head = [p for name, p in model.named_parameters() if name.startswith(_HEAD_PREFIXES)]
-    rest = [p for name, p in model.named_parameters() if not name.startswith(_HEAD_PREFIXES)]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [p for name, p in trained if name.startswith(_HEAD_PREFIXES)]
+    rest = [p for name, p in trained if not name.startswith(_HEAD_PREFIXES)]
     return torch.optim.AdamW(
         [
             {"params": head, "lr": settings.learning_rate_head},
@@ -30,7 +31,7 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
         ],
         weight_decay=settings.weight_decay,
         # One kernel for many weights; on a CPU it would change the last digits for no gain.
-        fused=head[0].is_cuda,
+        fused=trained[0][1].is_cuda,
     )
 
 

@@ -93,6 +93,33 @@ def test_a_mask_that_keeps_everything_is_reported_once(train, theta_b, num_messa
     assert best(folder)["config"]["loss"]["mask_rule"] == "share"
 
 
+def test_a_plain_network_is_trained_and_scored_without_a_branch(train):
+    folder = train(model__branch="none", model__backbone="resnet26", train__monitor="val_auroc")
+
+    table = history(folder)
+    assert (table["val_loss"] == table["val_loss_lpb"]).all()
+    assert "val_pid" not in table and "val_kept_share" not in table
+    scores = evaluate_run(folder, "test", [], Reporter(), {"patch_sizes": (8,), "num_masks": 10})
+    assert {"test_pid_m8_RISE", "test_pid_m8_matched_Grad_CAM"} <= scores.metrics.keys()
+    assert not [name for name in scores.metrics if name.endswith(("_LABN", "lambda_attention"))]
+    with pytest.raises(UserError, match=r"--methods LABN: the network has none"):
+        evaluate_run(folder, "test", [], Reporter(), {"methods": ("LABN",)})
+    assert not any(name.startswith("attention_branch") for name in best(folder)["model"])
+
+
+def test_a_run_starts_from_another_one_and_keeps_what_is_frozen(train):
+    first = train(train__epochs=1)
+    folder = train(model__pretrained=first, train__freeze=["lfe", "lpb"], train__epochs=1)
+
+    before, after = best(first)["model"], best(folder)["model"]
+    for name, tensor in after.items():
+        is_trained = name.startswith("attention_branch.")
+        if not is_trained:
+            assert torch.equal(tensor, before[name]), name
+    name = "attention_branch.conv1.weight"
+    assert not torch.equal(after[name], before[name])
+
+
 def test_masking_and_scoring_use_the_same_bias_image_whether_it_is_trained_on_or_not(train):
     with_it, without = (best(train(data__bias_copies=copies)) for copies in (1, 0))
 

@@ -180,7 +180,8 @@ class SubsetEvaluation:
             num_done += 1
             self.reporter.advance(f"classifying {self.subset}", num_done, len(batches))
 
-        objective = build_objective(config.loss, statistics, device)
+        has_branch = trained.model.has_branch
+        objective = build_objective(config.loss, statistics, device, has_branch=has_branch)
         if not with_divergence:
             objective = replace(objective, lambda_kl=0.0)  # which saves a pass
         with trained.autocast():
@@ -205,7 +206,8 @@ class SubsetEvaluation:
         folder, score = self.folder, pid_name(self.options.headline_patch_size)
         draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
         draw_reliability(evaluation, folder / "reliability.png")
-        self._draw_sheet(evaluation, per_image.values("LABN", score) if per_image else {})
+        if self.trained.model.has_branch:
+            self._draw_sheet(evaluation, per_image.values("LABN", score) if per_image else {})
         if per_image is None:
             return
         if self.options.tolerance is None:  # otherwise each curve has its own points

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labn.config import Config, ValidationConfig
+from labn.config import Config, ModelConfig
 from labn.errors import UserError
-from labn.explain.registry import METHODS, resolve_names
+from labn.explain.registry import LAMBDA_ATTENTION, METHODS, resolve_names
 from labn.metrics.failures import ErrorThresholds
 from labn.metrics.faithfulness import Protocol
+from labn.model.architectures import PLANS
 from labn.runs.evaluation.score_image import Baseline
 
 
@@ -72,12 +73,21 @@ class EvaluationOptions:
         defaults: dict[str, Any] = {
             "patch_sizes": tuple(size for size in sizes if size <= image_size),
             "num_points": validation.pid_num_points,
+            "methods": available_methods(config.model),
             "seed": config.train.seed,
             "image_size": image_size,
             "preferred_patch_size": validation.pid_patch_size,
             "baseline": "black" if choices.get("protocol") == "released" else "bias",
         }
-        return cls(**(defaults | dict(choices)))
+        options = cls(**(defaults | dict(choices)))
+        for name in options.methods:
+            known = LAMBDA_ATTENTION if name.startswith(LAMBDA_ATTENTION) else name
+            if known in METHODS and known not in available_methods(config.model):
+                raise UserError(
+                    f"--methods {name}: the network has none (model.backbone ="
+                    f" {config.model.backbone}, model.branch = {config.model.branch}); leave it out"
+                )
+        return options
 
     @property
     def headline_patch_size(self) -> int:
@@ -86,6 +96,15 @@ class EvaluationOptions:
         return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
 
 
-def choices_of_validation(validation: ValidationConfig) -> dict[str, Any]:
+def choices_of_validation(config: Config) -> dict[str, Any]:
     """Return options that score as validation does, with random maps as a control."""
-    return {"methods": ("LABN", "random"), "patch_sizes": (validation.pid_patch_size,)}
+    own = ("LABN",) if config.model.branch == "attention" else ()
+    return {"methods": (*own, "random"), "patch_sizes": (config.validation.pid_patch_size,)}
+
+
+def available_methods(model: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the methods that explain this network."""
+    absent = set() if model.branch == "attention" else {"LABN"}
+    if PLANS[model.backbone].spatial != "lambda":
+        absent.add(LAMBDA_ATTENTION)
+    return tuple(name for name in METHODS if name not in absent)

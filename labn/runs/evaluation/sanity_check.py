@@ -12,6 +12,7 @@ import torch
 
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
+from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
 from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
 from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
@@ -45,7 +46,10 @@ def quick_methods(model: LABN) -> Sequence[Method]:
     context = MethodContext(
         model=model, predict=predictor(model), num_masks=0, seed=0, lambda_layer=layer
     )
-    return [build_method(name, context) for name in _QUICK]
+    absent = set() if model.has_branch else {"LABN"}
+    if not lambda_attentions(model):
+        absent.add(LAMBDA_ATTENTION)
+    return [build_method(name, context) for name in _QUICK if name not in absent]
 
 
 def check_run(

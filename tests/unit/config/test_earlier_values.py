@@ -31,7 +31,7 @@ def write(path, tree):
 
 
 def values_of(config):
-    flat = flatten(config.model_dump())
+    flat = flatten(config.model_dump(mode="json"))
     return {key: flat[key] for key in EARLIER_VALUES}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,21 @@ def test_a_key_that_resembles_none_is_answered_with_those_of_its_section(tmp_pat
 def test_a_key_of_no_section_is_answered_with_the_sections(tmp_path, key):
     message = message_for(write(tmp_path, SMALLEST), f"{key}=3")
     assert message.endswith(f"Known: {', '.join(Config.model_fields)}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["train.freeze=[stage9]"], 'must be one of lfe, lab, lpb, .*Did you mean "stage'),
+        (["train.freeze=[lfe, lab, lpb]"], "leaves nothing to train"),
+        (["train.freeze=[lfe, lpb]", "model.branch=none"], "leaves nothing to train"),
+        (["train.freeze=[stage2]", "model.backbone=lambda_cnn", "model.split=0"], "has 1 stages"),
+        (["train.monitor=val_pid", "model.branch=none"], "model.branch = none leaves out"),
+    ],
+)
+def test_settings_that_leave_nothing_to_do_are_refused(tmp_path, overrides, rule):
+    message = message_for(write(tmp_path, SMALLEST), *overrides)
+    assert re.search(rule, message), message
 
 
 def test_a_section_is_no_key(tmp_path):

@@ -219,7 +219,7 @@ def test_the_explanation_is_the_attention_interpolated_bilinearly(size):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"backbone": "resnet50"}, "backbone must be one of .*lambda_resnet50.*'resnet50'"),
+        ({"backbone": "resnet18"}, "backbone must be one of .*lambda_resnet50.*'resnet18'"),
         ({"split": 17}, "split must be 0 to 16.*lambda_resnet50.*17"),
         ({"split": -1}, "split.*-1"),
         ({"backbone": "lambda_cnn", "split": 2}, "split must be 0 to 1"),

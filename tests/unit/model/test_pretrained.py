@@ -158,7 +158,9 @@ def test_a_torchvision_resnet_gives_all_but_the_3x3_convolutions_and_its_classes
     for name, tensor in own.items():
         source = checkpoint[expected[name]].to(tensor.dtype) if name in expected else before[name]
         assert torch.equal(tensor, source), name
-    assert str(report).startswith("302 tensors loaded, 2 of another shape, ")
+    sections = "stem 6 of 6, stage1 57 of 96, stage2 74 of 126, stage3 108 of 186, stage4 57 of 96"
+    assert str(report).startswith(f"302 tensors loaded ({sections}, attention_branch 0 of 61, fc 0")
+    assert report.share_of_backbone == 302 / 510
 
 
 def test_a_torchvision_resnet_keeps_its_linear_layer_where_the_classes_agree(resnet50_file):
@@ -264,3 +266,76 @@ def test_the_files_with_code_would_run_it_were_it_allowed(tmp_path, kind):
     with contextlib.suppress(RuntimeError):  # a bare pickle is no checkpoint, but it is run first
         torch.load(bad_file(kind, tmp_path), weights_only=False)
     assert (tmp_path / "ran").exists()
+
+
+def public_names(model):
+    """Return the backbone's names, each with torchvision's, which d-li14's code has too."""
+    names = {f"stem.{name}": name for name in model.stem.state_dict()}
+    places = [(s, i) for s, depth in enumerate(model.plan.stage_depths) for i in range(depth)]
+    for index, (stage, position) in enumerate(places):
+        for name in model.bottlenecks[index].state_dict():
+            names[f"bottlenecks.{index}.{name}"] = f"layer{stage + 1}.{position}.{name}"
+    return names
+
+
+def staged(name):
+    """Return timm's name of a staged network's tensor."""
+    if not name.startswith("layer"):
+        return name
+    stage, position, rest = name.removeprefix("layer").split(".", 2)
+    for own, timms in (
+        ("conv2.conv_qkv.", "self_attn.qkv."),
+        ("conv2.lambda_conv.", "self_attn.conv_lambda."),
+        ("conv2.norm_", "self_attn.norm_"),
+        ("conv1.", "conv1_1x1.conv."),
+        ("bn1.", "conv1_1x1.bn."),
+        ("conv3.", "conv3_1x1.conv."),
+        ("bn3.", "conv3_1x1.bn."),
+        ("bn2.", "post_attn."),
+        ("downsample.0.", "shortcut.conv."),
+        ("downsample.1.", "shortcut.bn."),
+    ):
+        if rest.startswith(own):
+            rest = timms + rest.removeprefix(own)
+            break
+    return f"stages.{int(stage) - 1}.{position}.{rest}"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "_orig_mod."])
+@pytest.mark.parametrize("naming", [str, staged], ids=["d-li14", "timm"])
+def test_a_lambda_resnet_with_public_names_gives_its_whole_backbone(tmp_path, naming, prefix):
+    source, model = (build_model("lambda_resnet26", branch_width=2, split=2) for _ in range(2))
+    state, names = source.state_dict(), public_names(source)
+    saved = {}
+    for own, public in names.items():
+        tensor = state[own]
+        if naming is staged and public.endswith("lambda_conv.weight"):
+            tensor = tensor.permute(0, 1, 3, 4, 2)
+        saved[prefix + naming(public)] = tensor
+    saved[f"{prefix}fc.weight"] = torch.zeros(1000, 2048)
+    torch.save({"state_dict": saved}, tmp_path / "public.pth")
+
+    report = load_pretrained(model, tmp_path / "public.pth", at_least=1.0)
+
+    assert report.share_of_backbone == 1
+    assert set(report.matched) == set(names)
+    assert report.other_shape == ("fc.weight",)
+    assert report.not_in_model == ()
+    for own in names:
+        assert torch.equal(model.state_dict()[own], state[own]), own
+
+
+def test_a_checkpoint_of_less_than_half_of_the_backbone_is_refused_and_changes_nothing(tmp_path):
+    source = build_model("lambda_resnet26", branch_width=2, split=2)
+    few = {
+        k: v for k, v in source.state_dict().items() if k.startswith(("stem.", "bottlenecks.0."))
+    }
+    torch.save(few, tmp_path / "few.pt")
+    model = build_model("lambda_resnet26", branch_width=2, split=2)
+    before = copy_of(model.state_dict())
+
+    with pytest.raises(UserError, match=r"has 1\d% of the backbone \(.*stage2 0 of .*at_least=0"):
+        load_pretrained(model, tmp_path / "few.pt", at_least=0.5)
+
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert len(load_pretrained(model, tmp_path / "few.pt").matched) == len(few)
