@@ -16,6 +16,7 @@ from labn.config.ablation import EvaluateConfig
 from labn.config.workers import Workers
 from labn.errors import Interrupted, OutOfMemory, RunFailed, UserError
 from labn.runs.evaluation.evaluate_run import evaluate_run
+from labn.runs.evaluation.options import without_absent_methods
 from labn.runs.folder import TAKE_OVER_S, RunFolder, locked
 from labn.runs.out_of_memory import release_memory
 from labn.runs.reporter import Reporter, StoppingReporter
@@ -137,7 +138,8 @@ class Worker:
             summary = train_distributed(config, self.processes, reporter, should_stop)
         if self.evaluate is None:
             return summary.metrics
-        subset, choices = self.evaluate.split, self.evaluate.choices()
+        subset = self.evaluate.split
+        choices = without_absent_methods(self.evaluate.choices(), config.model)
         stopping = StoppingReporter(reporter, should_stop)
         return evaluate_run(config.output_dir, subset, [], stopping, choices).metrics
 

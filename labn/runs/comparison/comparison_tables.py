@@ -56,8 +56,10 @@ def _condition_table(comparison: Comparison, conditions: Sequence[str]) -> Table
     """Lay out the reference method's scores as Table 4 of the paper does (Iida 2022)."""
     scores = _scores(comparison.scores)
     cells = {
-        condition: [Cell(condition, comparison.reference, score) for score in scores]
+        condition: row
         for condition in conditions
+        if (row := [Cell(condition, comparison.reference, score) for score in scores])[0]
+        in comparison.scores
     }
     return Table(
         columns=(

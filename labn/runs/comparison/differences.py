@@ -128,6 +128,7 @@ def compare_cells(
 ) -> list[Difference]:
     """Test the reference method against every other, and its first condition against the rest.
 
+    In a condition that lacks the reference, methods are tested against the first condition's.
     Each of the two tests is Holm-corrected over all returned differences.
 
     Raises:
@@ -148,10 +149,11 @@ def compare_cells(
 
 
 def _pairs(cells: Cells, reference: str) -> Iterator[tuple[Cell, Cell]]:
+    first = next(iter(cells)).condition
     for cell in cells:
         if cell.method != reference:
-            yield cell._replace(method=reference), cell
-    first = next(iter(cells)).condition
+            own = cell._replace(method=reference)
+            yield own if own in cells else own._replace(condition=first), cell
     for cell in cells:
         if cell.method == reference and cell.condition != first:
             yield cell, cell._replace(condition=first)

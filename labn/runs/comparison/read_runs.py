@@ -223,15 +223,19 @@ def _check_comparable(runs: Sequence[ScoredRun], subset: SubsetName) -> None:
     trainings: dict[tuple[str, int, int | None], ScoredRun] = {}
     conditions: dict[tuple[str, int | None], ScoredRun] = {}
     for run, label in zip(runs, labels, strict=True):
-        _check_terms(runs[0], run, subset)
-        _check_images(folds[run.fold] if subset == "validation" else runs[0], run, subset)
+        first = folds[run.fold] if subset == "validation" else runs[0]
+        _check_terms(runs[0], run, subset, besides=("methods",))
+        _check_images(first, run, subset, columns=["name"])
         twin = trainings.setdefault((label, run.seed, run.fold), run)
         if twin is not run:
             raise UserError(
                 f"{run.path}: the same training as {twin.path} (same settings, train.seed ="
                 f" {run.seed}), so not another sample; give one of them"
             )
+        # Another condition may be another network, which has other methods.
         other = conditions.setdefault((label, run.fold), run)
+        _check_terms(other, run, subset)
+        _check_images(other, run, subset, columns=["name", "method"])
         if not run.manifest.equals(other.manifest):
             raise UserError(
                 f"{run.path}: other data than {other.path} (their data.csv differ, their settings"
@@ -245,11 +249,13 @@ def _check_comparable(runs: Sequence[ScoredRun], subset: SubsetName) -> None:
             )
 
 
-def _check_terms(first: ScoredRun, run: ScoredRun, subset: SubsetName) -> None:
+def _check_terms(
+    first: ScoredRun, run: ScoredRun, subset: SubsetName, besides: tuple[str, ...] = ()
+) -> None:
     differing = [
         f"{key} is {run.terms.get(key)}, there {first.terms.get(key)}"
         for key in dict.fromkeys([*first.terms, *run.terms])
-        if run.terms.get(key) != first.terms.get(key)
+        if run.terms.get(key) != first.terms.get(key) and key not in besides
     ]
     if differing:
         raise UserError(
@@ -259,11 +265,11 @@ def _check_terms(first: ScoredRun, run: ScoredRun, subset: SubsetName) -> None:
         )
 
 
-def _check_images(first: ScoredRun, run: ScoredRun, subset: SubsetName) -> None:
+def _check_images(first: ScoredRun, run: ScoredRun, subset: SubsetName, columns: list[str]) -> None:
     """Compare the subset's images, by name, label and content, and the scored ones."""
     for kind, one, other in (
         ("holds", first.images, run.images),
-        ("scores", first.scores[["name", "method"]], run.scores[["name", "method"]]),
+        ("scores", first.scores[columns], run.scores[columns]),
     ):
         rows, other_rows = (set(table.itertuples(index=False, name=None)) for table in (one, other))
         if rows != other_rows:

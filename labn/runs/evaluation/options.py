@@ -81,8 +81,7 @@ class EvaluationOptions:
         }
         options = cls(**(defaults | dict(choices)))
         for name in options.methods:
-            known = LAMBDA_ATTENTION if name.startswith(LAMBDA_ATTENTION) else name
-            if known in METHODS and known not in available_methods(config.model):
+            if not _is_available(name, config.model):
                 raise UserError(
                     f"--methods {name}: the network has none (model.backbone ="
                     f" {config.model.backbone}, model.branch = {config.model.branch}); leave it out"
@@ -100,6 +99,23 @@ def choices_of_validation(config: Config) -> dict[str, Any]:
     """Return options that score as validation does, with random maps as a control."""
     own = ("LABN",) if config.model.branch == "attention" else ()
     return {"methods": (*own, "random"), "patch_sizes": (config.validation.pid_patch_size,)}
+
+
+def without_absent_methods(choices: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Return choices without the methods that this network has not, for a sweep of several.
+
+    Raises:
+        UserError: a method is unknown.
+    """
+    if "methods" not in choices:
+        return dict(choices)
+    names = resolve_names(choices["methods"])
+    return {**choices, "methods": tuple(name for name in names if _is_available(name, model))}
+
+
+def _is_available(name: str, model: ModelConfig) -> bool:
+    known = LAMBDA_ATTENTION if name.startswith(LAMBDA_ATTENTION) else name
+    return known not in METHODS or known in available_methods(model)
 
 
 def available_methods(model: ModelConfig) -> tuple[str, ...]:

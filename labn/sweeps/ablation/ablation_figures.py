@@ -149,12 +149,14 @@ def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
     if comparison.reference != _OWN_METHOD:
         return
     values = {condition: _values(run, headline) for condition, run in chosen.items()}
+    values = {condition: found for condition, found in values.items() if found}
     first = next(iter(values.values()))
     order = sorted(first, key=lambda name: -first[name])
     places = np.unique(np.linspace(0, len(order) - 1, _NUM_IMAGES).round().astype(int))
     names = [order[number] for number in places]
     maps: dict[str, Float[np.ndarray, "n h w"]] = {}
-    for condition, run in chosen.items():
+    for condition in values:
+        run = chosen[condition]
         trained = TrainedRun.open(run.path)
         subset = trained.load_dataset(Reporter()).subsets[comparison.subset]
         positions = _positions(names, subset, run)

@@ -16,7 +16,7 @@ from labn.config.messages import describe_unknown, shown
 from labn.config.reading import check_paths, resolve_base, set_key, validate
 from labn.errors import UserError
 from labn.runs.comparison.read_runs import condition_settings
-from labn.runs.evaluation.options import EvaluationOptions
+from labn.runs.evaluation.options import EvaluationOptions, without_absent_methods
 from labn.storage.files import write_atomically
 from labn.sweeps.entry import folds_of, run_config, run_name
 from labn.sweeps.worker import Outcome
@@ -179,7 +179,8 @@ def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
 
 def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
     try:
-        EvaluationOptions.of(config, settings.evaluate.choices())
+        choices = without_absent_methods(settings.evaluate.choices(), config.model)
+        EvaluationOptions.of(config, choices)
     except UserError as error:
         option = re.match(r"--([a-z-]+) ?", str(error))
         assert option is not None

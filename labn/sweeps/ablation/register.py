@@ -32,7 +32,12 @@ def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
 
     Return the file of its model card; None where no run is finished or nothing is tracked.
     """
-    finished = [run for run in study.runs() if study.is_finished(run)]
+    finished = [
+        run
+        for run in study.runs()
+        # A network without an attention branch has none.
+        if study.is_finished(run) and _SCORE in validation_metrics(run.config.output_dir)
+    ]
     if not finished or study.base.tracking.uri == "none":
         return None
     scores = {run.name: validation_metrics(run.config.output_dir)[_SCORE] for run in finished}

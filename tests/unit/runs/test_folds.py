@@ -11,6 +11,7 @@ import pytest
 from labn.config import Config
 from labn.errors import UserError
 from labn.runs.comparison.compare import compare_runs
+from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.differences import Cell
 from labn.runs.comparison.read_runs import ScoredRun, _check_comparable, condition_settings
 
@@ -76,6 +77,24 @@ def test_every_image_counts_once_in_a_sample_of_folds():
                   and one.cell.condition == "no-kl")  # fmt: skip
     assert between.num_images == 4
     assert between.difference == pytest.approx(0.15 - 0.375)
+
+
+def test_a_network_without_the_reference_is_tested_against_the_first_conditions():
+    plain = [scored(0.0, 0, 0, [0.2, 0.1, 0.0]), scored(0.0, 0, 1, [0.4])]
+    plain = [replace(one, scores=one.scores.query("method != 'LABN'")) for one in plain]
+    runs = [*RUNS[:2], *plain]
+    _check_comparable(runs, "validation")
+    found = compare_runs(runs, "validation", "LABN", ["full"] * 2 + ["plain"] * 2)
+
+    pairs = {(one.cell, one.other): one.difference for one in found.differences}
+    assert set(pairs) == {
+        (Cell("full", "LABN", PID), Cell(name, "random", PID)) for name in ("full", "plain")
+    }
+    other = pairs[Cell("full", "LABN", PID), Cell("plain", "random", PID)]
+    assert other == pytest.approx(1.1 / 4 - (0.7 / 4 - 0.5))
+    headings = dict(tables(found))
+    assert len(headings["Conditions: LABN"].rows) == 1
+    assert len(headings["Scores: plain"].rows) == 1
 
 
 def test_on_test_images_which_are_the_same_in_each_fold_folds_are_samples_as_seeds_are():

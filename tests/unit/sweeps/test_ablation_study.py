@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from labn.errors import UserError
+from labn.explain.registry import METHODS
 from labn.report.conditions import (
     ConditionDifference,
     differences_figure,
@@ -20,6 +21,7 @@ from labn.report.conditions import (
 from labn.report.html import page
 from labn.report.style import save_figure
 from labn.report.tables import Column, Estimate, Table
+from labn.runs.evaluation.options import without_absent_methods
 from labn.sweeps.ablation.ablation_study import read_study
 
 ROOT = Path(__file__).parents[3]
@@ -61,6 +63,19 @@ def test_every_condition_is_crossed_with_every_seed(read, tmp_path):
     assert run.config.output_dir == tmp_path / "runs/study/no-kl/seed-3"
     assert run.config.tracking.run_name == "study-no-kl-3"
     assert run.config.tracking.parent_run_id == "parent"
+
+
+def test_table_2_is_a_study_of_three_networks_with_methods_of_their_own():
+    study = read_study(ROOT / "configs/ablation/table2-idrid.yaml", needs_data=False)
+
+    choices = study.settings.evaluate.choices()
+    names = {
+        condition: set(without_absent_methods(choices, config.model)["methods"])
+        for condition, config in study.conditions.items()
+    }
+    assert names["LABN"] == set(METHODS)
+    assert names["lambda-resnet50"] == set(METHODS) - {"LABN"}
+    assert names["ABN"] == set(METHODS) - {"lambda attention"}
 
 
 def test_every_condition_is_trained_on_every_fold_where_that_is_asked_for(read):
