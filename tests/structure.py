@@ -35,7 +35,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """Figures of a package; a room is an entry at its top level."""
+    """Figures of a package; an entry is a module or package at its top level."""
 
     entries: list[str]
     num_modules: int
@@ -44,7 +44,7 @@ class Structure:
     duplicates: dict[str, list[str]]
     """Modules that share a name, by that name."""
     importers: dict[str, dict[str, int]]
-    """Number of modules in each room that import a library, by library."""
+    """Number of modules in each entry that import a library, by library."""
     num_functions: int
     median_length: float
     p95_length: int
@@ -79,7 +79,7 @@ def measure(sources: Sources) -> Structure:
     lengths = sorted(length_of(node) for _, node in functions)
     long = [(path, node) for path, node in functions if length_of(node) > LONGEST_FUNCTION]
     return Structure(
-        entries=sorted({room_of(path) for path in trees} - {"__init__", "__main__"}),
+        entries=sorted({entry_of(path) for path in trees} - {"__init__", "__main__"}),
         num_modules=len(trees),
         num_lines_py=sum(num_lines[path] for path in trees),
         num_lines_cpp=sum(num_lines.values()) - sum(num_lines[path] for path in trees),
@@ -97,7 +97,7 @@ def measure(sources: Sources) -> Structure:
     )
 
 
-def room_of(path: PurePosixPath) -> str:
+def entry_of(path: PurePosixPath) -> str:
     """Return the entry at the package's top level that a file belongs to."""
     return path.with_suffix("").parts[0]
 
@@ -106,7 +106,7 @@ def duplicates_among(paths: Iterable[PurePosixPath]) -> dict[str, list[str]]:
     """Return the modules that share a name."""
     by_name = defaultdict(list)
     for path in sorted(paths):
-        if path.stem != "__init__" and room_of(path) != COMMANDS:
+        if path.stem != "__init__" and entry_of(path) != COMMANDS:
             by_name[path.stem].append(str(path))
     return {name: same for name, same in sorted(by_name.items()) if len(same) > 1}
 
@@ -137,13 +137,13 @@ def imports(path: PurePosixPath, tree: ast.Module) -> set[str]:
 
 
 def importers_of(library: str, imported: Imported) -> dict[str, int]:
-    """Return how many modules of each room import a library."""
-    rooms = Counter(
-        room_of(path)
+    """Return how many modules of each entry import a library."""
+    entries = Counter(
+        entry_of(path)
         for path, names in imported.items()
         if library in {name.split(".")[0] for name in names}
     )
-    return dict(sorted(rooms.items()))
+    return dict(sorted(entries.items()))
 
 
 def single_importers(imported: Imported) -> list[str]:
@@ -161,7 +161,7 @@ def as_rows(found: Structure) -> dict[str, float]:
         "lines of Python": found.num_lines_py,
         "lines of C++": found.num_lines_cpp,
         "names that several modules share": len(found.duplicates),
-        **{f"rooms that import {name}": len(rooms) for name, rooms in found.importers.items()},
+        **{f"entries that import {name}": len(rows) for name, rows in found.importers.items()},
         "functions": found.num_functions,
         "median of their lines": found.median_length,
         "95th percentile of their lines": found.p95_length,
@@ -181,8 +181,8 @@ def as_text(columns: Mapping[str, Structure]) -> str:
     for title, found in columns.items():
         lines += ["", f"{title}: {', '.join(found.entries)}"]
         lines += [f"  {name}: {', '.join(same)}" for name, same in found.duplicates.items()]
-        for library, rooms in found.importers.items():
-            where = (f"{room} ({number})" for room, number in rooms.items())
+        for library, entries in found.importers.items():
+            where = (f"{entry} ({number})" for entry, number in entries.items())
             lines.append(f"  {library} is imported in: {', '.join(where)}")
     return "\n".join(lines)
 

@@ -22,11 +22,11 @@ def unmirrored(found):
 RULES = {
     "no two modules share a name": lambda found: found.duplicates,
     "at most 14 entries stand at the top level": lambda found: found.entries[MOST_ENTRIES:],
-    "every room is mirrored in tests/unit": unmirrored,
-    "ray is imported in two rooms alone": (
+    "every package is mirrored in tests/unit": unmirrored,
+    "ray is imported in two packages alone": (
         lambda found: found.importers["ray"].keys() - {"distributed", "sweeps"}
     ),
-    "optuna is imported in two rooms alone": (
+    "optuna is imported in two packages alone": (
         lambda found: found.importers["optuna"].keys() - {"distributed", "sweeps"}
     ),
     "mlflow is imported in tracking alone": (

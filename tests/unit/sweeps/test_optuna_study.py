@@ -60,8 +60,8 @@ def test_the_budget_is_used_once_from_the_first_trial_on(tmp_path):
     assert open_study(tmp_path, trials=6).next() is None
     more = draw_all(open_study(tmp_path, trials=8))
     assert [number for number, _ in more] == [6, 7]
-    points = [tuple(point.values()) for _, point in drawn + more]
-    assert len(set(points)) == 8
+    tried = [tuple(parameters.values()) for _, parameters in drawn + more]
+    assert len(set(tried)) == 8
 
 
 def test_a_trial_that_was_cut_off_comes_again_under_its_number(tmp_path):
@@ -95,11 +95,11 @@ def test_a_trial_cut_off_while_it_was_drawn_is_drawn_to_its_end(tmp_path):
 
     again = open_study(tmp_path)
     again.next()
-    number, point = again.next()
+    number, parameters = again.next()
 
     assert number == 1
-    assert point["model.theta_alpha"] == half.params["model.theta_alpha"]
-    assert 0.1 <= point["loss.theta_b"] <= 0.9
+    assert parameters["model.theta_alpha"] == half.params["model.theta_alpha"]
+    assert 0.1 <= parameters["loss.theta_b"] <= 0.9
 
 
 def test_a_restarted_search_draws_other_points_than_the_one_before(tmp_path):
@@ -118,7 +118,7 @@ def test_no_parameters_are_tried_twice_and_a_small_space_ends_the_search(tmp_pat
     settings = {"space": space, "trials": 10, "storage": f"journal:{tmp_path}/s.log"}
     drawn = draw_all(open_study(tmp_path, **settings))
 
-    assert sorted(point["loss.lambda_kl"] for _, point in drawn) == [0, 1, 2]
+    assert sorted(parameters["loss.lambda_kl"] for _, parameters in drawn) == [0, 1, 2]
     assert len(open_study(tmp_path, **settings).trials) == 3
 
 
@@ -303,10 +303,13 @@ def test_every_run_of_every_trial_has_its_own_place(tmp_path, seeds):
     path.write_text(yaml.safe_dump(tree))
     search = load_search(path)
     space = Space(search, path)
-    point = {"model.theta_alpha": 0.5, "loss.theta_b": 0.2}
+    parameters = {"model.theta_alpha": 0.5, "loss.theta_b": 0.2}
 
-    configs = [config for number in (0, 1)
-               for config in trial_configs(search, space, point, number, "parent")]  # fmt: skip
+    configs = [
+        config
+        for number in (0, 1)
+        for config in trial_configs(search, space, parameters, number, "parent")
+    ]
 
     places = [f"search/trials/{number}{seed}" for number in (0, 1) for seed in seeds]
     assert [config.train.storage for config in configs] == [f"s3://bucket/{p}" for p in places]

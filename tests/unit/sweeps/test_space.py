@@ -87,14 +87,14 @@ def test_drawn_parameters_are_in_their_ranges_and_become_a_run(tmp_path):
     splits = set()
     for _ in range(100):
         trial = study.ask()
-        point = space.draw(trial)
-        config = space.config(point, output_dir="elsewhere")
+        parameters = space.draw(trial)
+        config = space.config(parameters, output_dir="elsewhere")
         assert isinstance(config, Config)
-        assert config.model.theta_alpha == point["model.theta_alpha"]
+        assert config.model.theta_alpha == parameters["model.theta_alpha"]
         assert 0.1 <= config.model.theta_alpha <= 0.9
         assert 1e-3 <= config.train.weight_decay <= 1
         assert config.loss.class_weights in ((1, 1), (2, 1))
-        assert space.decode(trial.params) == point
+        assert space.decode(trial.params) == parameters
         splits.add(config.model.split)
     assert splits <= set(range(17))
     assert {0, 16} <= splits
@@ -108,11 +108,13 @@ def test_the_range_of_b_follows_the_backbone_that_was_drawn(tmp_path):
     most = {"lambda_resnet26": 0, "lambda_resnet101": 0}
     for _ in range(80):
         trial = study.ask()
-        point = space.draw(trial)
-        space.config(point)  # B fits, or this would refuse it
-        most[point["model.backbone"]] = max(most[point["model.backbone"]], point["model.split"])
-        assert space.decode(trial.params) == point
-        study.tell(trial, point["model.theta_alpha"])
+        parameters = space.draw(trial)
+        space.config(parameters)  # B fits, or this would refuse it
+        most[parameters["model.backbone"]] = max(
+            most[parameters["model.backbone"]], parameters["model.split"]
+        )
+        assert space.decode(trial.params) == parameters
+        study.tell(trial, parameters["model.theta_alpha"])
 
     assert most["lambda_resnet26"] == 8
     assert 8 < most["lambda_resnet101"] <= 33
