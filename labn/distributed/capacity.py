@@ -86,9 +86,10 @@ def check_capacity(workers: Workers, keys: Sequence[str]) -> None:
     """
     least = replace(workers, num=workers.least or workers.num)
     if num_slots(least) < least.num:
+        given = " " if keys[0].startswith("--") else " = "
         raise UserError(
-            f"{keys[0]} {least.num}: {demand(least)}, but this machine has {supply(least)}; reduce"
-            f" {', '.join(keys[:-1])} or {keys[-1]}"
+            f"{keys[0]}{given}{least.num}: {demand(least)}, but this machine has {supply(least)};"
+            f" reduce {', '.join(keys[:-1])} or {keys[-1]}"
         )
 
 

@@ -99,9 +99,11 @@ def test_a_run_that_this_machine_can_never_hold_is_refused_with_the_keys_to_chan
         check_capacity(Workers(num=2, gpus=1), keys)
 
     assert str(error.value) == (
-        "trial.workers 2: needs 2 x 1 CPUs and 1 GPUs, but this machine has 2 CPUs and 0 GPUs;"
+        "trial.workers = 2: needs 2 x 1 CPUs and 1 GPUs, but this machine has 2 CPUs and 0 GPUs;"
         " reduce trial.workers, trial.cpus or trial.gpus"
     )
+    with pytest.raises(UserError, match=r"^--workers 2: needs .*; reduce --workers or --resource$"):
+        check_capacity(Workers(num=2, gpus=1), ("--workers", "--resource"))
 
 
 def test_nodes_that_are_no_longer_up_or_known_are_lost(nodes):
