@@ -22,6 +22,20 @@ def test_the_size_and_the_value_depth_choose_the_form(map_size, value_depth, exp
     assert dispatch._choose_position_lambda(map_size, value_depth) is expected
 
 
+def test_a_layer_computes_by_the_chosen_form_where_no_kernel_is_compiled(monkeypatch):
+    seen = []
+
+    def choose(map_size, value_depth):
+        seen.append((map_size, value_depth))
+        return lambda *case: seen.append(case[-1]) or position_lambda.dense(*case)
+
+    monkeypatch.setattr(dispatch.compiled_lambda, "is_available", lambda x: False)
+    monkeypatch.setattr(dispatch, "_choose_position_lambda", choose)
+    LambdaLayer(32)(torch.randn(1, 32, 5, 7))
+
+    assert seen == [((5, 7), 8), (5, 7)]
+
+
 def test_an_accelerator_computes_the_same_layer_by_products(monkeypatch):
     torch.manual_seed(0)
     layer = LambdaLayer(32, stride=2).double()
