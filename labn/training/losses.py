@@ -79,7 +79,7 @@ def kept_pixels(
     smallest_b1 = alpha_bn.topk(num_kept, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     is_larger, is_tied = alpha_bn > smallest_b1, alpha_bn == smallest_b1
     num_tied_b1 = num_kept - is_larger.sum(dim=1, keepdim=True)
-    is_kept = is_larger | (is_tied & (is_tied.cumsum(dim=1) <= num_tied_b1))
+    is_kept = is_larger | (is_tied & (is_tied.cumsum(dim=1, dtype=torch.int32) <= num_tied_b1))
     return is_kept.view_as(alpha_bhw)
 
 

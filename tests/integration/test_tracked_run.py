@@ -19,7 +19,7 @@ from labn.tracking.quiet import quiet
 from labn.training import checkpoint
 
 METRICS = ("train_loss", "val_loss", "val_pid", "val_accuracy", "val_auroc")
-PICTURES = ("attention.png", "confusion.png", "curves.png")
+PICTURES = ("attention.png", "confusion.png", "curves.png", "reliability.png")
 
 
 @pytest.fixture(scope="module")
