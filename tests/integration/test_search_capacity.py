@@ -214,7 +214,7 @@ def test_lost_nodes_are_no_failures_of_a_trial(tmp_path, start_cluster, monkeypa
 def test_drivers_of_trials_are_on_the_head_whatever_other_nodes_have_room(
     tmp_path, start_cluster, monkeypatch
 ):
-    cluster = start_cluster(num_cpus=0, num_gpus=0)
+    cluster = start_cluster(num_cpus=0, num_gpus=0, memory=500_000)
     for _ in range(2):
         cluster.add_node(num_cpus=4, num_gpus=1)
     head = cluster.head_node.node_id
