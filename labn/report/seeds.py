@@ -19,8 +19,8 @@ _BAND = 0.7
 def seeds_figure(seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> Figure:
     """Return a figure with one panel per score, one row per method and one point per run.
 
-    ``seeds`` holds, by condition, method and score, one value per run; every condition has all
-    methods and scores. Bars are one standard deviation (of the sample) to each side of the mean.
+    ``seeds`` holds, by condition, method and score, one value per run; a condition may lack
+    methods. Bars are one standard deviation (of the sample) to each side of the mean.
 
     Raises:
         ValueError: there is no run.
@@ -38,6 +38,7 @@ def seeds_figure(seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> Figur
             rows = {
                 row + offset: np.asarray(seeds[condition, method, score])
                 for row, method in enumerate(methods)
+                if (condition, method, score) in seeds
             }
             _draw_condition(axes, rows, condition, *_STYLES[number % len(_STYLES)])
         axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)

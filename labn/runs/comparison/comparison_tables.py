@@ -161,7 +161,7 @@ def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> 
             (
                 condition,
                 *(_estimate(cells, Cell(condition, "", score)) for score in CLASSIFICATION),
-                comparison.conditions.count(condition),
+                cells[Cell(condition, "", "accuracy")].num_seeds,
             )
             for condition in conditions
         ),
@@ -203,14 +203,24 @@ def _settings_table(comparison: Comparison) -> Table:
 
 def _run_table(comparison: Comparison) -> Table:
     has_layers = any(run.lambda_layer for run in comparison.runs)
-    headings = ("Run", "Seed", "Condition", *(["Lambda attention is"] if has_layers else []))
+    has_folds = any(run.fold is not None for run in comparison.runs)
+    headings = ("Run", "Seed", *(["Fold"] if has_folds else []), "Condition")
+    headings += ("Lambda attention is",) if has_layers else ()
     return Table(
         columns=tuple(map(Column, headings)),
         rows=tuple(
-            (run.name, run.seed, condition, *([run.lambda_layer] if has_layers else []))
+            (
+                run.name,
+                run.seed,
+                *([run.fold] if has_folds else []),
+                condition,
+                *([run.lambda_layer] if has_layers else []),
+            )
             for run, condition in zip(comparison.runs, comparison.conditions, strict=True)
         ),
-        caption="The runs of this report; runs of one condition differ in their seed only.",
+        caption="The runs of this report; runs of one condition differ in their seed and fold."
+        if has_folds
+        else "The runs of this report; runs of one condition differ in their seed only.",
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from labn.config import Config
 from labn.errors import UserError
+from labn.report.seeds import seeds_figure
 from labn.runs.comparison.compare import compare_runs
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.differences import Cell
@@ -42,7 +43,7 @@ def scored(condition, seed, fold, values):
         fold=fold,
         settings=condition_settings(config),
         terms={},
-        metrics={"val_auroc": 0.5 + 0.1 * (fold or 0)},
+        metrics={"val_auroc": 0.5 + 0.1 * (fold or 0), "val_accuracy": 0.5},
         images=images,
         manifest=images.assign(partition=str(fold)),
         scores=pd.DataFrame(
@@ -95,6 +96,11 @@ def test_a_network_without_the_reference_is_tested_against_the_first_conditions(
     headings = dict(tables(found))
     assert len(headings["Conditions: LABN"].rows) == 1
     assert len(headings["Scores: plain"].rows) == 1
+    assert [row[2] for row in headings["Runs"].rows] == [0, 1, 0, 1]
+    assert [row[-1] for row in headings["Classification"].rows] == [1, 1]
+    seeds = {cell: list(one.by_run.values()) for cell, one in found.scores.items()}
+    panels = seeds_figure(seeds).axes
+    assert len(panels[0].get_lines()[0].get_xdata()) == 2
 
 
 def test_on_test_images_which_are_the_same_in_each_fold_folds_are_samples_as_seeds_are():
