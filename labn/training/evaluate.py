@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from labn.data.batches import Batch
 from labn.errors import RunFailed
-from labn.metrics.calibration import Reliability, reliability
+from labn.metrics.calibration import Reliability, fit_temperature, reliability
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
 from labn.model.fusion import folded
@@ -76,6 +76,8 @@ class Evaluation:
             metrics["attended_area"] = self.attended[positives].mean().item()
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
+            if self.pid.matched is not None:
+                metrics["pid_matched"] = self.pid.matched.pid.mean().item()
         scores = self.classification.as_metrics(prefix)
         metrics |= self.mask
         return {f"{prefix}_{name}": value for name, value in metrics.items()} | scores
@@ -132,7 +134,8 @@ def evaluate(
     positives in ``faithfulness``; all return the whole evaluation, in which each image counts once.
 
     The loss is eq. 8 over the whole subset, as training minimises it; PID (eq. 14), unless
-    ``faithfulness`` is None, is that of the attention, with the bias image as the baseline.
+    ``faithfulness`` is None, is that of the attention, with the bias image as the baseline, and at
+    matched confidence too, by the temperature of this subset.
 
     Raises:
         RunFailed: the network's output is not finite.
@@ -152,10 +155,13 @@ def evaluate(
             attended.append(_attended_area(output, batch, model.theta_alpha))
             sums.append(batch_sums)
             if scorer:
-                scorer.score(batch, output)
-            on_batch()
+                scorer.keep(batch, output)
+            else:
+                on_batch()
         bias_probabilities = predict(objective.bias_image[None])[0].cpu()
     names, labels, probabilities = (_gather(group, part) for part in (names, labels, probabilities))
+    if scorer:
+        scorer.score(fit_temperature(torch.cat(probabilities), torch.cat(labels)), on_batch)
     attended = _gather(group, attended)
     total = _gather_sums(group, sums)
     pids = _gather(group, scorer.parts if scorer else [])
@@ -191,38 +197,46 @@ def _gather_sums(group: Group, sums: list[LossSums]) -> LossSums:
 
 
 class _PositiveScorer:
-    """The PID of the positives, collected batch by batch."""
+    """The PID of the positives, batch by batch; their images are kept until all are classified."""
 
     def __init__(self, predict: Predict, bias_image: Tensor, settings: Faithfulness) -> None:
         self._predict, self._bias_image, self._settings = predict, bias_image, settings
-        self._num_scored = 0
+        self._num_kept = 0
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self.parts: list[PatchInsertionDeletion] = []
 
-    def score(self, batch: Batch, output: LABNOutput) -> None:
-        """Score the positives of one batch, up to the limit."""
+    def keep(self, batch: Batch, output: LABNOutput) -> None:
+        """Keep the positives of one batch, up to the limit."""
         chosen = (batch.labels > 0).nonzero()[:, 0].tolist()
         if self._settings.max_positives is not None:
-            chosen = chosen[: self._settings.max_positives - self._num_scored]
-        if not chosen:
-            return
-        self._num_scored += len(chosen)
-        images, labels = batch.images[chosen], batch.labels[chosen]
-        size = (images.shape[2], images.shape[3])
-        self.parts.append(
-            patch_insertion_deletion(
-                self._predict,
-                images,
-                upsample_attention(output.attention[chosen].float(), size),
-                labels,
-                patch_size=self._settings.patch_size,
-                baseline=self._bias_image,
-                num_points=self._settings.num_points,
-                batch_size=self._settings.frame_batch_size,
-            )
-        )
+            chosen = chosen[: self._settings.max_positives - self._num_kept]
+        self._num_kept += len(chosen)
+        attention = output.attention[chosen].float()
+        self._kept.append((batch.images[chosen], attention, batch.labels[chosen]))
+
+    def score(self, temperature: float, on_batch: Callable[[], None]) -> None:
+        """Score the positives that were kept."""
+        for images, attention, labels in self._kept:
+            if len(images):
+                size = (images.shape[2], images.shape[3])
+                self.parts.append(
+                    patch_insertion_deletion(
+                        self._predict,
+                        images,
+                        upsample_attention(attention, size),
+                        labels,
+                        patch_size=self._settings.patch_size,
+                        baseline=self._bias_image,
+                        num_points=self._settings.num_points,
+                        batch_size=self._settings.frame_batch_size,
+                        temperature=temperature,
+                    )
+                )
+            on_batch()
 
 
 def _join(parts: list[PatchInsertionDeletion]) -> PatchInsertionDeletion:
+    matched = [part.matched for part in parts if part.matched is not None]
     return PatchInsertionDeletion(
         pid=torch.cat([part.pid for part in parts]),
         insertion_auc=torch.cat([part.insertion_auc for part in parts]),
@@ -230,4 +244,5 @@ def _join(parts: list[PatchInsertionDeletion]) -> PatchInsertionDeletion:
         insertion_curve=torch.cat([part.insertion_curve for part in parts]),
         deletion_curve=torch.cat([part.deletion_curve for part in parts]),
         fractions=parts[0].fractions,
+        matched=_join(matched) if matched else None,
     )

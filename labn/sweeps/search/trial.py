@@ -145,6 +145,9 @@ def _with_mean_pid(config: Config, metrics: dict[str, float], worker: Worker) ->
     sizes = worker.evaluate.patch_sizes or ()
     pids = {f"val_pid_m{size}": metrics[f"val_pid_m{size}_LABN"] for size in sizes}
     mean = {"val_pid": statistics.fmean(pids.values())}
+    matched = [metrics.get(f"val_pid_m{size}_matched_LABN") for size in sizes]
+    if None not in matched:
+        mean["val_pid_matched"] = statistics.fmean(value for value in matched if value is not None)
     return validation_metrics(config.output_dir) | pids | mean
 
 

@@ -14,6 +14,7 @@ from small_run import (
 )
 
 from labn.errors import RunFailed
+from labn.metrics.calibration import fit_temperature
 from labn.metrics.faithfulness import patch_insertion_deletion
 from labn.model.network import build_model, upsample_attention
 from labn.training.evaluate import Faithfulness, evaluate, predictor
@@ -123,6 +124,19 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
     mean = evaluation.as_metrics("test")["test_pid"]
     assert mean == pytest.approx(expected.pid.mean().item(), abs=1e-6)
     assert expected.pid.abs().max() > 1e-3
+    batch = whole()
+    matched = patch_insertion_deletion(
+        predictor(model),
+        batch.images[chosen],
+        attention_maps(model)[chosen],
+        batch.labels[chosen],
+        patch_size=8,
+        baseline=make_objective().bias_image,
+        num_points=4,
+        temperature=fit_temperature(evaluation.probabilities, evaluation.labels),
+    ).matched
+    found = evaluation.as_metrics("test")["test_pid_matched"]
+    assert found == pytest.approx(matched.pid.mean().item(), abs=1e-6)
 
 
 def test_a_subset_without_positives_has_no_pid(model):
@@ -143,6 +157,7 @@ def test_pid_is_left_out_where_it_is_not_asked_for(model):
     assert evaluation.pid is None
     expected = score(model).as_metrics("val")
     expected.pop("val_pid")
+    expected.pop("val_pid_matched")
     assert evaluation.as_metrics("val") == expected
 
 
