@@ -118,6 +118,10 @@ class LossConfig(Section):
     lambda_kl: NonNegative = 1.0
     lambda_area: NonNegative = 0.0
     """A penalty on the attended area, by the mean of alpha~; not in the paper."""
+    masked_statistics: bool = True
+    """Let the pass of x~ update batch norm's running statistics, as an ordinary pass does. With
+    `mask_rule: share` four fifths of x~ are the bias image: validation, which uses the running
+    statistics on whole images, then sees another network than training."""
     class_weights: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
 
 
@@ -302,6 +306,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.on_device": "never",
     "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
+    "loss.masked_statistics": True,
     "model.branch": "attention",
     "model.pretrained_at_least": 0.0,
     "model.residual_attention": False,

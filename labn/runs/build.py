@@ -167,6 +167,7 @@ def build_objective(
         lambda_lab=own * loss.lambda_lab,
         lambda_kl=own * loss.lambda_kl,
         lambda_area=own * loss.lambda_area,
+        masked_statistics=loss.masked_statistics,
         class_weights=torch.tensor(weights, device=device) if weights else None,
     )
 

@@ -6,6 +6,8 @@ L_LPB / L_LAB cross-entropies, L_KL divergence between the predictions for x and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from labn.model.network import LABNOutput, upsample_attention
 
@@ -91,13 +94,28 @@ def prediction_divergence(
     return F.kl_div(log_p_masked, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norm as they are; normalise as always."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """The loss as a function of a model and a batch.
 
     ``bias_image`` (c, h, w) is standardised like the images; ``class_weights`` (classes,) weigh
     the cross-entropies. ``theta_b`` and ``mask_rule`` decide what x~ keeps, see ``kept_pixels``.
-    With ``lambda_kl`` zero the masked image is never passed through.
+    With ``lambda_kl`` zero the masked image is never passed through. Without
+    ``masked_statistics`` it leaves batch norm's running statistics alone.
     """
 
     bias_image: Tensor
@@ -106,6 +124,7 @@ class Objective:
     lambda_lab: float
     lambda_kl: float
     lambda_area: float = 0.0
+    masked_statistics: bool = True
     class_weights: Tensor | None = None
 
     def image_weights(self, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -132,7 +151,9 @@ class Objective:
             attention, size = output.attention.detach().float(), (images.shape[2], images.shape[3])
             is_kept_bhw = kept_pixels(attention, size, self.theta_b, self.mask_rule)
             masked = torch.where(is_kept_bhw.unsqueeze(1), images, self.bias_image)
-            kl = prediction_divergence(logits, model(masked).logits.float()).sum()
+            with nullcontext() if self.masked_statistics else kept_statistics(model):
+                masked_logits = model(masked).logits.float()
+            kl = prediction_divergence(logits, masked_logits).sum()
             kept = is_kept_bhw.float().mean(dim=(1, 2)).sum()
         # Without a penalty nothing is differentiated for it.
         area_source = output.attention if self.lambda_area > 0 else output.attention.detach()

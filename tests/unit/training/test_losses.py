@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -372,3 +374,31 @@ def test_a_training_batch_updates_the_statistics_of_both_passes():
     objective = objective_of(torch.zeros(1, 32, 32))
     objective.sums(model, images, labels)
     assert model.stem.bn1.num_batches_tracked.item() == 2
+
+
+class NormalisedNetwork(nn.Module):
+    """A network with one batch norm, whose attention is even."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        features = self.norm(self.conv(images)).relu().mean((2, 3))
+        attention = torch.full((len(images), 1, 2, 2), 0.5)
+        return LABNOutput(features[:, :2], features[:, 2:], attention)
+
+
+@pytest.mark.parametrize("updates", [True, False])
+def test_the_masked_pass_may_leave_the_running_statistics_alone(updates):
+    torch.manual_seed(0)
+    model, images, labels = NormalisedNetwork(), torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+    plain = copy.deepcopy(model)
+    plain(images)
+    objective = objective_of(torch.zeros(3, 8, 8), theta_b=0.2, masked_statistics=updates)
+    _, sums = objective.sums(model, images, labels)
+    assert sums.kl > 0
+    for name in ("running_mean", "running_var"):
+        is_kept = torch.equal(getattr(model.norm, name), getattr(plain.norm, name))
+        assert is_kept is not updates
+    assert model.norm.momentum == 0.1
