@@ -102,7 +102,7 @@ def _print_counts() -> None:
             print(f"  operands: {kinds}")
     for precision in ("float32", "bf16"):
         compiled = compile_without_gpu(precision)
-        print(f"compiled lambda_resnet26, {precision}: {compiled}")
+        print(f"compiled lambda_cnn, {precision}: {compiled}")
 
 
 def _options() -> argparse.Namespace:
