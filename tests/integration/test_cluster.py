@@ -190,7 +190,7 @@ class Stage:
         """Submit the script without a word, on both nodes."""
         search, log = self.submit("bare")
         wait_for(lambda: search.poll() is not None, "the bare search's end", None, log)
-        self.seen.codes["bare"], self.seen.said["bare"] = search.returncode, log.read_text()
+        self.seen.codes["bare"], self.seen.messages["bare"] = search.returncode, log.read_text()
         summary = self.seen.shared / BARE / "summary.json"
         self.seen.summaries["bare"] = json.loads(summary.read_text()) if summary.is_file() else {}
         self.mark("bare search done")
@@ -314,8 +314,8 @@ def test_a_search_does_not_start_where_a_node_lacks_the_data(play):
 
 
 def test_the_bare_script_says_what_it_searches_on_which_data_and_where_results_go(play):
-    assert play.codes["bare"] == 0, play.said["bare"]
-    every = [line.rstrip() for line in play.said["bare"].splitlines()]
+    assert play.codes["bare"] == 0, play.messages["bare"]
+    every = [line.rstrip() for line in play.messages["bare"].splitlines()]
     lines = [line for line in every if line and not LAUNCHER.match(line)]
     print("\n".join([*lines[:10], "...", lines[-1]]))
     first = lines[:7]
