@@ -229,13 +229,13 @@ class TrainingHooks:
             tracker={"uri": redact(config.tracking.uri), "run_id": self.tracker.run_id},
         )
 
-    # The hooks of the training loop.
-
     def _build_validation_batches(self) -> EvaluationBatches:
         """Build the batches of this rank's share of the validation subset."""
         whole, rows = self.validation, self.group.share(len(self.validation))
         share = whole if self.group.size == 1 else whole.select(np.arange(len(whole))[rows])
         return evaluation_batches(share, self.dataset.statistics, self.config, self.device)
+
+    # The hooks of the training loop.
 
     def validate(self, model: nn.Module, epoch: int) -> Metrics:
         """Evaluate the validation subset, each rank its share."""

@@ -57,14 +57,9 @@ def lambdas(
     with torch.autocast(queries.device.type, enabled=False):
         # The bias is the same for every position's lambda, as the content lambda is.
         content = content + bias[:, None]
-        if compiled_lambda.is_available(queries):
+        if (apply_all := _choose_whole_layer(queries)) is not None:
             # Channels last in and out, as the surrounding convolutions prefer.
-            y_bmhv = compiled_lambda.apply_lambdas(
-                queries.permute(0, 3, 1, 2), values.mT, content, kernel, map_size
-            )
-            return y_bmhv.reshape(y_bmhv.shape[0], *map_size, -1).permute(0, 3, 1, 2)
-        if is_accelerator(queries) and not _is_exporting():
-            y_bmhv = product_lambda.apply_lambdas(
+            y_bmhv = apply_all(
                 queries.permute(0, 3, 1, 2),
                 values.mT,
                 content.to(queries.dtype),
@@ -77,6 +72,15 @@ def lambdas(
         y_bhvm = y_bhvm + apply(queries, values, kernel, map_size)
         # Not len(), which would fix the batch size of an exported network.
         return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
+
+
+def _choose_whole_layer(queries: Tensor) -> Callable[..., Tensor] | None:
+    """Choose what applies content and position lambdas together, if anything does."""
+    if compiled_lambda.is_available(queries):
+        return compiled_lambda.apply_lambdas
+    if is_accelerator(queries) and not _is_exporting():
+        return product_lambda.apply_lambdas
+    return None
 
 
 def _is_exporting() -> bool:
