@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labn.config.reading import read_yaml
+from labn.data.readers.open_reader import detect_layout
 from labn.distributed.capacity import bootstrap_file, live_nodes
 from labn.distributed.launch.cluster_files import PLACEHOLDER
 from labn.distributed.session import connected
@@ -40,7 +41,7 @@ def default_search(
     how to give other ones.
 
     Raises:
-        UserError: there is no such file, or ``LABN_DATA`` names no folder.
+        UserError: there is no such file, or the data's folder is absent or of no known layout.
     """
     path = _find_file()
     tree = read_yaml(path)
@@ -91,15 +92,8 @@ def _choose_data(known: Mapping[str, Any]) -> dict[str, Any]:
         )
     chosen = {} if known.get("data.root") else {"data.root": place}
     if "data.name" not in known and not is_remote(place):
-        chosen["data.name"] = _name_of(Path(place).expanduser())
+        chosen["data.name"] = detect_layout(Path(place).expanduser())
     return chosen
-
-
-def _name_of(folder: Path) -> str:
-    """Return the reader of a folder, by its layout."""
-    if (folder / "B. Disease Grading").is_dir() or (folder / "1. Original Images").is_dir():
-        return "idrid"
-    return "magnetograms" if any(folder.glob("20??.npy")) else "folder"
 
 
 def _describe_data(settings: Mapping[str, Any]) -> str:

@@ -57,14 +57,26 @@ def test_without_data_it_is_a_short_search_on_the_embedded_set(choose):
     assert (run.data.name, run.data.root, run.train.epochs) == ("synthetic", None, 10)
 
 
+def lay_out(root, *files):
+    """Make files of these names: a layout is known by them, whatever is in them."""
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
 @pytest.mark.parametrize(
-    ("entry", "name"),
-    [("B. Disease Grading", "idrid"), ("2010.npy", "magnetograms"), ("negative", "folder")],
+    ("files", "name"),
+    [
+        (("B. Disease Grading/1. Original Images/a. Training Set/IDRiD_001.jpg",), "idrid"),
+        (("2010.npy",), "magnetograms"),
+        (("a.png", "labels.csv"), "magnetograms"),
+        (("negative/1.png", "positive/1.png"), "folder"),
+    ],
 )
 def test_data_of_the_environment_is_searched_by_the_reader_of_its_layout(
-    choose, tmp_path, entry, name
+    choose, tmp_path, files, name
 ):
-    (tmp_path / "data" / entry).mkdir(parents=True)
+    lay_out(tmp_path / "data", *files)
 
     path, settings, said = choose(nodes=GPUS, LABN_DATA=tmp_path / "data")
 
@@ -96,7 +108,7 @@ def test_data_may_be_named_in_the_file_beside_the_wheel(choose, tmp_path, monkey
     monkeypatch.setattr(module, "__file__", "/usr/lib/python3/site-packages/labn/sweeps/search/x")
     with pytest.raises(UserError, match=r"^configs/search/cluster.yaml: is neither here nor in"):
         choose()
-    (tmp_path / "images/negative").mkdir(parents=True)
+    lay_out(tmp_path / "images", "negative/1.png", "positive/1.png")
     tree = yaml.safe_load((ROOT / FILE).read_text())
     tree["fixed"]["data.root"] = str(tmp_path / "images")
     place = tmp_path / "labn" / FILE
