@@ -19,7 +19,7 @@ from labn.training import checkpoint
 pytestmark = pytest.mark.slow
 # Of half a CPU each, so that two fit wherever the tests run.
 TWO = ("--workers", "2", "--cpus-per-worker", "0.5")
-PATIENCE_S = 90
+PATIENCE_S = 300
 
 
 def config_in(folder, **changes):
