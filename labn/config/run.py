@@ -184,6 +184,9 @@ class ValidationConfig(Section):
     """Epochs at which the number of intervals of a curve doubles; after the last, all points."""
     pid_max_images: Count | None = None
     """Score only the first positives by name; None: all."""
+    pid_centre: bool = False
+    """Score a centred Gaussian too, for `val_pid_over_centre`: how much better the attention is, at
+    matched confidence."""
 
 
 BEST_FILE = "checkpoints/best.pt"
@@ -317,6 +320,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "train.min_auroc": 0.0,
     "train.monitor": "val_loss",
     "train.precision": "float32",
+    "validation.pid_centre": False,
 }
 """For each key that is newer than the first release, or had another default, what that one did."""
 

@@ -11,7 +11,9 @@ from pydantic import AfterValidator, Field
 from labn.config.section import Count, Fraction, Integer, ManyRuns, Number, Section, Whole
 from labn.config.workers import Placement, ProcessesConfig, Workers
 
-MetricName = Literal["val_pid", "val_pid_matched", "val_auroc", "val_accuracy"]
+MetricName = Literal[
+    "val_pid", "val_pid_matched", "val_pid_over_centre", "val_auroc", "val_accuracy"
+]
 
 
 def _as_choice(value: Any) -> Any:

@@ -219,4 +219,5 @@ def faithfulness(
         num_points=min(coarse, num_points),
         max_positives=None if limit is None else max(0, limit - num_positives_before),
         frame_batch_size=settings.batch_size,
+        centre=settings.pid_centre,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labn.data.batches import Batch
 from labn.errors import RunFailed
+from labn.explain.controls import CentredGaussian
 from labn.metrics.calibration import Reliability, fit_temperature, reliability
 from labn.metrics.classification import ClassificationScores, classification_scores
 from labn.metrics.faithfulness import PatchInsertionDeletion, Predict, patch_insertion_deletion
@@ -30,7 +31,8 @@ class Evaluation:
     ``probabilities`` (n, classes) and ``labels`` (n,) are the perception branch's, in the order of
     ``names``; ``bias_probabilities`` are those of the bias image. ``pid`` holds the scores of the
     network's attention for the positives, in that order, None if there are none or PID was not
-    requested. ``mask`` are the metrics of L_KL's mask; ``attended`` is the share of each image in
+    requested; ``centre`` those of a centred Gaussian, the same for every image, on the same network
+    and images. ``mask`` are the metrics of L_KL's mask; ``attended`` is the share of each image in
     which the attention exceeds theta_alpha.
     """
 
@@ -43,6 +45,7 @@ class Evaluation:
     bias_probabilities: Float[Tensor, " classes"]
     mask: dict[str, float]
     attended: Float[Tensor, " n"]
+    centre: PatchInsertionDeletion | None = None
 
     @property
     def bias_probability(self) -> float:
@@ -78,6 +81,9 @@ class Evaluation:
             metrics["pid"] = self.pid.pid.mean().item()
             if self.pid.matched is not None:
                 metrics["pid_matched"] = self.pid.matched.pid.mean().item()
+                if self.centre is not None and self.centre.matched is not None:
+                    gain = self.pid.matched.pid - self.centre.matched.pid
+                    metrics["pid_over_centre"] = gain.mean().item()
         scores = self.classification.as_metrics(prefix)
         metrics |= self.mask
         return {f"{prefix}_{name}": value for name, value in metrics.items()} | scores
@@ -87,13 +93,15 @@ class Evaluation:
 class Faithfulness:
     """Settings of PID; see ``patch_insertion_deletion``.
 
-    The first ``max_positives`` images of a class other than 0 are scored (None: all of them).
+    The first ``max_positives`` images of a class other than 0 are scored (None: all of them). With
+    ``centre`` a centred Gaussian is scored beside the attention.
     """
 
     patch_size: int
     num_points: int | None
     max_positives: int | None = None
     frame_batch_size: int = 64
+    centre: bool = False
 
 
 def predictor(model: nn.Module) -> Predict:
@@ -165,6 +173,7 @@ def evaluate(
     attended = _gather(group, attended)
     total = _gather_sums(group, sums)
     pids = _gather(group, scorer.parts if scorer else [])
+    centres = _gather(group, scorer.centres if scorer else [])
     return Evaluation(
         names=tuple(names),
         labels=torch.cat(labels),
@@ -175,6 +184,7 @@ def evaluate(
         bias_probabilities=bias_probabilities,
         mask=objective.mask_metrics(total),
         attended=torch.cat(attended),
+        centre=_join(centres) if centres else None,
     )
 
 
@@ -204,6 +214,7 @@ class _PositiveScorer:
         self._num_kept = 0
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self.parts: list[PatchInsertionDeletion] = []
+        self.centres: list[PatchInsertionDeletion] = []
 
     def keep(self, batch: Batch, output: LABNOutput) -> None:
         """Keep the positives of one batch, up to the limit."""
@@ -219,20 +230,27 @@ class _PositiveScorer:
         for images, attention, labels in self._kept:
             if len(images):
                 size = (images.shape[2], images.shape[3])
-                self.parts.append(
-                    patch_insertion_deletion(
-                        self._predict,
-                        images,
-                        upsample_attention(attention, size),
-                        labels,
-                        patch_size=self._settings.patch_size,
-                        baseline=self._bias_image,
-                        num_points=self._settings.num_points,
-                        batch_size=self._settings.frame_batch_size,
-                        temperature=temperature,
-                    )
-                )
+                maps = upsample_attention(attention, size)
+                self.parts.append(self._score(images, maps, labels, temperature))
+                if self._settings.centre:
+                    maps = CentredGaussian().explain(images, labels, ())
+                    self.centres.append(self._score(images, maps, labels, temperature))
             on_batch()
+
+    def _score(
+        self, images: Tensor, maps: Tensor, labels: Tensor, temperature: float
+    ) -> PatchInsertionDeletion:
+        return patch_insertion_deletion(
+            self._predict,
+            images,
+            maps,
+            labels,
+            patch_size=self._settings.patch_size,
+            baseline=self._bias_image,
+            num_points=self._settings.num_points,
+            batch_size=self._settings.frame_batch_size,
+            temperature=temperature,
+        )
 
 
 def _join(parts: list[PatchInsertionDeletion]) -> PatchInsertionDeletion:

@@ -47,7 +47,7 @@ class Space:
         self._search, self._path = search, path
         self._check_keys()
         self.base = resolve_base(search, path)
-        self._check_patch_sizes()
+        self._check_objective()
         each_fold = search.trial.each_fold
         folds_of(self.base.data, f"{path}: trial.each_fold", each_fold=each_fold)
         self.domains: dict[str, Domain] = dict(search.space)
@@ -123,7 +123,13 @@ class Space:
             if key == "output_dir" or key.startswith("tracking.") or key == "train.seed":
                 raise UserError(f"{path}: space.{key}: is set by the search itself; leave it out")
 
-    def _check_patch_sizes(self) -> None:
+    def _check_objective(self) -> None:
+        metric = "val_pid_over_centre"
+        if metric in self._search.objective.maximise and not self.base.validation.pid_centre:
+            raise UserError(
+                f"{self._path}: objective.maximise has {metric}: needs validation.pid_centre; add"
+                " `validation.pid_centre: true` to fixed"
+            )
         sizes, most = self._search.objective.patch_sizes or (), self.base.data.image_size
         if max(sizes, default=0) > most:
             raise UserError(

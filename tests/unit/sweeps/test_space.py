@@ -145,6 +145,7 @@ def test_the_range_of_b_follows_the_backbone_that_was_drawn(tmp_path):
         ({"first": [{"loss.lambda_kl": 1}]}, ["first[0].loss.lambda_kl = 1", "is not searched"]),
         ({"trails": 3}, ["trails = 3", 'mean "trials"']),
         ({"trials": 0}, ["trials = 0", "greater than or equal to 1"]),
+        ({"objective": {"maximise": ["val_pid_over_centre"]}}, ["validation.pid_centre"]),
         ({"objective": {"patch_sizes": [8, 64]}}, ["patch_sizes = [8, 64]", "image_size (32)"]),
         ({"sampler": {"nam": "tpe"}}, ["sampler.nam", 'mean "sampler.name"']),
         ({"sampler": {"name": "tep"}}, ["sampler.name = tep", "must be one of tpe, gp"]),

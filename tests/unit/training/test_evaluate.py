@@ -139,6 +139,26 @@ def test_pid_is_that_of_the_first_positives_and_the_networks_attention(
     assert found == pytest.approx(matched.pid.mean().item(), abs=1e-6)
 
 
+def test_the_gain_over_the_centre_prior_is_a_difference_at_matched_confidence(model):
+    evaluation = score(model, centre=True)
+
+    place = torch.arange(24) - 11.5
+    bump = torch.exp(-(place[:, None] ** 2 + place**2) / (2 * 6**2))
+    batch = whole()
+    temperature = fit_temperature(evaluation.probabilities, evaluation.labels)
+    attended, centred = (
+        patch_insertion_deletion(
+            predictor(model), batch.images[POSITIVES], maps, batch.labels[POSITIVES],
+            patch_size=8, baseline=make_objective().bias_image, num_points=4,
+            temperature=temperature,
+        ).matched.pid
+        for maps in (attention_maps(model)[POSITIVES], bump.expand(len(POSITIVES), 24, 24))
+    )  # fmt: skip
+    found = evaluation.as_metrics("val")["val_pid_over_centre"]
+    assert found == pytest.approx((attended - centred).mean().item(), abs=1e-6)
+    assert abs(found) > 1e-3
+
+
 def test_a_subset_without_positives_has_no_pid(model):
     negatives = make_subset(4, seed=8, labels=[0, 0, 0, 0])
 
