@@ -15,7 +15,6 @@ import psutil
 import pytest
 import sklearn.model_selection  # noqa: F401
 import torch
-import torchmetrics  # noqa: F401
 from jaxtyping import install_import_hook
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling

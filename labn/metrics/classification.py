@@ -8,8 +8,8 @@ from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int64, Integer
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
 _PROBABILITY_TOLERANCE = 1e-3
 
@@ -99,17 +99,16 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 def _confusion(probabilities: Tensor, labels: Tensor) -> Int64[Tensor, "c c"]:
     num_classes = probabilities.shape[1]
-    confusion: Tensor = multiclass_confusion_matrix(probabilities, labels, num_classes)
-    return confusion.long()
+    pairs = labels * num_classes + probabilities.argmax(dim=1)
+    return pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def _auroc(probabilities: Tensor, labels: Tensor) -> float:
-    # torchmetrics returns 0 (and warns) for a class without positives or without negatives.
     present = sorted(set(labels.tolist()))
     if len(present) < 2:
         return math.nan
     scored = [1] if probabilities.shape[1] == 2 else present
-    return fmean(binary_auroc(probabilities[:, c], (labels == c).long()).item() for c in scored)
+    return fmean(roc_auc_score(labels == c, probabilities[:, c]) for c in scored)
 
 
 def _true_skill_statistic(confusion: Int64[Tensor, "c c"]) -> float:

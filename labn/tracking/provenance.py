@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-_DISTRIBUTIONS = ("torch", "torchvision", "mlflow", "numpy", "labn")
+_DISTRIBUTIONS = ("torch", "mlflow", "numpy", "labn")
 # The second form is a password with an unescaped slash, which SQLAlchemy accepts.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/:@]*:[^\s@]*)@")
 _SECRET_FIELD = re.compile(

@@ -52,7 +52,6 @@ def run_checks(
         _check_python(),
         _check_torch(),
         _check_accelerator(),
-        _check_torchvision(),
         _check_compiler(),
         _check_memory(),
     ]
@@ -123,17 +122,6 @@ def _check_accelerator() -> Check:
         fix = "nvidia-smi is here but torch sees no GPU: check the driver and torch's CUDA build"
         return Check(name, "warn", detail, fix)
     return Check(name, "ok", detail)
-
-
-def _check_torchvision() -> Check:
-    try:
-        # By name, since torchvision has no type annotations.
-        version = importlib.import_module("torchvision").__version__
-    except (ImportError, OSError, RuntimeError) as error:
-        # A build for another torch raises RuntimeError: an operator does not exist.
-        fix = "install torch and torchvision together, so that their versions fit"
-        return Check("torchvision", "fail", f"cannot be imported: {_one_line(error)}", fix)
-    return Check("torchvision", "ok", f"{version}, loads with this torch")
 
 
 def _check_compiler() -> Check:

@@ -6,6 +6,7 @@ of the work; the frames of all maps of an image share the network's batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur  # type: ignore[import-untyped]
 
 from labn.data.dataset import ChannelStatistics
 from labn.errors import UserError
@@ -194,8 +195,10 @@ def baseline_image(
         colour = -(statistics.mean / statistics.std).to(image)
         return colour[:, None, None].expand_as(image)
     sigma = _BLUR_SIGMA_SHARE * min(image.shape[1:])
-    blurred: Tensor = gaussian_blur(image, 2 * int(np.ceil(3 * sigma)) + 1, sigma)
-    return blurred
+    blurred = gaussian_filter(
+        image.cpu().numpy(), (0, sigma, sigma), mode="mirror", radius=math.ceil(3 * sigma)
+    )
+    return torch.from_numpy(blurred).to(image)
 
 
 def _score_row(

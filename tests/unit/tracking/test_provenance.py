@@ -43,7 +43,7 @@ def test_the_tags_give_versions_and_a_command_line_without_secrets(
     tags = environment_tags()
     assert tags["version.python"] == platform.python_version()
     assert tags["version.torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert {"version.torchvision", "version.mlflow", "version.numpy", "version.labn"} <= set(tags)
+    assert {"version.torch", "version.mlflow", "version.numpy", "version.labn"} <= set(tags)
     assert tags["command"] == "labn train 'my config.yaml' tracking.uri=http://host"
     assert platform.node() not in tags.values()
 
