@@ -22,6 +22,7 @@ def main() -> None:
         doctor,
         evaluate,
         explain,
+        init,
         report,
         sanity,
         search,

@@ -45,9 +45,10 @@ def ablate(
 
         labn ablate configs/ablation/demo.yaml --dry-run
     """
+    from labn.config.shipped import ABLATIONS, find_config
     from labn.sweeps.ablation.ablation_study import read_study
 
-    read = read_study(study, overrides or [])
+    read = read_study(find_config(study, ABLATIONS), overrides or [])
     if dry_run:
         content = _plan(read)
         print_result(as_json, content, _plan_as_text(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -10,14 +11,30 @@ from typing import Annotated, Any
 import typer
 
 from labn.config import Config, load_config
+from labn.config.shipped import CONFIGS, find_config
 from labn.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Train, search and audit LABN: image classifiers that show where they looked.",
 )
+
+
+def _print_version(is_asked: bool | None) -> None:
+    if is_asked:
+        typer.echo(f"labn {importlib.metadata.version('labn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = None,
+) -> None:
+    """Train, search and audit LABN: image classifiers that show where they looked."""
 
 
 class SubsetChoice(StrEnum):
@@ -30,7 +47,10 @@ class SubsetChoice(StrEnum):
 
 ConfigOrRun = Annotated[
     Path | None,
-    typer.Argument(help="A configuration file, or the folder of a run.", show_default=False),
+    typer.Argument(
+        help="A configuration: a file, a shipped one's name (demo), or a run's folder.",
+        show_default=False,
+    ),
 ]
 Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 Overrides = Annotated[
@@ -52,7 +72,8 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
     """
     if path is None or "=" in str(path):
         raise UserError(
-            "no configuration given; specify a file such as configs/demo.yaml, or a run's folder"
+            "no configuration given; specify a file, a shipped one's name such as demo, or a run's"
+            " folder"
         )
     config = load_config(_find_config(path), overrides or ())
     if path.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
@@ -62,7 +83,7 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
 
 def _find_config(path: Path) -> Path:
     if not path.is_dir():
-        return path
+        return find_config(path, CONFIGS)
     if not (path / "config.yaml").is_file():
         raise UserError(
             f"{path}: is a folder but not a run (it has no config.yaml); pass a"

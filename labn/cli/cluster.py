@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from labn.cli.app import Json, app, print_result
+from labn.cli.init import write_shipped
 from labn.cli.signals import StopRequest
+from labn.config.shipped import CONFIGS
 from labn.errors import RunFailed, UserError
 
 cluster_app = typer.Typer(
@@ -25,6 +27,19 @@ File = Annotated[
     Path, typer.Argument(help="A cluster's file, such as cluster/gpu.yaml.", show_default=False)
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command without running it.")]
+
+
+@cluster_app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+) -> None:
+    """Write the shipped files of clusters, the scripts, and the configurations that nodes get.
+
+    **Example**
+
+        labn cluster init
+    """
+    write_shipped(["cluster/*", "tune/*.py", f"{CONFIGS}/**/*.yaml"], folder)
 
 
 @cluster_app.command()

@@ -79,6 +79,7 @@ def run(
     # Imported here, since they load Ray and Optuna.
     from labn.cli.search_display import SearchDisplay
     from labn.config import load_search
+    from labn.config.shipped import SEARCHES, find_config
     from labn.sweeps.search import confirm
     from labn.sweeps.search.default_search import default_search
     from labn.sweeps.search.search_driver import run_search
@@ -88,6 +89,7 @@ def run(
         if config is None or "=" in str(config):
             given = [*([] if config is None else [str(config)]), *given]
             config, given = stack.enter_context(default_search(given, _say))
+        config = find_config(config, SEARCHES)
         search = load_search(config, given)
         with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
             summary = run_search(search, config, display, stop.is_requested)

@@ -25,6 +25,14 @@ AnyRuns = TypeVar("AnyRuns", bound=ManyRuns)
 _COMMAND_LINE = "command line: "
 
 
+_KINDS: dict[str, tuple[str, str, type[Section]]] = {
+    "data": ("a run", "train", Config),
+    "space": ("a search", "search", SearchConfig),
+    "conditions": ("an ablation", "ablate", StudyConfig),
+}
+"""The key that only the files of one command have."""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the run of a YAML file with ``key=value`` overrides, validated as a whole.
 
@@ -32,6 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         UserError: names file, key, value, rule and fix, on one line.
     """
     tree = read_yaml(path)
+    _check_kind(path, tree, Config)
     given = _parse_overrides(overrides, example="train.epochs=20")
     for key, value in given.items():
         if key not in known_keys():
@@ -61,10 +70,18 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return _load_many(StudyConfig, path, overrides, example="seeds=[0,1]")
 
 
+def _check_kind(path: Path, tree: Mapping[str, Any], schema: type[Section]) -> None:
+    """Check that a file is not of another command."""
+    for key, (kind, command, own) in _KINDS.items():
+        if key in tree and schema is not own:
+            raise UserError(f"{path}: is the configuration of {kind}; use `labn {command} {path}`")
+
+
 def _load_many(
     schema: type[AnyRuns], path: Path, overrides: Sequence[str], *, example: str
 ) -> AnyRuns:
     tree = read_yaml(path)
+    _check_kind(path, tree, schema)
     given = _parse_overrides(overrides, example)
     fixed = {}
     for key, value in given.items():

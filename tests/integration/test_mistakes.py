@@ -58,8 +58,12 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("train", "no-such.yaml"), ["no-such.yaml: no such configuration file"]),
-        (("train",), ["no configuration given", "configs/demo.yaml"]),
+        (("train", "no-such.yaml"), ["no-such.yaml: no such configuration file", "labn init"]),
+        (("train", "configs/search/demo.yaml"), ["of a search; use `labn search configs/search"]),
+        (("ablate", "configs/search/demo.yaml"), ["of a search; use `labn search configs/search"]),
+        (("train", "configs/ablation/demo.yaml"), ["of an ablation; use `labn ablate configs/ab"]),
+        (("search", "configs/demo.yaml"), ["of a run; use `labn train configs/demo.yaml`"]),
+        (("train",), ["no configuration given", "a shipped one's name such as demo"]),
         (("train", "train.epochs=3"), ["no configuration given"]),
         (("train", "CONFIG", "train.epochs=0"), ["command line: train.epochs = 0", "must be"]),
         (("train", "CONFIG", "train.lr=1"), ["command line: train.lr = 1: unknown key"]),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labn.config.reading import read_yaml
+from labn.config.shipped import shipped_folder
 from labn.data.readers.open_reader import detect_layout
 from labn.distributed.capacity import bootstrap_file, live_nodes
 from labn.distributed.launch.cluster_files import PLACEHOLDER
@@ -41,7 +42,7 @@ def default_search(
     how to give other ones.
 
     Raises:
-        UserError: there is no such file, or the data's folder is absent or of no known layout.
+        UserError: the data's folder is absent or of no known layout.
     """
     path = _find_file()
     tree = read_yaml(path)
@@ -67,16 +68,10 @@ def default_search(
 
 
 def _find_file() -> Path:
-    """Return the file in this repository, or where the nodes of a cluster have it."""
-    beside_wheel = [Path("~/labn").expanduser(), Path(os.environ.get("LABN_SHARED", "~/labn"))]
-    places = [Path(), Path(__file__).parents[3], *beside_wheel]
-    found = next((place / FILE for place in places if (place / FILE).is_file()), None)
-    if found is None:
-        raise UserError(
-            f"{FILE}: is neither here nor in ~/labn; give --config FILE, or run `ray up`, which"
-            " copies configs to ~/labn"
-        )
-    return found
+    """Return the file as it is here, or as `ray up` copied it to a node, or as it was shipped."""
+    copied = [Path("~/labn").expanduser(), Path(os.environ.get("LABN_SHARED", "~/labn"))]
+    found = (place / FILE for place in (Path(), *copied) if (place / FILE).is_file())
+    return next(found, None) or shipped_folder() / FILE
 
 
 def _choose_data(known: Mapping[str, Any]) -> dict[str, Any]:
