@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from labn.model.lambda_layer import LambdaLayer
     from labn.model.network import build_model
     from labn.model.pretrained import load_release_state
+    from labn.runs.loaded import load
 
 _MODULES = {
     "LambdaLayer": "labn.model.lambda_layer",
     "build_model": "labn.model.network",
+    "load": "labn.runs.loaded",
     "load_release_state": "labn.model.pretrained",
     "patch_insertion_deletion": "labn.metrics.faithfulness",
     "rise": "labn.explain.rise",
@@ -26,6 +28,7 @@ _MODULES = {
 __all__ = [
     "LambdaLayer",
     "build_model",
+    "load",
     "load_release_state",
     "patch_insertion_deletion",
     "rise",

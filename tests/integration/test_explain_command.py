@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -19,6 +20,7 @@ from labn.data.readers.synthetic import write_synthetic
 from labn.model.network import build_model
 from labn.report import overlay
 from labn.runs import explain_images as explaining
+from labn.runs.loaded import load
 from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.training import checkpoint
@@ -371,7 +373,7 @@ def test_neither_masks_nor_maps_nor_other_files_pass_for_images(trained, explain
 
 def test_a_run_without_colours_takes_coloured_images(trained, explained, tmp_path):
     run, _ = trained("magnetograms")
-    pixels = paint(3, 1, (50, 36))
+    pixels = paint(3, 1, (36, 50))
     Image.fromarray(pixels).save(tmp_path / "colour.png")
 
     (row,) = explained(tmp_path / "colour.png", kind="magnetograms")["images"]
@@ -472,3 +474,65 @@ def test_the_weights_put_in_are_not_those_that_training_started_from(labn, train
     last = {row["method"]: row["mean"] for row in rows if row["stage"] == "stem"}
     assert last["LABN"] < 0.99
     assert last["input gradient"] < 0.99
+
+
+def test_a_loaded_run_takes_images_of_any_kind_and_agrees_with_the_formulas(trained, tmp_path):
+    run, _ = trained("folder")
+    pixels = paint(3, 1, (36, 50))
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    expected, attention = replica(run, pixels)
+    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
+    same = [
+        tmp_path / "one.png", str(tmp_path / "one.png"), Image.fromarray(pixels), pixels,
+        channels_first, channels_first.double() / 255,
+    ]  # fmt: skip
+
+    model = load(run)
+    results = [model(same[0]), *model.predict(same)]
+
+    assert len(results) == len(same) + 1
+    for result in results:
+        assert list(result.probabilities) == list(model.class_names)
+        np.testing.assert_allclose(list(result.probabilities.values()), expected, rtol=0, atol=1e-6)
+        assert result.predicted == model.class_names[expected.argmax()]
+        np.testing.assert_allclose(result.attention, attention, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(result.image, pixels)
+        with Image.open(io.BytesIO(result._repr_png_())) as picture:
+            assert picture.size == (36, 50)
+    grey = model(pixels[..., 0])
+    assert grey.image.shape == pixels.shape
+
+
+def test_the_crop_of_a_reader_holds_for_images_in_memory_too(trained, tmp_path):
+    run, root = trained("idrid")
+    path = next((root / "B. Disease Grading/1. Original Images").rglob("*.jpg"))
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+
+    from_file, from_memory = load(run).predict([path, pixels])
+
+    assert from_file.probabilities == from_memory.probabilities
+    left, top, right, bottom = FUNDUS_BOX
+    outside = np.ones(pixels.shape[:2], dtype=bool)
+    outside[top:bottom, left:right] = False
+    assert outside.any()
+    assert not from_memory.attention[outside].any()
+    assert from_memory.attention[~outside].all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3)), r"shape \(8, 8, 3\) of float64"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\) of uint8"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (torch.full((3, 8, 8), 1.5), r"outside \[0, 1\]"),
+        (torch.full((3, 8, 8), torch.nan), r"outside \[0, 1\]"),
+        (Image.fromarray(np.zeros((8, 8), np.uint16)), "mode I;16, must have 8 bits"),
+    ],
+)
+def test_an_image_in_memory_that_cannot_be_taken_exactly_is_refused(trained, image, message):
+    model = load(trained("folder")[0])
+
+    with pytest.raises(ValueError, match=message):
+        model(image)

@@ -44,6 +44,11 @@ def read_unlabelled(path: Path, data_name: str, num_channels: int) -> Unlabelled
         pixels = read_magnetogram(path)
     else:
         pixels = read_image(path, num_channels)
+    return as_read(pixels, data_name)
+
+
+def as_read(pixels: UInt8[ndarray, "height width c"], data_name: str) -> UnlabelledImage:
+    """Return a decoded image with the crop that a data set called ``data_name`` keeps."""
     height, width = pixels.shape[:2]
     box = fundus_box(width, height) if data_name == "idrid" else (0, 0, width, height)
     return UnlabelledImage(pixels=pixels, box=box)
