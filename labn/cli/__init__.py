@@ -18,6 +18,7 @@ def main() -> None:
     from labn.cli import (  # noqa: F401
         ablate,
         cluster,
+        config,
         data,
         doctor,
         evaluate,

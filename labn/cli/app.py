@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labn.config import Config, load_config
+from labn.config import Config, known_keys, load_config
 from labn.config.shipped import CONFIGS, find_config
 from labn.errors import UserError
 
@@ -45,6 +45,10 @@ class SubsetChoice(StrEnum):
     test = "test"
 
 
+def _complete_key(incomplete: str) -> list[str]:
+    return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
+
+
 ConfigOrRun = Annotated[
     Path | None,
     typer.Argument(
@@ -55,7 +59,11 @@ ConfigOrRun = Annotated[
 Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]...", help="Settings that replace those of the file."),
+    typer.Argument(
+        metavar="[key=value]...",
+        help="Settings that replace those of the file: `labn config keys`.",
+        autocompletion=_complete_key,
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")

@@ -17,7 +17,9 @@ class EvaluateConfig(Section):
     """The evaluation of every trained run, as by `labn evaluate`."""
 
     split: Literal["train", "validation", "test"] = "test"
+    """The subset that is scored."""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("LABN", "random")
+    """The explanation methods, as `labn evaluate --methods`."""
     patch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """None: those of the paper, and validation's."""
     points: Annotated[Integer, Field(ge=2)] | None = None

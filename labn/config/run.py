@@ -34,8 +34,11 @@ class AugmentConfig(Section):
     """Random changes of each training image, drawn again in every epoch."""
 
     horizontal_flip: bool = True
+    """Mirror half of the images, left to right."""
     vertical_flip: bool = False
+    """Mirror half of the images, top to bottom."""
     rotation_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0
+    """Largest rotation, either way, in degrees."""
     zoom: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Largest relative change of size: 0.1 scales by 0.9 to 1.1."""
     brightness: NonNegative = 0.0
@@ -48,25 +51,32 @@ class SyntheticConfig(Section):
     """The embedded synthetic fundus set."""
 
     num_images: Annotated[Integer, Field(ge=20)] = 400
+    """Images to make."""
     positive_fraction: InnerFraction = 0.5
+    """Share of them with lesions."""
     seed: Whole = 0
+    """Seed of the images."""
 
 
 class DataConfig(Section):
     """The images, their subsets, and their processing for training."""
 
     name: Literal["idrid", "magnetograms", "folder", "synthetic"]
+    """The kind of data set; `folder` has one folder of images per class."""
     root: Location | None = None
     """The folder of the data; s3:// or gs:// is mirrored into `cache_dir`."""
     negative_class: str | None = None
     """For `folder`: the folder of class 0; None: one with a name such as `negative` or `normal`."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
+    """Side in pixels to which every image is resized."""
     cache_dir: Path = Path("~/.cache/labn")
+    """The folder for decoded images, which every run on the same data shares."""
     validation_fraction: InnerFraction = 0.2
     """Share of the training images used for validation, if the data set has no such subset."""
     test_fraction: InnerFraction = 0.2
     """The same for testing, if the data set has no subsets at all."""
     split_seed: Whole = 0
+    """Seed of the drawing of subsets, apart from `train.seed`."""
     group_by: str | None = "auto"
     """Groups that no split separates: `time` (images taken within `group_gap_s` of one another),
     `folder`, or `FILE:COLUMN` of a table; null: none, as in the paper; auto: `time` for `idrid`."""
@@ -92,9 +102,11 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: str = "lambda_resnet50"
+    """lambda_resnet50, 26, 38, 101 or 152; lambda_cnn; resnet50 or resnet26 (convolutions)."""
     split: Whole = 7
     """B of the paper: the number of bottlenecks before the attention branch."""
     theta_alpha: Fraction = 0.75
+    """Attention at or below it becomes 0 before the perception branch (eq. 2)."""
     branch_width: Count | None = None
     """Inner width of the attention branch's bottlenecks; None: the channels of its input."""
     branch: Literal["attention", "none"] = "attention"
@@ -111,11 +123,14 @@ class LossConfig(Section):
     """Eq. 8: CE(LPB) + lambda_lab CE(LAB) + lambda_kl KL; and lambda_area times the mean alpha~."""
 
     theta_b: Fraction = 0.2
+    """Size of the mask of L_KL's masked image x~ (eq. 12); see `mask_rule`."""
     mask_rule: Literal["share", "threshold"] = "share"
     """The pixels that x~ keeps: the share theta_b with the largest alpha~, or all with alpha~ above
     theta_b (eq. 12 to the letter)."""
     lambda_lab: NonNegative = 1.0
+    """Weight of the attention branch's cross-entropy."""
     lambda_kl: NonNegative = 1.0
+    """Weight of the divergence between the classes of x and x~; 0 leaves that pass out."""
     lambda_area: NonNegative = 0.0
     """A penalty on the attended area, by the mean of alpha~; not in the paper."""
     masked_statistics: bool = True
@@ -123,20 +138,26 @@ class LossConfig(Section):
     `mask_rule: share` four fifths of x~ are the bias image: validation, which uses the running
     statistics on whole images, then sees another network than training."""
     class_weights: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Weight of each class in the cross-entropies, in the order of the classes."""
 
 
 class TrainConfig(Section):
     """Optimisation and checkpoints."""
 
     epochs: Count = 100
+    """Passes over the training subset, at most."""
     batch_size: Annotated[Integer, Field(ge=2)] = 32
     """Images in one step, over all workers."""
     seed: Whole = 0
+    """Seed of initial weights, order and augmentation."""
     learning_rate_head: Positive = 1e-3
     """Learning rate of the attention branch and the linear layer."""
     learning_rate_backbone: Positive = 1e-4
+    """Learning rate of all other parameters."""
     weight_decay: NonNegative = 0.09
+    """Of AdamW."""
     warmup_epochs: NonNegative = 5.0
+    """Epochs in which the learning rates rise from 0; a cosine follows."""
     monitor: Literal["val_loss", "val_pid", "val_auroc"] = "val_loss"
     """The metric that decides which epoch is the best; early stopping follows it."""
     min_auroc: Fraction = 0.0
@@ -148,21 +169,25 @@ class TrainConfig(Section):
     freeze: tuple[SectionName, ...] = ()
     """Sections whose weights and statistics stay as they are: lfe, lab, lpb, stem, stage1 ..."""
     balanced_sampling: bool = False
+    """Draw each class equally often."""
     accumulation_steps: Count = 1
     """Parts in which a batch is computed, to save memory."""
     gradient_clip: Positive | None = None
     """Largest norm of the gradient."""
     ema_decay: InnerFraction | None = None
+    """Decay of an average of the weights, which is then what is validated and kept."""
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
     """Of products and activations; auto: bf16 on GPUs that have it, float32 elsewhere."""
     force_precision: bool = False
     """Take bf16 even where no instruction computes in it."""
     channels_last: bool = True
+    """Keep the channels of a pixel together in memory, which is faster."""
     compile: bool = False
     """Compile the network, once for each size of batch: minutes before a run, faster steps."""
     cuda_graphs: bool = False
     """Record the compiled network's kernels once and launch them together; needs `compile`."""
     device: str = "auto"
+    """cpu, cuda or cuda:N; auto: a GPU if there is one."""
     checkpoint_steps: Count | None = None
     """Steps between checkpoints within an epoch; one is always written at its end."""
     keep_checkpoints: Count = 2
@@ -178,8 +203,11 @@ class ValidationConfig(Section):
     """The measurements of each epoch besides the loss."""
 
     batch_size: Count = 64
+    """Images, and frames of PID, in one pass."""
     pid_patch_size: Count = 16
+    """Side m of a patch, in pixels of the resized image."""
     pid_num_points: Annotated[Integer, Field(ge=2)] = 17
+    """Points of each curve."""
     pid_growth_epochs: tuple[Count, ...] = ()
     """Epochs at which the number of intervals of a curve doubles; after the last, all points."""
     pid_max_images: Count | None = None
@@ -209,9 +237,11 @@ class TrackingConfig(Section):
     experiment: str | None = None
     """None: ``labn/<data set>``."""
     run_name: str | None = None
+    """None: the name of `output_dir`."""
     parent_run_id: str | None = None
     """The tracker's run that lists this one, as a search lists its trials."""
     log_model: bool = True
+    """Log the best network in a form that MLflow serves."""
 
 
 class Config(Section):
@@ -224,6 +254,7 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     output_dir: Path
+    """The folder of the run's files; the same folder again resumes the run."""
 
     @model_validator(mode="after")
     def _check_relations(self) -> Config:

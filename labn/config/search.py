@@ -58,7 +58,9 @@ class ConstraintConfig(Section):
     """The score that a trial must reach to count, so that no bad classifier wins by its PID."""
 
     metric: Literal["val_auroc", "val_accuracy"]
+    """The score."""
     at_least: Fraction
+    """The lowest value that counts."""
 
 
 class ObjectiveConfig(Section):
@@ -67,6 +69,7 @@ class ObjectiveConfig(Section):
     maximise: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=2)] = ("val_pid",)
     """Two of them: a Pareto front of trials."""
     constraint: ConstraintConfig | None = None
+    """The score that a trial must reach to count."""
     patch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """A finished trial's `val_pid` is the mean over these; None: `validation.pid_patch_size`."""
 
@@ -75,7 +78,9 @@ class SamplerConfig(Section):
     """The sampler of parameters."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    """Optuna's sampler."""
     seed: Whole = 0
+    """Seed of the draws."""
     startup_trials: Count = 8
     """Trials with random parameters before the model is used; for tpe, gp and cmaes."""
 
@@ -87,7 +92,9 @@ class PruningConfig(Section):
     """
 
     grace_epochs: Count = 2
+    """The first epoch after which trials may be stopped."""
     reduction: Annotated[Number, Field(gt=1)] = 3.0
+    """One trial in so many continues past each such epoch."""
 
 
 class TrialConfig(ProcessesConfig):
@@ -118,6 +125,7 @@ class SearchConfig(ManyRuns):
     first: list[dict[str, Any]] | None = None
     """Parameters tried first; those left out are the base's. None: the base's own."""
     trials: Count = 24
+    """The budget; a higher one resumes a finished search."""
     objective: ObjectiveConfig = ObjectiveConfig()
     sampler: SamplerConfig = SamplerConfig()
     pruning: PruningConfig | None = PruningConfig()

@@ -69,7 +69,11 @@ class Section(BaseModel):
     """Keys that belong together: frozen, all of them known, all numbers finite."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -81,6 +85,7 @@ class ManyRuns(Section):
     fixed: dict[str, Any] = {}
     """Settings that replace the base's in every run, by dotted key."""
     output_dir: Path
+    """The folder of all files; the same folder again resumes."""
 
 
 def members(annotation: Any) -> list[type[Section]]:

@@ -5,7 +5,10 @@ import sys
 from subprocess import run
 
 import pytest
+import yaml
 from command_line import COMMAND, ENVIRONMENT, succeed
+
+from labn.config import known_keys
 
 COMMANDS = [
     ("train",),
@@ -20,6 +23,11 @@ COMMANDS = [
     ("ui",),
     ("search", "run"),
     ("search", "export"),
+    ("init",),
+    ("cluster", "init"),
+    ("config", "show"),
+    ("config", "keys"),
+    ("config", "explain"),
 ]
 SYNTH = ("--num-images", 20, "--image-size", 32)
 
@@ -54,9 +62,7 @@ def test_every_commands_help_shows_an_example(labn, words):
     lines = [line.strip() for line in done.stdout.splitlines()]
     heading = next(place for place, line in enumerate(lines) if line.startswith("Example"))
     shown = " ".join(word for word in words if word != "run")  # which goes without saying
-    assert any(line.startswith(f"labn {shown} ") for line in lines[heading:]) or (
-        words == ("doctor",) and "labn doctor" in lines[heading:]
-    )
+    assert any(f"{line} ".startswith(f"labn {shown} ") for line in lines[heading:])
 
 
 def test_the_module_is_the_command_line():
@@ -134,3 +140,17 @@ def test_the_doctor_finds_this_machine_fit(labn, tmp_path, monkeypatch):
         check["name"] for check in checks["checks"]
     }
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_shown_listed_and_explained(labn):
+    shown = labn("config", "show", "demo", "train.epochs=3")
+    listed = labn("config", "keys", "loss.", "--json")
+    explained = labn("config", "explain", "loss.theta_b")
+    misspelt = labn("config", "explain", "loss.thetab")
+
+    assert yaml.safe_load(shown.stdout)["train"]["epochs"] == 3
+    keys = [key["name"] for key in json.loads(listed.stdout)["keys"]]
+    assert keys == [key for key in known_keys() if key.startswith("loss.")]
+    assert explained.stdout.startswith("loss.theta_b (labn train): number >= 0, <= 1; default 0.2")
+    assert misspelt.returncode == 2
+    assert 'Did you mean "loss.theta_b"?' in misspelt.stderr
