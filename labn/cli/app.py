@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+_OVERRIDE = re.compile(r"[\w.-]+=")
 
 
 def _print_version(is_asked: bool | None) -> None:
@@ -78,7 +82,7 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
 
     The folder of a run becomes its ``output_dir``, also after it was moved.
     """
-    if path is None or "=" in str(path):
+    if path is None or is_override(path):
         raise UserError(
             "no configuration given; specify a file, a shipped one's name such as demo, or a run's"
             " folder"
@@ -87,6 +91,11 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
     if path.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
         return config.model_copy(update={"output_dir": path})
     return config
+
+
+def is_override(argument: Path) -> bool:
+    """Return whether an argument is ``key=value``, rather than a path with such a name."""
+    return _OVERRIDE.match(str(argument)) is not None and not argument.exists()
 
 
 def _find_config(path: Path) -> Path:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from labn.cli.ablate import summary_as_text
-from labn.cli.app import Json, Overrides, app, print_result
+from labn.cli.app import Json, Overrides, app, is_override, print_result
 from labn.cli.progress import ConsoleReporter
 from labn.cli.signals import StopRequest
 
@@ -86,7 +86,7 @@ def run(
 
     given = overrides or []
     with ExitStack() as stack:
-        if config is None or "=" in str(config):
+        if config is None or is_override(config):
             given = [*([] if config is None else [str(config)]), *given]
             config, given = stack.enter_context(default_search(given, _say))
         config = find_config(config, SEARCHES)

@@ -217,9 +217,16 @@ def _wanted(problem: ErrorDetails, example: str) -> str:
         return "not be true or false"
     if kind in ("list_type", "tuple_type") and not example:
         return "be a list, such as [1, 2]"
-    is_quoted = kind in ("int_type", "float_type") and isinstance(value, str)
-    without = ", without quotes" if is_quoted and value.strip(" +-.")[:1].isdigit() else ""
-    return f"be {_WANTED[kind]}{without}"
+    if kind in ("int_type", "float_type") and isinstance(value, str):
+        return f"be {_WANTED[kind]}{_unlike_number(value.strip())}"
+    return f"be {_WANTED[kind]}"
+
+
+def _unlike_number(text: str) -> str:
+    """Return what keeps text from being a number, if that is how it is written."""
+    if re.fullmatch(r"[-+]?0+\d+", text):
+        return ", without leading zeros"
+    return ", without quotes" if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", text) else ""
 
 
 def _example(place: _Place) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -185,12 +186,29 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+_NUMBERS = {
+    "int": r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)",
+    "float": r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+}
+"""YAML 1.1's numbers without those to the base of 8 or 60."""
+_REPLACED = {*_NUMBERS, "timestamp", "merge", "value"}
+
+
 class _KeyProblem(yaml.MarkedYAMLError):
     """A key of a mapping that is given twice, or is not text."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice, of which PyYAML would take the last."""
+    """A YAML loader that takes numbers as they look, and refuses a key given twice.
+
+    PyYAML would take the last of such keys, 010 for 8, and 1:30 for 90; here these two are text.
+    """
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag.split(":")[-1] not in _REPLACED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -208,6 +226,10 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+for _kind, _pattern in _NUMBERS.items():
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list("-+.0123456789")
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -228,8 +250,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UserError(f"{path}: {where}not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: an impossible date.
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold keys and values, such as `output_dir: runs/demo`")
@@ -247,10 +268,10 @@ def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
             )
         where = f"{_COMMAND_LINE}{key} = {shown(text)}"
         try:
-            value = yaml.load(text, _StrictLoader)
+            value = _parse_value(text)
         except _KeyProblem as error:
             raise UserError(f"{where}: {error.problem}") from None
-        except (yaml.YAMLError, ValueError):
+        except yaml.YAMLError:
             raise UserError(f"{where}: must be valid YAML; put text in quotes") from None
         for other in given:
             if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
@@ -258,6 +279,19 @@ def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
                 raise UserError(f"{where}: is also set by {twin}; keep one of the two")
         given[key] = value
     return given
+
+
+def _parse_value(text: str) -> Any:
+    """Return the value of an override: YAML, but text that is not quoted is taken as it is.
+
+    In a file, " #" would begin a comment there, and ": " a mapping.
+    """
+    text = text.strip()
+    if text.startswith(("'", '"', "[", "{")) or "\n" in text:
+        return yaml.load(text, _StrictLoader)
+    loader = _StrictLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
 def _unknown(key: str, value: object, *schemas: type[Section]) -> UserError:

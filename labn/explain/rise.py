@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
+from labn.metrics.arguments import Numbers, as_images
 from labn.metrics.faithfulness import Predict
 
 
 def rise(
     predict: Predict,
-    images: Float[Tensor, "n c h w"],
+    images: Numbers,
     *,
     num_masks: int,
     grid_size: int = 7,
@@ -33,8 +34,10 @@ def rise(
     S = 1 / (N p) sum_i f(x * M_i) M_i, for every class at once. A mask is a ``grid_size`` square
     of cells, each kept with ``keep_probability``, upsampled bilinearly to one cell more than the
     image and cropped at random; hidden pixels are zero, the mean of standardised images. All
-    images see the same masks, a function of ``seed`` alone. Values are on the scale of the
-    probabilities, and comparable only within one map.
+    images (n, c, h, w) see the same masks, a function of ``seed`` alone. Values are on the scale
+    of the probabilities, and comparable only within one map.
+
+    Masks and sums are float32 also for narrower images, and so is the result.
 
     Only the masks of one batch exist at a time. ``predict`` receives ``batch_size`` masked copies
     of one image at a time, on the device of ``images``, without gradients; the next copies
@@ -45,17 +48,21 @@ def rise(
         ValueError: an argument, or what ``predict`` returns, breaks its rule.
     """
     _check_settings(num_masks, grid_size, keep_probability, batch_size)
+    images = as_images(images)
+    if not len(images):
+        raise ValueError(f"images: got shape {tuple(images.shape)}, must be at least one")
     masks = draw_masks(
         num_masks, (images.shape[2], images.shape[3]), grid_size, keep_probability, seed
     )
-    sums: list[Tensor] = [images.new_zeros(())] * len(images)
+    wide = images.new_zeros((), dtype=torch.promote_types(images.dtype, torch.float32))
+    sums = [wide] * len(images)
     # One buffer for all batches: allocating each time would fragment the memory.
     num_rows = min(batch_size, num_masks)
-    masks_buffer_nij = images.new_empty(num_rows, *masks.image_size)
+    masks_buffer_nij = wide.new_empty(num_rows, *masks.image_size)
     images_buffer_ncij = images.new_empty(num_rows, *images.shape[1:])
     with torch.no_grad():
         for start in range(0, num_masks, batch_size):
-            masks_nij = masks.expand(slice(start, start + batch_size), images, masks_buffer_nij)
+            masks_nij = masks.expand(slice(start, start + batch_size), wide, masks_buffer_nij)
             for index, image in enumerate(images):
                 masked_ncij = images_buffer_ncij[: len(masks_nij)]
                 torch.mul(masks_nij.unsqueeze(1), image, out=masked_ncij)

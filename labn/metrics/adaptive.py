@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from labn.metrics.arguments import Numbers
 from labn.metrics.faithfulness import Frames, Predict, prepare_frames
 
 _FIRST_HALVINGS = 3
@@ -49,12 +50,12 @@ class AdaptiveInsertionDeletion:
 
 def adaptive_insertion_deletion(
     predict: Predict,
-    images: Float[Tensor, "n c h w"],
-    saliency: Float[Tensor, "*maps"],
-    labels: Integer[Tensor, "*labels"],
+    images: Numbers,
+    saliency: Numbers,
+    labels: Numbers,
     *,
     patch_size: int,
-    baseline: Float[Tensor, "*baseline"] | float | int,
+    baseline: Numbers | float | int,
     tolerance: float,
     max_points: int | None = None,
     batch_size: int = 64,

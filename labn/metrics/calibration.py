@@ -10,7 +10,8 @@ from jaxtyping import Float, Float64, Int64, Integer
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from labn.metrics.classification import check_labels, check_probabilities
+from labn.metrics.arguments import as_labels
+from labn.metrics.classification import as_probabilities, check_labels
 
 NUM_BINS = 15
 _LARGEST_TEMPERATURE = 20.0
@@ -42,8 +43,8 @@ def reliability(
     Raises:
         ValueError: a row is not a distribution, or a label is not one of the classes.
     """
-    probabilities, labels = probabilities.detach().cpu().double(), labels.long().cpu()
-    check_probabilities("probabilities", probabilities)
+    probabilities = as_probabilities("probabilities", probabilities)
+    labels = as_labels(labels, len(probabilities))
     check_labels(labels, probabilities.shape[1])
     confidence, predicted = probabilities.max(dim=1)
     # Bins are closed above, as in the source: 1 belongs to the last.
@@ -70,8 +71,8 @@ def fit_temperature(probabilities: Float[Tensor, "n c"], labels: Integer[Tensor,
     Raises:
         ValueError: a row is not a distribution, or a label is not one of the classes.
     """
-    probabilities, labels = probabilities.detach().cpu(), labels.long().cpu()
-    check_probabilities("probabilities", probabilities)
+    probabilities = as_probabilities("probabilities", probabilities)
+    labels = as_labels(labels, len(probabilities))
     check_labels(labels, probabilities.shape[1])
 
     def loss(log_temperature: float) -> float:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Float64, Int64
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from labn.metrics.arguments import Numbers, as_labels, as_numbers
+
 _PROBABILITY_TOLERANCE = 1e-3
+"""Largest error of a row's sum, where the type of the probabilities does not round it further."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,8 @@ class ClassificationScores:
         return {f"{prefix}_{name}": v for name, v in scores.items() if not math.isnan(v)}
 
 
-def classification_scores(
-    probabilities: Float[Tensor, "n c"], labels: Integer[Tensor, " n"]
-) -> ClassificationScores:
-    """Return the scores of class probabilities against true classes.
+def classification_scores(probabilities: Numbers, labels: Numbers) -> ClassificationScores:
+    """Return the scores of class probabilities (n, c) against true classes (n,).
 
     The predicted class is the most probable one, the first in a tie. AUROC is that of class 1
     for two classes, else the mean over the classes that occur, each against the rest. TSS is the
@@ -47,8 +48,8 @@ def classification_scores(
     Raises:
         ValueError: a row is not a distribution, or a label is not one of the classes.
     """
-    probabilities, labels = probabilities.detach().cpu(), labels.long().cpu()
-    check_probabilities("probabilities", probabilities)
+    probabilities = as_probabilities("probabilities", probabilities)
+    labels = as_labels(labels, len(probabilities))
     check_labels(labels, probabilities.shape[1])
     confusion = _confusion(probabilities, labels)
     return ClassificationScores(
@@ -60,26 +61,31 @@ def classification_scores(
     )
 
 
-def check_probabilities(name: str, probabilities: Tensor) -> None:
-    """Check that rows are probability distributions over at least two classes.
+def as_probabilities(name: str, given: Numbers) -> Float64[Tensor, "n c"]:
+    """Return probability distributions over at least two classes, on the CPU.
 
     Raises:
-        ValueError: a row is not; the message has ``name`` and the row.
+        ValueError: a row is not one; the message has ``name`` and the row.
     """
+    probabilities = as_numbers(name, given).to("cpu", torch.float64)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise ValueError(
             f"{name}: got shape {tuple(probabilities.shape)}, must be (images, classes)"
             " with at least two classes"
         )
     excess = torch.maximum(probabilities - 1, -probabilities).amax(dim=1)
-    error = torch.maximum((probabilities.double().sum(dim=1) - 1).abs(), excess)
+    error = torch.maximum((probabilities.sum(dim=1) - 1).abs(), excess)
+    # Each probability is rounded by at most half of eps times itself, a softmax's sum by as much.
+    is_narrow = isinstance(given, Tensor) and given.is_floating_point()
+    precision = torch.finfo(given.dtype).eps if is_narrow else 0.0
     # NaN compares false with everything, so test for valid rows, not for invalid ones.
-    if not (valid := error <= _PROBABILITY_TOLERANCE).all():
+    if not (valid := error <= max(_PROBABILITY_TOLERANCE, precision)).all():
         row = int((~valid).nonzero()[0])
         raise ValueError(
             f"{name}: got {[round(p, 4) for p in probabilities[row].tolist()]} in row {row}, must"
             " be probabilities (in [0, 1], each row summing to 1); apply softmax to logits"
         )
+    return probabilities
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

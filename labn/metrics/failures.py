@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from labn.metrics.arguments import Numbers, as_mask, as_numbers
 from labn.metrics.faithfulness import check_finite
 
 FAILURES = {
@@ -45,9 +46,9 @@ class ErrorThresholds:
 
 
 def classify_failures(
-    pid: Float[Tensor, "*scores"],
-    is_correct: Bool[Tensor, "*predictions"],
-    saliency: Float[Tensor, "*maps"],
+    pid: Numbers,
+    is_correct: Numbers,
+    saliency: Numbers,
     theta_alpha: float,
     thresholds: ErrorThresholds | None = None,
 ) -> tuple[str | None, ...]:
@@ -62,8 +63,8 @@ def classify_failures(
         ValueError: the shapes do not agree, or a score or a map is not finite.
     """
     thresholds = thresholds or ErrorThresholds()
-    _check(pid, is_correct, saliency)
-    attended = (saliency > theta_alpha).flatten(start_dim=1).double().mean(dim=1)
+    pid, is_correct, maps = _check(pid, is_correct, saliency)
+    attended = (maps > theta_alpha).flatten(start_dim=1).double().mean(dim=1)
     rows = zip(pid.tolist(), is_correct.tolist(), attended.tolist(), strict=True)
     return tuple(
         _classify(correct, share, thresholds) if score < thresholds.pid else None
@@ -87,15 +88,24 @@ def _classify(is_correct: bool, attended_share: float, thresholds: ErrorThreshol
     return "WA"
 
 
-def _check(pid: Tensor, is_correct: Tensor, saliency: Tensor) -> None:
+def _check(
+    pid: Numbers, is_correct: Numbers, saliency: Numbers
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Float[Tensor, "n h w"]]:
     num_images = saliency.shape[:1]
-    if saliency.ndim != 3 or pid.shape != num_images or is_correct.shape != num_images:
+    if (
+        saliency.ndim != 3
+        or 0 in saliency.shape[1:]
+        or pid.shape != num_images
+        or is_correct.shape != num_images
+    ):
         raise ValueError(
             f"pid, is_correct and saliency: got shapes {tuple(pid.shape)},"
             f" {tuple(is_correct.shape)} and {tuple(saliency.shape)}, must be (n,), (n,) and"
             " (n, h, w)"
         )
-    if not pid.isfinite().all():
-        image = int((~pid.isfinite()).nonzero()[0])
-        raise ValueError(f"pid: got {pid[image].item()} for image {image}, must be finite")
-    check_finite(saliency)
+    scores, maps = as_numbers("pid", pid), as_numbers("saliency", saliency)
+    if not scores.isfinite().all():
+        image = int((~scores.isfinite()).nonzero()[0])
+        raise ValueError(f"pid: got {scores[image].item()} for image {image}, must be finite")
+    check_finite(maps)
+    return scores, as_mask("is_correct", is_correct), maps

@@ -14,12 +14,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int32, Int64, Integer
+from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from labn.metrics.arguments import Numbers, as_images, as_labels, as_numbers
 from labn.metrics.calibration import tempered
-from labn.metrics.classification import check_labels, check_probabilities
+from labn.metrics.classification import as_probabilities, check_labels
 
 Predict = Callable[[Tensor], Tensor]
 """A function from images (n, channels, height, width) to class probabilities (n, classes)."""
@@ -49,12 +50,12 @@ class PatchInsertionDeletion:
 
 def patch_insertion_deletion(
     predict: Predict,
-    images: Float[Tensor, "n c h w"],
-    saliency: Float[Tensor, "*maps"],
-    labels: Integer[Tensor, "*labels"],
+    images: Numbers,
+    saliency: Numbers,
+    labels: Numbers,
     *,
     patch_size: int,
-    baseline: Float[Tensor, "*baseline"] | float | int,
+    baseline: Numbers | float | int,
     num_points: int | None = None,
     batch_size: int = 64,
     temperature: float | None = None,
@@ -66,7 +67,8 @@ def patch_insertion_deletion(
     the right and lower edge may be smaller. The paper's "ascending order" is read as descending:
     its own numbers and RISE take the most important first.
 
-    ``saliency`` is (n, h, w) or (n, 1, h, w) on any scale; ``baseline`` broadcasts to (c, h, w).
+    ``images`` are (n, c, h, w), ``labels`` (n,); ``saliency`` is (n, h, w) or (n, 1, h, w) on any
+    scale and in any type of number; ``baseline`` broadcasts to (c, h, w).
     The curves are sampled at ``num_points`` evenly spaced n (fewer where the image has fewer
     patches), or at every n if None; the areas use the true n / N. ``predict`` runs in inference
     mode on ``batch_size`` frames at a time, on the device of ``images``.
@@ -146,20 +148,19 @@ class Frames:
         device = self.images.device
         with torch.inference_mode():
             batch = self.paint(image_b.to(device), count_b.to(device), is_insertion_b.to(device))
-            probabilities = predict(batch).to("cpu", torch.float64)
-        _check_prediction(probabilities, len(image_b), self.labels)
+            probabilities = _as_prediction(predict(batch), len(image_b), self.labels)
         every = (probabilities if t == 1 else tempered(probabilities, t) for t in temperatures)
         own = torch.arange(len(image_b)), self.labels[image_b]
         return torch.stack([one[own] for one in every], dim=1)
 
 
 def prepare_frames(
-    images: Float[Tensor, "n c h w"],
-    saliency: Float[Tensor, "*maps"],
-    labels: Integer[Tensor, "*labels"],
+    images: Numbers,
+    saliency: Numbers,
+    labels: Numbers,
     *,
     patch_size: int,
-    baseline: Float[Tensor, "*baseline"] | float | int,
+    baseline: Numbers | float | int,
     batch_size: int,
 ) -> Frames:
     """Check the arguments of ``patch_insertion_deletion``, and rank the patches of each map.
@@ -167,13 +168,13 @@ def prepare_frames(
     Raises:
         ValueError: an argument is invalid.
     """
+    images = as_images(images)
     _check_settings(images, patch_size, batch_size)
-    _check_annotations(images, saliency, labels)
     return Frames(
         images,
-        labels.long().cpu(),
+        as_labels(labels, len(images)),
         _as_baseline(baseline, images),
-        _patch_ranks(saliency.reshape(-1, 1, *images.shape[2:]), patch_size).to(images.device),
+        _patch_ranks(_as_maps(saliency, images), patch_size).to(images.device),
         patch_size,
     )
 
@@ -206,9 +207,9 @@ def _patch_ranks(saliency: Float[Tensor, "n 1 h w"], patch_size: int) -> Int32[T
     return ranks
 
 
-def _tied_ranks(frames: Frames, saliency: Float[Tensor, "*maps"]) -> Int32[Tensor, "n i j"]:
+def _tied_ranks(frames: Frames, saliency: Numbers) -> Int32[Tensor, "n i j"]:
     """Return how many patches of its map are more important than each patch."""
-    maps = saliency.reshape(-1, 1, *frames.images.shape[2:])
+    maps = _as_maps(saliency, frames.images)
     importance_nk = max_pool2d(maps, frames.patch_size, ceil_mode=True).flatten(1)
     ascending_nk = importance_nk.sort(dim=1).values
     num_others_nk = torch.searchsorted(ascending_nk, importance_nk, right=True)
@@ -231,9 +232,10 @@ def _patch_counts(num_patches: int, num_points: int | None) -> Int64[Tensor, " p
 
 
 def _as_baseline(
-    baseline: Float[Tensor, "*baseline"] | float | int, images: Float[Tensor, "n c h w"]
+    baseline: Numbers | float | int, images: Float[Tensor, "n c h w"]
 ) -> Float[Tensor, "c h w"]:
-    tensor = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    values = baseline if isinstance(baseline, Tensor) else np.asarray(baseline)
+    tensor = as_numbers("baseline", values).to(images)
     try:
         return tensor.broadcast_to(images.shape[1:])
     except RuntimeError:
@@ -253,24 +255,17 @@ def _check_settings(images: Float[Tensor, "n c h w"], patch_size: int, batch_siz
         raise ValueError(f"batch_size: got {batch_size}, must be at least 1")
 
 
-def _check_annotations(
-    images: Float[Tensor, "n c h w"],
-    saliency: Float[Tensor, "*maps"],
-    labels: Integer[Tensor, "*labels"],
-) -> None:
+def _as_maps(saliency: Numbers, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     num_images, _, height, width = images.shape
     allowed = (num_images, height, width), (num_images, 1, height, width)
     if saliency.shape not in allowed:
         raise ValueError(
-            f"saliency: got shape {tuple(saliency.shape)}, must be {allowed[0]} or {allowed[1]},"
-            " one map for each image at its size"
+            f"saliency: got {saliency.dtype} of shape {tuple(saliency.shape)}, must be"
+            f" {allowed[0]} or {allowed[1]}, one map for each image at its size"
         )
-    check_finite(saliency)
-    if labels.shape != (num_images,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, must be integers of shape"
-            f" ({num_images},)"
-        )
+    maps = as_numbers("saliency", saliency)
+    check_finite(maps)
+    return maps.reshape(num_images, 1, height, width)
 
 
 def check_finite(saliency: Float[Tensor, "n ..."]) -> None:
@@ -287,12 +282,13 @@ def check_finite(saliency: Float[Tensor, "n ..."]) -> None:
         )
 
 
-def _check_prediction(
-    probabilities: Tensor, num_frames: int, labels: Integer[Tensor, " n"]
-) -> None:
-    check_probabilities("predict", probabilities)
+def _as_prediction(
+    given: Tensor, num_frames: int, labels: Int64[Tensor, " n"]
+) -> Float64[Tensor, "b c"]:
+    probabilities = as_probabilities("predict", given)
     if len(probabilities) != num_frames:
         raise ValueError(
             f"predict: got {len(probabilities)} rows for {num_frames} images, must return one each"
         )
     check_labels(labels, probabilities.shape[1])
+    return probabilities

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from scipy.stats import rankdata
 from torch import Tensor
 
+from labn.metrics.arguments import Numbers, as_mask, as_numbers
 from labn.metrics.faithfulness import check_finite
 
 
@@ -37,18 +38,17 @@ class Localisation:
     auroc: Float64[Tensor, " n"]
 
 
-def localisation(saliency: Float[Tensor, "*maps"], masks: Bool[Tensor, "*masks"]) -> Localisation:
-    """Score maps (n, h, w) against masks of the same shape.
+def localisation(saliency: Numbers, masks: Numbers) -> Localisation:
+    """Score maps (n, h, w), in any type of number, against masks of the same shape.
 
     Maps must not be below zero and are not rescaled, since an added constant changes the energy.
+    Masks are boolean, or 0 outside and one other number inside, such as 1 or 255.
 
     Raises:
-        ValueError: the shapes differ, or a map is out of range.
+        ValueError: the shapes differ, a map is out of range, or a mask is none.
     """
-    _check(saliency, masks)
-    pairs = zip(
-        saliency.detach().to("cpu", torch.float64).numpy(), masks.cpu().numpy(), strict=True
-    )
+    maps, inside = _check(saliency, masks)
+    pairs = zip(maps.to("cpu", torch.float64).numpy(), inside.cpu().numpy(), strict=True)
     rows = [_score(saliency_hw, mask_hw) for saliency_hw, mask_hw in pairs]
     return Localisation(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 5).unbind(dim=1))
 
@@ -79,16 +79,20 @@ def _auroc(saliency_hw: Float64[np.ndarray, "h w"], mask_hw: Bool[np.ndarray, "h
     return float(num_won / num_pairs)
 
 
-def _check(saliency: Tensor, masks: Tensor) -> None:
-    if saliency.ndim != 3 or masks.shape != saliency.shape:
+def _check(
+    saliency: Numbers, masks: Numbers
+) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
+    if saliency.ndim != 3 or masks.shape != saliency.shape or 0 in saliency.shape[1:]:
         raise ValueError(
             f"saliency and masks: got shapes {tuple(saliency.shape)} and {tuple(masks.shape)},"
-            " must both be (images, height, width)"
+            f" must both be (images, height, width); types {saliency.dtype} and {masks.dtype}"
         )
-    check_finite(saliency)
-    if (saliency < 0).any():
-        image = int((saliency < 0).nonzero()[0, 0])
+    maps = as_numbers("saliency", saliency)
+    check_finite(maps)
+    if (maps < 0).any():
+        image = int((maps < 0).nonzero()[0, 0])
         raise ValueError(
-            f"saliency: got {saliency[image].min().item():.4g} in the map of image {image}, must"
+            f"saliency: got {maps[image].min().item():.4g} in the map of image {image}, must"
             " not be below 0; rescale the map"
         )
+    return maps, as_mask("masks", masks)

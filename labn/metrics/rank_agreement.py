@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau, spearmanr
+from torch import Tensor
+
+from labn.metrics.arguments import Numbers, as_numbers
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def rank_agreement(scores: ArrayLike) -> RankAgreement:
     return RankAgreement(tau, rho, scores_km.shape[1])
 
 
-def rank_correlation(map_a: ArrayLike, map_b: ArrayLike) -> float:
+def rank_correlation(map_a: Numbers | ArrayLike, map_b: Numbers | ArrayLike) -> float:
     """Return Spearman's correlation of two maps' pixels, NaN if a map is constant.
 
     A map that depends on the network should correlate little with the map of the same method
@@ -55,7 +58,7 @@ def rank_correlation(map_a: ArrayLike, map_b: ArrayLike) -> float:
     Raises:
         ValueError: the shapes differ, fewer than two pixels, or a value is not finite.
     """
-    a, b = np.asarray(map_a, dtype=np.float64), np.asarray(map_b, dtype=np.float64)
+    a, b = _as_floats("map_a", map_a), _as_floats("map_b", map_b)
     if a.shape != b.shape or a.size < 2:
         raise ValueError(
             f"map_a and map_b: got shapes {a.shape} and {b.shape}, must be the same, of at least"
@@ -74,6 +77,11 @@ def _spearman(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> flo
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     return float(spearmanr(a, b).statistic)
+
+
+def _as_floats(name: str, values: Numbers | ArrayLike) -> Float64[np.ndarray, "*shape"]:
+    given = values if isinstance(values, Tensor) else np.asarray(values)
+    return as_numbers(name, given).cpu().double().numpy()
 
 
 def _check_finite(name: str, values: Float64[np.ndarray, "*shape"]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from labn.metrics.arguments import Numbers, as_numbers
 from labn.report.style import MASK_COLOUR, add_heading, halo, new_figure
 
 _SALIENCY_COLOURS = colormaps["inferno"]
@@ -27,18 +28,23 @@ _PAIR_OFFSET = 1.03
 """Distance of the overlay from its image, in widths of the image."""
 
 
-def overlay(
-    image: UInt8[np.ndarray, "h w c"], saliency: Float[np.ndarray, "*map"]
-) -> UInt8[np.ndarray, "h w 3"]:
+def overlay(image: Shaped[np.ndarray, "*image"], saliency: Numbers) -> UInt8[np.ndarray, "h w 3"]:
     """Return a coloured saliency map (h, w) in [0, 1], blended over an image of 1 or 3 channels.
 
     The image is shown in grey, so that every colour means saliency, and fades as saliency grows.
 
     Raises:
-        ValueError: the map is outside [0, 1], or its size differs from the image's.
+        ValueError: the map is outside [0, 1], its size differs from the image's, or the image is
+            not of bytes.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(
+            f"image: got {image.dtype} of shape {image.shape}, must be uint8 of shape (height,"
+            " width, 1 or 3)"
+        )
     if saliency.shape != image.shape[:2]:
-        raise ValueError(f"saliency: got shape {saliency.shape}, must be {image.shape[:2]}")
+        raise ValueError(f"saliency: got shape {tuple(saliency.shape)}, must be {image.shape[:2]}")
+    saliency = as_numbers("saliency", saliency).cpu().numpy()
     # NaN compares false with everything, so test for valid values.
     if not np.all(np.abs(saliency - 0.5) <= 0.5 + _ROUNDING):
         raise ValueError("saliency: got NaN or values outside [0, 1]; scale the map")

@@ -117,7 +117,6 @@ def test_a_checkpoint_to_start_from_must_be_there(tmp_path):
             SMALLEST + "a: !!python/object/apply:os.system [ls]\n",
             "line 4, column 4: not valid YAML",
         ),
-        (SMALLEST + "a: 2020-13-45\n", "not valid YAML: "),
         (SMALLEST + "a: \x00\n", "not valid YAML: "),
         ("", "must hold keys and values, such as `output_dir: runs/demo`"),
         ("# nothing\n", "must hold keys and values, such as "),
@@ -146,11 +145,52 @@ def test_an_override_without_key_or_value_is_shown_how_to_be_written(tmp_path, o
     assert message == f"command line: {override!r}: {expected}"
 
 
-@pytest.mark.parametrize("value", ["[1", "{a: ", "2020-13-45", "'open", "*a"])
+@pytest.mark.parametrize("value", ["[1", "{a: ", "'open", "[*a]", "'a'b"])
 def test_an_override_s_value_must_be_yaml(tmp_path, value):
     message = message_for(write(tmp_path, SMALLEST), f"tracking.run_name={value}")
     expected = f"tracking.run_name = {value.strip()}: must be valid YAML; put text in quotes"
     assert message == f"command line: {expected}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eyes #2",
+        "#2",
+        "a: b",
+        "*a",
+        "%a",
+        "@a",
+        "- a",
+        "=",
+        "a=b",
+        "<<",
+        "2020-13-45",
+        "010",
+        "1:30",
+    ],
+)
+def test_text_on_the_command_line_is_taken_as_it_looks(tmp_path, text):
+    config = load_config(write(tmp_path, SMALLEST), [f"tracking.run_name={text}"])
+    assert config.tracking.run_name == text
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "0o10", "2020-01-01", "1:30.5", "-007"])
+@pytest.mark.parametrize("is_override", [True, False])
+def test_a_number_that_is_not_what_it_looks_like_is_refused(tmp_path, value, is_override):
+    for key, kind in (("epochs", "integer"), ("weight_decay", "number")):
+        text = SMALLEST if is_override else f"{SMALLEST}train:\n  {key}: {value}\n"
+        given = [f"train.{key}={value}"] if is_override else []
+        message = message_for(write(tmp_path, text), *given)
+        advice = ", without leading zeros" if value in ("010", "-007") else ";"
+        assert f"train.{key} = {value}: must be a valid {kind}{advice}" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("1_000", 1000), ("0x10", 16), ("+3", 3), (" 7 ", 7)]
+)
+def test_numbers_in_their_other_forms_are_kept(tmp_path, value, number):
+    assert load_config(write(tmp_path, SMALLEST), [f"train.seed={value}"]).train.seed == number
 
 
 def test_a_value_of_several_lines_is_shown_on_one(tmp_path):

@@ -262,3 +262,28 @@ def test_a_setting_out_of_its_range_is_refused(setting, message):
 def test_a_predict_that_does_not_give_a_row_an_image_is_refused(scores):
     with pytest.raises(ValueError, match=r"predict: got shape .* for 4 images"):
         rise(lambda _: scores, torch.ones(1, CHANNELS, 8, 8), num_masks=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_in_half_precision_have_masks_and_sums_in_single(dtype):
+    images = make_images(1, dtype=torch.float32)
+
+    def predict(batch):
+        return batch[:, :2, :10].float().mean(dim=(2, 3)).to(batch.dtype)
+
+    expected = rise(predict, images, num_masks=500)
+    result = rise(predict, images.to(dtype), num_masks=500)
+    assert result.dtype == torch.float32
+    # The images, their masked copies and the probabilities are rounded, each by half of eps at
+    # most; sums in the images' type would be off by a step of 2 ** -2 at 500 masks in bfloat16.
+    atol = 2 * torch.finfo(dtype).eps * float(images.abs().max())
+    torch.testing.assert_close(result, expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.ones(1, 3, 8, 8, dtype=torch.uint8), torch.ones(3, 8, 8), torch.ones(0, 3, 8, 8)],
+)
+def test_images_that_have_no_map_are_refused(images):
+    with pytest.raises(ValueError, match=r"images: got .*shape \("):
+        rise(lambda x: x.mean(dim=(2, 3)), images, num_masks=4)

@@ -285,7 +285,10 @@ def test_no_images_give_empty_scores():
         ({"max_points": 2}, "max_points: got 2, must be at least 3, or None for no limit"),
         ({"batch_size": 0}, "batch_size: got 0, must be at least 1"),
         ({"patch_size": 16}, "patch_size: got 16, must be 1 to 15"),
-        ({"saliency": torch.zeros(3, 15, 16)}, r"saliency: got shape \(3, 15, 16\)"),
+        (
+            {"saliency": torch.zeros(3, 15, 16)},
+            r"saliency: got torch.float32 of shape \(3, 15, 16\)",
+        ),
         ({"predict": lambda x: x.flatten(1)}, "predict: .* in row 0, must be probabilities"),
     ],
 )

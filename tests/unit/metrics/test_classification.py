@@ -155,3 +155,15 @@ def test_a_label_that_names_no_class_is_refused(label):
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match=r"probabilities: got shape \(2, 1\).*two classes"):
         score(np.ones((2, 1)), np.array([0, 0]))
+
+
+def test_probabilities_may_be_as_wrong_as_their_type_rounds_them():
+    rows, labels = torch.tensor([[0.4355, 0.5625], [0.9, 0.1]]), torch.tensor([1, 0])
+    assert classification_scores(rows.bfloat16(), labels).accuracy == 1.0
+    with pytest.raises(ValueError, match="in row 0, must be probabilities"):
+        classification_scores(rows, labels)
+
+
+def test_labels_that_are_no_integers_are_refused_rather_than_cut():
+    with pytest.raises(ValueError, match=r"labels: got torch.float32 of shape \(2,\)"):
+        classification_scores(torch.full((2, 2), 0.5), torch.tensor([0.0, 1.7]))

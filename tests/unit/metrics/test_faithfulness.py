@@ -304,8 +304,16 @@ def test_no_images_give_empty_scores():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"saliency": torch.zeros(2, 7, 8)}, r"saliency: got shape \(2, 7, 8\), must be \(2, 7, 9"),
-        ({"saliency": torch.zeros(1, 7, 9)}, r"saliency: got shape \(1, 7, 9\)"),
+        (
+            {"saliency": torch.zeros(2, 7, 8)},
+            r"saliency: got torch.float32 of shape \(2, 7, 8\), must be \(2, 7, 9",
+        ),
+        ({"saliency": torch.zeros(1, 7, 9)}, r"saliency: got torch.float32 of shape \(1, 7, 9\)"),
+        (
+            {"images": torch.zeros(2, 3, 7, 9, dtype=torch.uint8)},
+            "images: got torch.uint8 of shape",
+        ),
+        ({"labels": torch.tensor([0.0, 1.0])}, r"labels: got torch.float32 of shape \(2,\)"),
         (
             {"saliency": torch.full((2, 7, 9), math.nan)},
             "saliency: got NaN or infinity in the map of image 0",
@@ -365,3 +373,35 @@ def test_the_areas_follow_the_convention_of_the_rise_authors():
     np.testing.assert_array_equal(result.insertion_curve[0], curves["insertion"])
     np.testing.assert_allclose(result.insertion_auc[0], golden["insertion_auc"], atol=ROUNDING)
     np.testing.assert_allclose(result.deletion_auc[0], golden["deletion_auc"], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_softmax_in_half_precision_is_scored_and_logits_still_refused(dtype):
+    network, images, saliency, labels, baseline = make_case(20, num_images=4, num_classes=9)
+    arguments = {"patch_size": 2, "baseline": baseline}
+    exact = patch_insertion_deletion(network, images, saliency, labels, **arguments)
+    halved = patch_insertion_deletion(
+        lambda x: network(x).to(dtype), images, saliency, labels, **arguments
+    )
+    # A mean of values that are each off by at most half of the type's precision.
+    precision = torch.finfo(dtype).eps
+    torch.testing.assert_close(halved.pid, exact.pid, atol=precision, rtol=0)
+    with pytest.raises(ValueError, match=r"predict: .* must be probabilities"):
+        patch_insertion_deletion(
+            lambda x: network(x).to(dtype) * 1.05, images, saliency, labels, **arguments
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float16])
+def test_maps_of_any_type_rank_patches_as_their_exact_numbers_do(dtype):
+    network, images, saliency, labels, baseline = make_case(21)
+    given = (saliency * 5).to(dtype)
+    arguments = {"patch_size": 2, "baseline": baseline}
+    for protocol in ("exact", "released"):
+        scores, expected = (
+            patch_insertion_deletion(
+                network, images, maps, labels, protocol=protocol, **arguments
+            ).pid
+            for maps in (given, given.double())
+        )
+        assert torch.equal(scores, expected)

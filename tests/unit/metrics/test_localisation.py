@@ -152,3 +152,22 @@ def test_what_breaks_a_rule_is_refused_in_one_line_that_names_it(changes, messag
     with pytest.raises(ValueError, match=message) as raised:
         localisation(**arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("inside", [1, 255])
+def test_masks_of_0_and_1_or_255_score_as_booleans_do(dtype, inside):
+    saliency, masks = make_case(6)
+    expected, scores = (
+        score(saliency, masks),
+        score(saliency, torch.tensor(masks).to(dtype) * inside),
+    )
+    assert all(torch.equal(getattr(scores, name), getattr(expected, name)) for name in SCORES)
+
+
+def test_maps_of_integers_are_scored_and_maps_without_pixels_refused():
+    saliency, masks = make_case(7, levels=9)
+    expected, scores = score(saliency, masks), score(saliency.astype(np.uint8), masks)
+    assert all(torch.equal(getattr(scores, name), getattr(expected, name)) for name in SCORES)
+    with pytest.raises(ValueError, match=r"got shapes \(2, 0, 3\).*torch.float32"):
+        localisation(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3) > 0)

@@ -95,3 +95,15 @@ def test_what_breaks_a_rule_is_refused_in_one_line_that_names_it(call, message):
     with pytest.raises(ValueError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_maps_of_any_type_are_correlated_by_their_exact_numbers():
+    maps = torch.tensor([[1.0, 2.0, 4.0], [3.0, 8.0, 8.0]])
+    other = maps.flip(1)
+    expected = rank_correlation(maps, other)
+    for dtype in (torch.bfloat16, torch.float16, torch.uint8, torch.int64):
+        given = maps.to(dtype)
+        given = given.requires_grad_() if given.is_floating_point() else given
+        assert rank_correlation(given, other.numpy()) == expected
+    with pytest.raises(ValueError, match=r"map_a: got torch.complex64 of shape \(2, 3\)"):
+        rank_correlation(maps + 0j, other)

@@ -153,6 +153,21 @@ def test_a_map_outside_zero_to_one_is_refused(value):
         overlay(np.zeros((2, 2, 1), dtype=np.uint8), np.array([[0.0, 0.5], [1.0, value]]))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_, np.float16])
+def test_a_map_of_any_type_is_overlaid_by_its_exact_numbers(dtype):
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    saliency = np.array([[0, 1], [1, 0]])
+    np.testing.assert_array_equal(
+        overlay(image, saliency.astype(dtype)), overlay(image, saliency.astype(np.float64))
+    )
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), np.zeros((2, 2), dtype=np.uint8)])
+def test_an_image_that_is_not_of_bytes_with_channels_is_refused(image):
+    with pytest.raises(ValueError, match=r"image: got \w+ of shape \(2, 2.*\), must be uint8"):
+        overlay(image, np.zeros((2, 2)))
+
+
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"saliency: got shape \(2, 3\), must be \(2, 2\)"):
         overlay(np.zeros((2, 2, 1), dtype=np.uint8), np.zeros((2, 3)))
