@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -205,11 +205,6 @@ class _StrictLoader(yaml.SafeLoader):
     PyYAML would take the last of such keys, 010 for 8, and 1:30 for 90; here these two are text.
     """
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
-        first: [(tag, regexp) for tag, regexp in resolvers if tag.split(":")[-1] not in _REPLACED]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
@@ -226,6 +221,10 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[An
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.split(":")[-1] not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _kind, _pattern in _NUMBERS.items():
     _StrictLoader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list("-+.0123456789")
@@ -290,7 +289,7 @@ def _parse_value(text: str) -> Any:
     if text.startswith(("'", '"', "[", "{")) or "\n" in text:
         return yaml.load(text, _StrictLoader)
     loader = _StrictLoader("")
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 

@@ -44,7 +44,7 @@ def as_mask(name: str, values: Numbers) -> Bool[Tensor, "*shape"]:
     if tensor.dtype == torch.bool:
         return tensor
     numbers = as_numbers(name, tensor)
-    found = numbers.unique()
+    found = torch.from_numpy(np.unique(numbers.cpu().numpy()))
     if len(found[found != 0]) > 1 or not (found >= 0).all() or not found.isfinite().all():
         raise ValueError(
             f"{name}: got {_described(tensor)} with {len(found)} values from {found.min():.4g} to"

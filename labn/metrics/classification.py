@@ -76,8 +76,9 @@ def as_probabilities(name: str, given: Numbers) -> Float64[Tensor, "n c"]:
     excess = torch.maximum(probabilities - 1, -probabilities).amax(dim=1)
     error = torch.maximum((probabilities.sum(dim=1) - 1).abs(), excess)
     # Each probability is rounded by at most half of eps times itself, a softmax's sum by as much.
-    is_narrow = isinstance(given, Tensor) and given.is_floating_point()
-    precision = torch.finfo(given.dtype).eps if is_narrow else 0.0
+    precision = 0.0
+    if isinstance(given, Tensor) and given.is_floating_point():
+        precision = torch.finfo(given.dtype).eps
     # NaN compares false with everything, so test for valid rows, not for invalid ones.
     if not (valid := error <= max(_PROBABILITY_TOLERANCE, precision)).all():
         row = int((~valid).nonzero()[0])

@@ -11,7 +11,8 @@ import typer
 
 import labn.cli
 from labn.cli import evaluate, report, sanity, search  # noqa: F401
-from labn.cli.app import app
+from labn.cli.app import app, resolve_config
+from labn.errors import UserError
 
 SCRIPTS = Path(__file__).parents[3] / "tune"
 
@@ -50,3 +51,17 @@ def test_a_script_for_clusters_passes_its_arguments_to_the_command(monkeypatch, 
 
     command = ["search", "run"] if script == "search" else ["ablate"]
     assert seen == ["labn", *command, "a.yaml", "train.epochs=3", *own, "--json"]
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "runs/lr=0.1", "a b=c"])
+def test_a_path_with_an_equals_sign_is_a_path_and_not_a_setting(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{name}: is a folder but not a run"):
+        resolve_config(Path(name), [])
+
+
+@pytest.mark.parametrize("word", ["train.epochs=3", "train.batch-size=3", "data.root=/a/b=c"])
+def test_a_setting_in_the_place_of_the_configuration_is_seen(word):
+    with pytest.raises(UserError, match="no configuration given"):
+        resolve_config(Path(word), [])
