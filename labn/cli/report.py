@@ -26,6 +26,10 @@ def report(
     reference: Annotated[
         str, typer.Option(help="The method that all others are tested against.")
     ] = "LABN",
+    max_images: Annotated[
+        int | None,
+        typer.Option(help="Compare evaluations with this --max-images.", show_default="all images"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare runs that `labn evaluate` scored: seeds of one condition, or several conditions.
@@ -47,7 +51,7 @@ def report(
         return
     from labn.runs.comparison.comparison_report import report_runs
 
-    written = report_runs(runs, subset.value, out, reference)
+    written = report_runs(runs, subset.value, out, reference, max_images)
     print_result(as_json, {"out": str(written.folder)} | written.content, written.markdown.rstrip())
     if not as_json:
         typer.echo(f"written to {written.folder}", err=True)

@@ -214,7 +214,7 @@ class TrainingHooks:
             | {"best_epoch": float(best_epoch)},
             step=best_epoch,
         )
-        log_scores(self.tracker, scores, "validation")
+        log_scores(self.tracker, scores)
         for path in (folder.history_picture, folder.history_file):
             self.tracker.log_artifact(path, None)
         log_settings(self.tracker, folder.config_file)

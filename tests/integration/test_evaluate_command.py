@@ -245,21 +245,39 @@ def test_other_settings_start_afresh_and_leave_nothing_of_the_old(trained, labn)
 
     done = labn(
         "evaluate", trained, "--methods", "random,labn", "--patch-sizes", 4, "--points", 2,
-        "--baseline", "blur", "--max-images", 2,
+        "--baseline", "blur",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     scores, described = scores_of(trained), metrics_of(trained)
-    names = sorted(pd.read_csv(folder / "images.csv").query("label > 0")["name"])[:2]
-    assert sorted(set(scores["name"])) == names
     assert set(scores["method"]) == {"random", "LABN"}
     assert set(scores["num_points"]) == {2}
     assert set(scores["baseline"]) == {"zero", "blur"}
-    assert described["settings"]["max_images"] == described["metrics"]["test_pid_images"] == 2
     assert "test_pid_blur_m4_LABN" in described["metrics"]
     assert "test_pid" not in described["metrics"]
     sheet = folder / "failures-IP.png"
     assert not sheet.exists() or sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_of_some_images_do_not_pass_for_those_of_all(trained, labn):
+    assert labn("evaluate", trained, *SMALL).returncode == 0
+    whole = trained / "evaluation" / "test"
+    before = {path.name: path.read_bytes() for path in whole.glob("[!.]*")}
+
+    done = labn("evaluate", trained, *SMALL, "--max-images", 2, "--json")
+    report = labn("report", trained, "--max-images", 2, "--json")
+
+    assert done.returncode == report.returncode == 0, done.stderr + report.stderr
+    assert {path.name: path.read_bytes() for path in whole.glob("[!.]*")} == before
+    partial = trained / "evaluation" / "test-first2"
+    assert json.loads(done.stdout)["folder"] == str(partial)
+    names = sorted(pd.read_csv(partial / "images.csv").query("label > 0")["name"])[:2]
+    assert sorted(set(scores_of(trained, partial.name)["name"])) == names
+    described = metrics_of(trained, partial.name)
+    assert described["settings"]["max_images"] == 2
+    assert described["metrics"]["test_first2_pid_images"] == 2
+    assert all(name.startswith("test_first2_") for name in described["metrics"])
+    assert json.loads(report.stdout)["split"] == "test"
 
 
 def test_areas_to_a_tolerance_agree_with_every_point_and_report_their_cost(trained, labn):

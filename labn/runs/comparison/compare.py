@@ -27,7 +27,6 @@ from labn.runs.comparison.differences import (
     summarise_seeds,
 )
 from labn.runs.comparison.read_runs import ScoredRun
-from labn.runs.evaluation.evaluate_run import PREFIXES
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
 """The classifier's scores, and their names in tables."""
@@ -125,8 +124,8 @@ def compare_runs(
         localisation=summarise_cells(collect(_joined(localised, samples, conditions)))
         if any(one is not None for one in localised)
         else {},
-        classification=_metrics(runs, samples, conditions, PREFIXES[subset], CLASSIFICATION),
-        certainty=_metrics(runs, samples, conditions, PREFIXES[subset], CERTAINTY),
+        classification=_metrics(runs, samples, conditions, runs[0].prefix, CLASSIFICATION),
+        certainty=_metrics(runs, samples, conditions, runs[0].prefix, CERTAINTY),
         agreements=compare_baselines(scores),
     )
 

@@ -28,7 +28,11 @@ class RunReport:
 
 
 def report_runs(
-    paths: Sequence[Path], subset: SubsetName, out: Path | None, reference: str
+    paths: Sequence[Path],
+    subset: SubsetName,
+    out: Path | None,
+    reference: str,
+    max_images: int | None = None,
 ) -> RunReport:
     """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
 
@@ -37,7 +41,7 @@ def report_runs(
     Raises:
         UserError: a run is not scored, runs are not comparable, or the folder cannot be created.
     """
-    comparison = compare_runs(read_runs(paths, subset), subset, reference)
+    comparison = compare_runs(read_runs(paths, subset, max_images), subset, reference)
     folder = (paths[0].expanduser().resolve().parent / "report") if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
+from labn.runs.evaluation.options import place_of, prefix_of
 from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
 
@@ -49,16 +50,19 @@ class ScoredRun:
 
     ``settings`` define its condition, ``terms`` how it was scored. ``images`` has the name, label
     and digest of each image of the subset; ``manifest`` covers the whole data set. ``scores`` has
-    one row per image, method and score; so has ``localisation``, if masks are known.
+    one row per image, method and score; so has ``localisation``, if masks are known. ``metrics``
+    begin with ``prefix``.
     """
 
     name: str
     path: Path
+    scored_in: Path
     seed: int
     fold: int | None
     """The fold that validated, None without folds."""
     settings: dict[str, Any]
     terms: dict[str, Any]
+    prefix: str
     metrics: dict[str, float]
     images: pd.DataFrame
     manifest: pd.DataFrame
@@ -72,12 +76,21 @@ class ScoredRun:
         return bool(_is_matched(self.scores).any())
 
 
+def _max_images_of(scored: Path) -> int | None:
+    file = scored / "metrics.json"
+    settings = json.loads(file.read_text()).get("settings", {}) if file.is_file() else {}
+    limit: int | None = settings.get("max_images")
+    return limit
+
+
 def _is_matched(scores: pd.DataFrame) -> pd.Series:
     return scores["score"].str.endswith(MATCHED)
 
 
-def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
-    """Read the scores of runs on one subset.
+def read_runs(
+    paths: Sequence[Path], subset: SubsetName, max_images: int | None = None
+) -> list[ScoredRun]:
+    """Read the scores of runs on one subset, or on its first ``max_images`` positives.
 
     Raises:
         UserError: a folder is not a run or not scored, or the runs are not comparable.
@@ -89,7 +102,7 @@ def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
     names = [place.name for place in places]
     are_distinct = len(set(names)) == len(names)
     runs = [
-        _read_run(path, place.name if are_distinct else str(path), subset)
+        _read_run(path, place.name if are_distinct else str(path), subset, max_images)
         for path, place in zip(paths, places, strict=True)
     ]
     if not all(run.has_matched for run in runs):
@@ -99,11 +112,15 @@ def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
     return runs
 
 
-def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
+def _read_run(path: Path, name: str, subset: SubsetName, max_images: int | None) -> ScoredRun:
     folder = RunFolder(path)
     config = _read_config(folder)
-    scored = folder.evaluation(subset)
-    fix = f"run `labn evaluate {path} --subset {subset}`"
+    scored, prefix = folder.evaluation(place_of(subset, max_images)), prefix_of(subset, max_images)
+    if not scored.exists() and _max_images_of(folder.evaluation(subset)) == max_images:
+        # The first release scored some of the images in the place of all.
+        scored, prefix = folder.evaluation(subset), prefix_of(subset, None)
+    partial = "" if max_images is None else f" --max-images {max_images}"
+    fix = f"run `labn evaluate {path} --subset {subset}{partial}`"
     if not (scored / "scores.parquet").is_file():
         raise UserError(
             f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}"
@@ -127,10 +144,12 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     return ScoredRun(
         name=name,
         path=path,
+        scored_in=scored,
         seed=config.train.seed,
         fold=config.data.fold if config.data.folds else None,
         settings=condition_settings(config),
         terms=_terms(description["settings"], scores, localisation),
+        prefix=prefix,
         metrics=description["metrics"],
         images=images.merge(manifest[["name", "sha256"]], on="name", how="left"),
         manifest=manifest,

@@ -33,7 +33,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_explanations,
 )
-from labn.runs.evaluation.options import EvaluationOptions
+from labn.runs.evaluation.options import EvaluationOptions, place_of, prefix_of
 from labn.runs.evaluation.outputs import (
     describe,
     describe_settings,
@@ -52,8 +52,6 @@ from labn.training.evaluate import Evaluation, evaluate
 
 _NUM_POSITIVES_SHOWN = 6
 _NUM_NEGATIVES_SHOWN = 2
-PREFIXES: dict[SubsetName, str] = {"train": "train", "validation": "val", "test": "test"}
-"""The prefix of each subset's metrics."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +98,20 @@ def evaluate_run(
         )
     config, folder = trained.config, trained.folder
     # The tracker is opened first, so that a wrong address is reported before the work.
-    with folder.claimed_evaluation(subset) as place, reopened_entry(config, folder) as tracker:
+    name = place_of(subset, options.max_images)
+    with folder.claimed_evaluation(name) as place, reopened_entry(config, folder) as tracker:
         evaluation = SubsetEvaluation(trained, dataset, subset, options, place, reporter)
         scores = evaluation.complete()
         tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
-        log_scores(tracker, scores, subset)
+        log_scores(tracker, scores)
     return scores
 
 
-def log_scores(tracker: Tracker, scores: Scores, subset: SubsetName) -> None:
+def log_scores(tracker: Tracker, scores: Scores) -> None:
     """Log the files of one subset's evaluation."""
     for path in sorted(scores.folder.glob("[!.]*")):  # without temporary files of a killed writer
         if path.is_file():
-            tracker.log_artifact(path, f"evaluation/{subset}")
+            tracker.log_artifact(path, f"evaluation/{scores.folder.name}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,21 +132,22 @@ class SubsetEvaluation:
     def complete(self) -> Scores:
         """Classify and explain; write metrics, tables and figures."""
         subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
+        prefix = prefix_of(subset, self.options.max_images)
         parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
         with evaluation_memory(self.trained.config):
             evaluation = self._classify()
             temperature = self._temperature(evaluation)
             per_image = self._score_explanations(parts, temperature)
-        metrics = evaluation.as_metrics(PREFIXES[subset])
+        metrics = evaluation.as_metrics(prefix)
         failures = None
         remove_earlier(folder)
         if per_image is not None:
-            metrics |= explanation_metrics(per_image, evaluation, PREFIXES[subset])
+            metrics |= explanation_metrics(per_image, evaluation, prefix)
             failures = find_failures(per_image, evaluation)
             write_per_image_scores(per_image, evaluation, subset, folder)
         write_classification(evaluation, failures, subset, folder)
         if temperature is not None:
-            metrics[f"{PREFIXES[subset]}_temperature"] = temperature
+            metrics[f"{prefix}_temperature"] = temperature
         self._draw(evaluation, per_image, failures)
         # Last: its presence means that all other files are complete.
         settings = describe_settings(self.options, subset)

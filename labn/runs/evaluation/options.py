@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labn.config import Config, ModelConfig
+from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION, METHODS, resolve_names
 from labn.metrics.failures import ErrorThresholds
 from labn.metrics.faithfulness import Protocol
 from labn.model.architectures import PLANS
 from labn.runs.evaluation.score_image import Baseline
+
+_PREFIXES: dict[SubsetName, str] = {"train": "train", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,16 @@ class EvaluationOptions:
         """The patch size of validation's PID if that is scored, else the largest."""
         preferred = self.preferred_patch_size
         return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
+
+
+def place_of(subset: SubsetName, max_images: int | None) -> str:
+    """Return the name of an evaluation's folder; some of the images do not pass for all."""
+    return subset if max_images is None else f"{subset}-first{max_images}"
+
+
+def prefix_of(subset: SubsetName, max_images: int | None) -> str:
+    """Return the prefix of an evaluation's metrics."""
+    return _PREFIXES[subset] if max_images is None else f"{_PREFIXES[subset]}_first{max_images}"
 
 
 def choices_of_validation(config: Config) -> dict[str, Any]:

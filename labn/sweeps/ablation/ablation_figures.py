@@ -118,7 +118,7 @@ def _draw_curves(comparison: Comparison, headline: str, place: Path) -> None:
     method = comparison.reference
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run, condition in zip(comparison.runs, comparison.conditions, strict=True):
-        file = RunFolder(run.path).evaluation(comparison.subset) / "curves.npz"
+        file = run.scored_in / "curves.npz"
         # Missing where each curve has points of its own.
         if file.is_file():
             with np.load(file) as content:

@@ -15,7 +15,7 @@ from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_report import write_report
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.read_runs import read_runs
-from labn.runs.evaluation.evaluate_run import PREFIXES
+from labn.runs.evaluation.options import prefix_of
 from labn.runs.reporter import Reporter
 from labn.storage.files import write_atomically, write_json
 from labn.sweeps.ablation.ablation_figures import draw_study, headline_score
@@ -99,7 +99,8 @@ def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[s
 def _means(
     study: AblationStudy, finished: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
 ) -> dict[str, dict[str, float]]:
-    prefix = PREFIXES[study.settings.evaluate.split]
+    evaluate = study.settings.evaluate
+    prefix = prefix_of(evaluate.split, evaluate.max_images)
     means: dict[str, dict[str, float]] = {}
     for condition in study.conditions:
         found = [outcomes[run.name] for run in finished if run.condition == condition]
@@ -115,7 +116,8 @@ def _means(
 
 def _compare(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparison:
     split = study.settings.evaluate.split
-    scored = read_runs([run.config.output_dir for run in finished], split)
+    folders = [run.config.output_dir for run in finished]
+    scored = read_runs(folders, split, study.settings.evaluate.max_images)
     named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
     methods = list(named[0].scores["method"].unique())
     reference = _OWN_METHOD if _OWN_METHOD in methods else methods[0]

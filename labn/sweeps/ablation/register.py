@@ -7,6 +7,7 @@ chosen on test images would be biased.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ def _metrics(run: AblationRun) -> dict[str, float]:
     outcome, every = run.outcome, validation_metrics(run.config.output_dir)
     every |= outcome.metrics if outcome else {}
     wanted = ("pid", "pid_random", "auroc", "accuracy", "tss")
-    return {key: value for key, value in every.items() if key.partition("_")[2] in wanted}
+    named = re.compile(rf"[a-z]+_(first\d+_)?({'|'.join(wanted)})")
+    return {key: value for key, value in every.items() if named.fullmatch(key)}
 
 
 def _card(study: AblationStudy, best: AblationRun, runs: Sequence[AblationRun]) -> str:
