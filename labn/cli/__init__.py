@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -51,5 +52,7 @@ def main() -> None:
 
 def _fail(message: str, exit_code: int) -> None:
     one_line = " ".join(message.split())
+    if "--json" in sys.argv:
+        sys.stdout.write(json.dumps({"error": one_line, "exit_code": exit_code}) + "\n")
     sys.stderr.write(f"error: {one_line}\n")
     sys.exit(exit_code)

@@ -24,7 +24,7 @@ class _DefaultCommand(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the command that was left out."""
-        if args and args[0] not in {*self.commands, "--help"}:
+        if args and args[0] not in self.commands:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -59,6 +59,9 @@ def run(
         ),
     ] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="New seeds for each that is retrained.")] = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is searched, and how, only.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search by Ray Tune and Optuna; the same command again resumes where it stopped.
@@ -66,11 +69,13 @@ def run(
     `key=value` replaces settings of the search (`trials=8`), or fixes one of its runs
     (`data.root=~/idrid`). Uses the Ray cluster that `RAY_ADDRESS` names, else this machine.
     `labn search run` without a file searches on the data that `LABN_DATA` names, else on the
-    embedded set.
+    embedded set. `labn search export` prints the summary of a search.
 
     **Examples**
 
         labn search configs/search/demo.yaml
+
+        labn search demo --dry-run
 
         labn search configs/search/idrid.yaml data.root=~/idrid trials=40 trial.gpus=0.5
 
@@ -83,6 +88,7 @@ def run(
     from labn.sweeps.search import confirm
     from labn.sweeps.search.default_search import default_search
     from labn.sweeps.search.search_driver import run_search
+    from labn.sweeps.search.search_plan import plan_as_text, plan_search
 
     given = overrides or []
     with ExitStack() as stack:
@@ -91,6 +97,10 @@ def run(
             config, given = stack.enter_context(default_search(given, _say))
         config = find_config(config, SEARCHES)
         search = load_search(config, given)
+        if dry_run:
+            content = plan_search(search, config)
+            print_result(as_json, content, plan_as_text(content))
+            return
         with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
             summary = run_search(search, config, display, stop.is_requested)
         if not confirm_best:

@@ -154,3 +154,27 @@ def test_settings_are_shown_listed_and_explained(labn):
     assert explained.stdout.startswith("loss.theta_b (labn train): number >= 0, <= 1; default 0.2")
     assert misspelt.returncode == 2
     assert 'Did you mean "loss.theta_b"?' in misspelt.stderr
+
+
+def test_a_search_is_shown_before_it_runs(labn, tmp_path):
+    folder = tmp_path / "search"
+
+    shown = labn("search", "demo", "--dry-run", f"output_dir={folder}", "trials=3")
+    plan = labn("search", "demo", "--dry-run", f"output_dir={folder}", "trials=3", "--json")
+
+    assert f": 3 trials of up to 10 epochs, in {folder}" in shown.stdout.splitlines()[0]
+    content = json.loads(plan.stdout)
+    assert content["trials"] == 3
+    assert content["first"][0]["model.theta_alpha"] == content["base"]["model"]["theta_alpha"]
+    assert all(f"  {key} " in shown.stdout for key in content["space"])
+    assert not folder.exists()
+
+
+def test_an_error_is_an_object_too_where_json_was_asked_for(labn):
+    done = labn("evaluate", "nowhere", "--json")
+
+    assert done.returncode == 2
+    content = json.loads(done.stdout)
+    assert content["exit_code"] == 2
+    assert done.stderr == f"error: {content['error']}\n"
+    assert labn("evaluate", "nowhere").stdout == ""
