@@ -13,8 +13,8 @@ from labn.runs.reporter import Reporter
 _SECONDS_BETWEEN_LINES = 30.0
 _EPOCH_COLUMNS = {
     "train_loss": "loss",
-    "val_loss": "val loss",
-    "val_accuracy": "accuracy",
+    "val_loss": "val",
+    "val_accuracy": "acc",
     "val_auroc": "AUROC",
     "val_pid": "PID",
 }
@@ -36,6 +36,7 @@ class ConsoleReporter(Reporter):
         )
         self._task = self._bar.add_task("", visible=False)
         self._last_line_s = time.monotonic()
+        self._shows_speed = True
         self._started = ("", 0, 0.0)  # a task, how much was done at its first report, and its time
 
     def __enter__(self) -> ConsoleReporter:
@@ -70,23 +71,26 @@ class ConsoleReporter(Reporter):
         return f", about {duration(time_s)} left"
 
     def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
-        """Print an epoch's metrics and the time left on one line."""
+        """Print an epoch's metrics and the longest time left on one line of 80 columns."""
         epoch = int(metrics["epoch"])
         figures = [
             f"{name} {metrics[key]:.3f}" for key, name in _EPOCH_COLUMNS.items() if key in metrics
         ]
-        left = duration(time_s * (num_epochs - epoch))
         self._last_line_s = time.monotonic()
-        timing = f"({_speed(metrics)}{time_s:.1f} s, at most {left} left)"
-        self.message(f"epoch {epoch:3}/{num_epochs}  {'  '.join(figures)}  {timing}")
+        if self._shows_speed and "images_per_s" in metrics:
+            num_workers = metrics.get("world_size", 1)
+            workers = f"{num_workers:.0f} workers, " if num_workers > 1 else ""
+            speed = f"{metrics['images_per_s']:.1f} images/s"
+            self.message(f"{workers}training at {speed}, {time_s:.1f} s an epoch with validation")
+            self._shows_speed = False
+        left = _coarse(time_s * (num_epochs - epoch))
+        self.message(f"epoch {epoch:3}/{num_epochs} {' '.join(figures)} {left} left")
 
 
-def _speed(metrics: Mapping[str, float]) -> str:
-    if "images_per_s" not in metrics:
-        return ""
-    num_workers = metrics.get("world_size", 1)
-    workers = f"{num_workers:.0f} workers, " if num_workers > 1 else ""
-    return f"{workers}{metrics['images_per_s']:.1f} images/s, "
+def _coarse(time_s: float) -> str:
+    if time_s < 60:
+        return f"{time_s:.0f} s"
+    return f"{time_s / 60:.0f} min" if time_s < 3600 else f"{time_s / 3600:.1f} h"
 
 
 def duration(time_s: float) -> str:

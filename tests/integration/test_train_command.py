@@ -104,7 +104,10 @@ def test_json_is_all_there_is_on_standard_output(trained):
     assert tree["run"] == str(trained.folder)
     lines = trained.printed.stderr.splitlines()
     assert [line for line in lines if line.startswith("epoch ")] == lines[-2:]
-    assert re.fullmatch(r"epoch +2/2 +loss \d.*val loss \d.*PID .*", lines[-1])
+    assert max(map(len, lines[-2:])) <= 80
+    assert re.fullmatch(
+        r"epoch   2/2 loss \d.* val \d.* acc \d.* AUROC \d.* PID .* 0 s left", lines[-1]
+    )
 
 
 def test_the_same_command_again_reports_that_nothing_is_left(trained, labn):
