@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import json
 import logging
 import os
@@ -11,6 +14,12 @@ from labn.errors import Interrupted, RunFailed, UserError
 
 _INTERRUPTED = 130
 """Typer's exit code after a KeyboardInterrupt."""
+_DISK_ERRORS = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM,
+    errno.EROFS,
+}  # fmt: skip
+_PLAIN = {"↑": "^", "–": "-", "—": "-", "±": "+/-", "≥": ">=", "≤": "<=", "…": "..."}
+"""What stands for a character in an encoding that lacks it."""
 
 
 def main() -> None:
@@ -33,6 +42,10 @@ def main() -> None:
     )
     from labn.cli.app import app
 
+    codecs.register_error("plain", _as_plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
@@ -45,9 +58,44 @@ def main() -> None:
             _fail("interrupted", 1)
         raise
     except BrokenPipeError:
-        # The reader of standard output is gone; without this the interpreter reports it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _fail_on_disk(error)
+
+
+def _fail_on_disk(error: OSError) -> None:
+    what = error.filename
+    if what is None:  # the error of a write does not name its file
+        what = "a file"
+        try:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+            what = "standard output"
+    advice = "free some space, make the folder writable or choose another one"
+    _fail(f"{what}: cannot be written or read ({error.strerror}); {advice}", 2)
+
+
+def _as_plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace characters that an encoding lacks; a byte of a file's name is shown as ``\\xff``."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_spell, error.object[error.start : error.end])), error.end
+
+
+def _spell(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
+
+
+def _drop_output() -> None:
+    """Write what is left of standard output to nowhere; the interpreter would report it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
 from labn.config import Config
+from labn.storage.files import cache_folder
 
 
 @app.command()
@@ -31,7 +32,7 @@ def doctor(
     checks = run_checks(
         data_root=config.data.root,
         tracking_uri=config.tracking.uri,
-        cache_dir=config.data.cache_dir.expanduser(),
+        cache_dir=cache_folder(config.data.cache_dir),
         output_dir=config.output_dir,
     )
     print_result(as_json, checks_as_json(checks), as_text(checks))

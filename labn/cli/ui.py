@@ -64,8 +64,8 @@ def ui(
 
 def _tracker_of(path: Path | None) -> str:
     """Return the tracker's address of a folder's or a file's run, or the default one."""
-    from labn.config.reading import read_yaml
     from labn.config.run import default_tracking_uri
+    from labn.config.strict_yaml import read_yaml
     from labn.runs.folder import RunFolder
 
     if path is None:

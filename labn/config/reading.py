@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +15,30 @@ from pydantic import ValidationError
 
 from labn.config.ablation import StudyConfig
 from labn.config.messages import Sources, describe, describe_unknown, shown, source_of
-from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE, Config, known_keys
+from labn.config.run import (
+    BEST_FILE,
+    DEFAULT_CACHE,
+    EARLIER_VALUES,
+    TRACKER_FILE,
+    Config,
+    known_keys,
+)
 from labn.config.search import SearchConfig
 from labn.config.section import ManyRuns, Section, flatten
+from labn.config.strict_yaml import KeyProblem, parse_value, read_yaml
 from labn.errors import UserError
+from labn.storage.files import cache_folder, expanded
 from labn.storage.remote import is_remote
+
+logger = logging.getLogger(__name__)
 
 AnySection = TypeVar("AnySection", bound=Section)
 AnyRuns = TypeVar("AnyRuns", bound=ManyRuns)
 
 _COMMAND_LINE = "command line: "
+_PATHS = (
+    "base", "data.cache_dir", "data.root", "model.pretrained", "output_dir", "train.storage",
+)  # fmt: skip
 
 
 _KINDS: dict[str, tuple[str, str, type[Section]]] = {
@@ -48,7 +63,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise _unknown(key, value, Config)
         set_key(tree, key, value)
     sources = {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE)
+    _check_homes(tree, sources)
     _keep_tracker(tree)
+    if "tracking.uri" not in given:
+        _keep_tracker_of_record(tree, path)
     _keep_earlier_values(tree)
     config = validate(Config, tree, sources)
     check_paths(config, sources)
@@ -100,7 +118,9 @@ def _load_many(
                     f" fixed = {shown(others)}; keep one of the two"
                 )
         tree["fixed"] = others | fixed
-    runs = validate(schema, tree, {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE))
+    sources = {"": f"{path}: "} | dict.fromkeys(given, _COMMAND_LINE)
+    _check_homes(tree, sources)
+    runs = validate(schema, tree, sources)
     changes: dict[str, Any] = {"output_dir": runs.output_dir.expanduser().absolute()}
     if isinstance(runs.base, str):
         place = Path(runs.base).expanduser()
@@ -132,6 +152,7 @@ def resolve_base(
         if key not in known_keys():
             raise UserError(f"{sources[key]}{key} = {shown(value)}: {describe_unknown(key)}")
         set_key(tree, key, value)
+    _check_homes(tree, sources)
     _keep_tracker(tree)
     _keep_earlier_values(tree)
     config = validate(Config, tree, sources)
@@ -169,6 +190,36 @@ def _keep_tracker(tree: dict[str, Any]) -> None:
         set_key(tree, "tracking.uri", json.loads(place.read_text(encoding="utf-8"))["uri"])
 
 
+def _keep_tracker_of_record(tree: dict[str, Any], path: Path) -> None:
+    """Set a tracker whose path is relative in a run's own record to the absolute one in use."""
+    tracking, place = tree.get("tracking"), path.with_name(TRACKER_FILE)
+    uri = str(tracking.get("uri")) if isinstance(tracking, dict) else ""
+    if path.name == "config.yaml" and place.is_file() and re.match(r"sqlite:///(?![/~])", uri):
+        set_key(tree, "tracking.uri", json.loads(place.read_text(encoding="utf-8"))["uri"])
+
+
+def _check_homes(tree: dict[str, Any], sources: Sources) -> None:
+    """Refuse paths in home folders that do not exist; move the cache out of one not writable."""
+    flat = flatten(tree)
+    cache = flat.get("data.cache_dir", str(DEFAULT_CACHE))
+    if isinstance(cache, str) and isinstance(tree.get("data"), dict):
+        place = cache_folder(Path(cache))
+        if cache.startswith("~/") and place != expanded(cache):
+            logger.warning("data.cache_dir = %s: cannot be written; %s is used", cache, place)
+            set_key(tree, "data.cache_dir", str(place))
+            flat["data.cache_dir"] = str(place)
+    for key in _PATHS:
+        text = flat.get(key)
+        if isinstance(text, str) and "\0" in text:
+            raise UserError(f"{source_of(key, sources)}{key}: a path must not contain a null byte")
+        if isinstance(text, str) and expanded(text) is None:
+            home = text.partition("/")[0]
+            raise UserError(
+                f"{source_of(key, sources)}{key} = {text}: there is no home folder {home}; give a"
+                f" full path, {key}=/PATH"
+            )
+
+
 def validate(schema: type[AnySection], tree: Mapping[str, Any], sources: Sources) -> AnySection:
     """Return a section of a schema from plain values.
 
@@ -186,76 +237,6 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-_NUMBERS = {
-    "int": r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)",
-    "float": r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
-    r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
-}
-"""YAML 1.1's numbers without those to the base of 8 or 60."""
-_REPLACED = {*_NUMBERS, "timestamp", "merge", "value"}
-
-
-class _KeyProblem(yaml.MarkedYAMLError):
-    """A key of a mapping that is given twice, or is not text."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that takes numbers as they look, and refuses a key given twice.
-
-    PyYAML would take the last of such keys, 010 for 8, and 1:30 for 90; here these two are text.
-    """
-
-
-def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        problem = None
-        if key_node.tag != "tag:yaml.org,2002:str":
-            problem = "a key must be plain text"
-        elif key_node.value in seen:
-            problem = f"the key {key_node.value!r} is given twice; keep one"
-        if problem:
-            raise _KeyProblem(problem=problem, problem_mark=key_node.start_mark)
-        seen.add(key_node.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag.split(":")[-1] not in _REPLACED]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _kind, _pattern in _NUMBERS.items():
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list("-+.0123456789")
-    )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the tree of a YAML file that holds keys and values.
-
-    Raises:
-        UserError: it cannot be read, is not YAML, or has a key twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
-    try:
-        tree = yaml.load(text, _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {where}not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: must hold keys and values, such as `output_dir: runs/demo`")
-    return tree
-
-
 def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
     """Return the values of ``key=value`` by dotted key, read as files are."""
     given: dict[str, Any] = {}
@@ -267,8 +248,8 @@ def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
             )
         where = f"{_COMMAND_LINE}{key} = {shown(text)}"
         try:
-            value = _parse_value(text)
-        except _KeyProblem as error:
+            value = parse_value(text)
+        except KeyProblem as error:
             raise UserError(f"{where}: {error.problem}") from None
         except yaml.YAMLError:
             raise UserError(f"{where}: must be valid YAML; put text in quotes") from None
@@ -278,19 +259,6 @@ def _parse_overrides(overrides: Sequence[str], example: str) -> dict[str, Any]:
                 raise UserError(f"{where}: is also set by {twin}; keep one of the two")
         given[key] = value
     return given
-
-
-def _parse_value(text: str) -> Any:
-    """Return the value of an override: YAML, but text that is not quoted is taken as it is.
-
-    In a file, " #" would begin a comment there, and ": " a mapping.
-    """
-    text = text.strip()
-    if text.startswith(("'", '"', "[", "{")) or "\n" in text:
-        return yaml.load(text, _StrictLoader)
-    loader = _StrictLoader("")
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    return loader.construct_object(yaml.ScalarNode(tag, text), deep=True)
 
 
 def _unknown(key: str, value: object, *schemas: type[Section]) -> UserError:

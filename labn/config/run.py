@@ -30,6 +30,9 @@ SectionName = Literal["lfe", "lab", "lpb", "stem", "stage1", "stage2", "stage3",
 """A section of the network; see ``LABN.sections``."""
 
 
+DEFAULT_CACHE = Path("~/.cache/labn")
+
+
 class AugmentConfig(Section):
     """Random changes of each training image, drawn again in every epoch."""
 
@@ -69,7 +72,7 @@ class DataConfig(Section):
     """For `folder`: the folder of class 0; None: one with a name such as `negative` or `normal`."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
     """Side in pixels to which every image is resized."""
-    cache_dir: Path = Path("~/.cache/labn")
+    cache_dir: Path = DEFAULT_CACHE
     """The folder for decoded images, which every run on the same data shares."""
     validation_fraction: InnerFraction = 0.2
     """Share of the training images used for validation, if the data set has no such subset."""

@@ -23,7 +23,7 @@ from jaxtyping import Bool, UInt8
 from labn.data.decode import Decoded, Progress, decode_all
 from labn.data.readers.reader import Reader, Record
 from labn.errors import UserError
-from labn.storage.files import locked, make_folder, put_in_place
+from labn.storage.files import cache_folder, locked, make_folder, put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def build_cache(
     """
     if not records:
         raise ValueError("a cache requires at least one record, but got none")
-    cache_dir = cache_dir.expanduser()
+    cache_dir = cache_folder(cache_dir)
     states = _file_states(records)
     directory = cache_dir / _fingerprint(reader, records, states, image_size)[:16]
     if cache := _open(directory, len(records)):

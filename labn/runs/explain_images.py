@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -193,7 +194,12 @@ class _Job:
             images = self._read(pending[start : start + size])
             explained = self._explainer.explain(list(images.values())) if images else ()
             for number, (name, result) in enumerate(zip(images, explained, strict=True), start=1):
-                self.rows[name] = self._write(name, result)
+                try:
+                    self.rows[name] = self._write(name, result)
+                except UserError as error:
+                    if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:
+                        raise
+                    self._skip(name, ValueError("its name is too long for the names of its maps"))
                 reporter.advance("explaining", start + number, len(pending))
             if self.rows:
                 write_table(self.table_file, self.rows)

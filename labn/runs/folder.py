@@ -15,6 +15,7 @@ from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE
 from labn.errors import UserError
 from labn.storage import files
 from labn.storage.files import write_atomically, write_json
+from labn.tracking import resolve_uri
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint
 
@@ -90,8 +91,10 @@ class RunFolder:
             )
 
     def adopt(self, config: Config) -> None:
-        """Make this the folder of the configuration's run."""
-        write_atomically(self.config_file, dump_config(config))
+        """Make this the folder of the configuration's run; it may be used from any other folder."""
+        tracking = config.tracking.model_copy(update={"uri": resolve_uri(config.tracking.uri)})
+        record = config.model_copy(update={"tracking": tracking})
+        write_atomically(self.config_file, dump_config(record))
 
     def load_config(self, overrides: list[str] | None = None) -> Config:
         """Read the run's configuration.

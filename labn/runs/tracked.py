@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from labn.config import Config
-from labn.errors import Interrupted
+from labn.errors import Interrupted, UserError
 from labn.runs.folder import RunFolder
 from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
+from labn.tracking.store import sqlite_path
 
 
 def experiment_name(config: Config) -> str:
@@ -30,11 +31,17 @@ def open_entry(
     """
     tracking = config.tracking
     uri, parent = resolve_uri(tracking.uri), tracking.parent_run_id
+    run_id, store = folder.tracker_run_id, sqlite_path(uri)
+    if run_id is not None and store is not None and not store.is_file():
+        raise UserError(
+            f"tracking.uri = {uri}: no such file, but {folder.tracker_file} names a run there; if"
+            " it was moved, give tracking.uri=sqlite:///PATH, or tracking.uri=none to track nothing"
+        )
     tracker = open_tracker(
         uri,
         experiment=experiment_name(config),
         run_name=name or tracking.run_name or folder.path.name,
-        run_id=folder.tracker_run_id,
+        run_id=run_id,
         tags={"mlflow.parentRunId": parent} if parent else {},
         spool_dir=folder.spool,
         log_system_metrics=log_system_metrics,

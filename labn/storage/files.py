@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -102,6 +103,40 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         _sync(path.parent)
+
+
+def expanded(path: Path | str) -> Path | None:
+    """Return a path with its ``~`` replaced, or None if there is no such home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None
+
+
+def cache_folder(given: Path) -> Path:
+    """Return a folder for what can be made again; ``~`` is the home folder.
+
+    Where there is none, or it cannot be written, it is a folder of the user's in the system's
+    temporary one.
+    """
+    folder = expanded(given)
+    if folder is not None and (given.parts[:1] != ("~",) or _exists(folder) or can_make(folder)):
+        return folder
+    return Path(tempfile.gettempdir(), f"labn-{os.getuid()}", *given.parts[1:])
+
+
+def can_make(folder: Path) -> bool:
+    """Return whether a folder could be made below the nearest that exists above it."""
+    while not _exists(folder):
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except PermissionError:  # a folder above it cannot be searched
+        return False
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
 from labn.errors import UserError
-from labn.storage.files import locked, replacing
+from labn.storage.files import cache_folder, locked, replacing
 from labn.storage.remote import File, Folder, StorageError, digest_of, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def mirror(
         UserError: the folder cannot be read or is empty, or the cache cannot be written.
     """
     name = hashlib.sha256(root.encode()).hexdigest()[:16]
-    place = cache_dir.expanduser() / "mirrors" / name
+    place = cache_folder(cache_dir) / "mirrors" / name
     try:
         waiting = f"waiting for another process to fetch {without_secrets(root)}"
         with locked(place.with_suffix(".lock"), waiting):

@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The environment's proxy would not reach a server of this machine."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -91,7 +94,7 @@ def _wait_until_answered(process: subprocess.Popen[bytes], uri: str, host: str, 
     end_s = time.monotonic() + _START_S
     while time.monotonic() < end_s and process.poll() is None:
         with suppress(OSError):  # not yet: refused, reset, or too slow
-            urllib.request.urlopen(f"http://{reachable}:{port}/health", timeout=2).close()
+            _direct.open(f"http://{reachable}:{port}/health", timeout=2).close()
             return
         time.sleep(_POLL_S)
     raise RunFailed(

@@ -347,6 +347,14 @@ def test_unreadable_images_are_named_and_the_others_explained(labn, trained, pic
     assert len(table_of(tmp_path / "out")) == 9
 
 
+def test_a_name_too_long_for_the_names_of_its_maps_leaves_the_others(explained, pictures, tmp_path):
+    name = f"{'n' * 246}.png"
+    shutil.copy(pictures / "0.png", pictures / name)
+    found = explained(pictures, exit_code=2)
+    assert found["unreadable"] == {name: "its name is too long for the names of its maps"}
+    assert len(table_of(tmp_path / "out")) == len(found["images"]) == 9
+
+
 def test_an_image_that_broke_since_is_no_longer_in_the_table(explained, pictures, tmp_path):
     explained(pictures)
     (pictures / "3.png").write_bytes(b"not a picture")

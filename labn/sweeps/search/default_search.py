@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labn.config.reading import read_yaml
 from labn.config.shipped import shipped_folder
+from labn.config.strict_yaml import read_yaml
 from labn.data.readers.open_reader import detect_layout
 from labn.distributed.capacity import bootstrap_file, live_nodes
 from labn.distributed.launch.cluster_files import PLACEHOLDER

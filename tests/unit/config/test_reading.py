@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from labn.config import dump_config, load_config, load_search, load_study
+from labn.config import dump_config, load_config, load_search, load_study, reading
 from labn.errors import UserError
 
 SMALLEST = "data:\n  name: synthetic\noutput_dir: runs/test\n"
@@ -330,3 +330,31 @@ def test_what_is_fixed_may_not_be_a_list_even_with_overrides(tmp_path, load):
     message = message_for(path, "train.epochs=3", load=load)
 
     assert message.startswith(f"{path}: fixed = [1]: must be a mapping from keys to values")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=~nobody-of-this-name/eyes", "output_dir=~nobody-of-this-name/a",
+        "model.pretrained=~nobody-of-this-name/b", "data.cache_dir=~nobody-of-this-name/c",
+    ],
+)  # fmt: skip
+def test_a_home_folder_that_does_not_exist_is_named(tmp_path, override):
+    message = message_for(write(tmp_path, SMALLEST), override)
+    key, _, value = override.partition("=")
+    assert message.startswith(
+        f"command line: {key} = {value}: there is no home folder ~nobody-of-this-name; give a full"
+    )
+
+
+def test_a_null_byte_in_a_path_is_refused(tmp_path):
+    message = message_for(write(tmp_path, 'data: {name: synthetic}\noutput_dir: "a\\0b"\n'))
+    assert "output_dir: a path must not contain a null byte" in message
+
+
+def test_the_cache_moves_out_of_a_home_folder_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(reading, "cache_folder", lambda given: tmp_path / "elsewhere")
+    file = write(tmp_path, SMALLEST)
+    assert load_config(file).data.cache_dir == tmp_path / "elsewhere"
+    assert "data.cache_dir = ~/.cache/labn: cannot be written" in caplog.text
+    assert load_config(file, ["data.cache_dir=/given"]).data.cache_dir == Path("/given")

@@ -13,7 +13,8 @@ import labn
 from labn.config import Config, load_config, load_study
 from labn.config.reading import resolve_base
 from labn.errors import Interrupted, UserError
-from labn.runs.tracked import closing_entry, experiment_name, log_settings
+from labn.runs.folder import RunFolder
+from labn.runs.tracked import closing_entry, experiment_name, log_settings, open_entry
 from labn.tracking import NoTracker
 
 
@@ -122,3 +123,29 @@ def test_only_the_package_of_tracking_makes_trackers():
         in ("MlflowTracker", "ResilientTracker")
     }
     assert makers == {"tracking"}
+
+
+def test_a_record_with_a_relative_tracker_means_the_one_that_was_used(tmp_path, monkeypatch):
+    entry = {"uri": "sqlite:////first/mlflow.db", "run_id": "0123"}
+    (tmp_path / "tracker.json").write_text(json.dumps(entry))
+    file = write_run(tmp_path, uri="sqlite:///mlflow.db").rename(tmp_path / "config.yaml")
+    assert load_config(file).tracking.uri == "sqlite:////first/mlflow.db"
+    moved = load_config(file, ["tracking.uri=sqlite:///moved.db"])
+    assert moved.tracking.uri == "sqlite:///moved.db"
+
+
+def test_a_run_records_the_whole_path_of_its_tracker(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write_run(tmp_path, uri="sqlite:///mlflow.db"))
+    RunFolder(tmp_path / "run").adopt(config)
+    record = load_config(tmp_path / "run" / "config.yaml")
+    assert record.tracking.uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_tracker_that_is_gone_is_not_made_again_in_its_place(tmp_path):
+    config = load_config(write_run(tmp_path, uri=f"sqlite:///{tmp_path}/gone.db"))
+    folder = RunFolder(tmp_path / "run")
+    folder.keep_tracker_run_id(config.tracking.uri, "0123")
+    with pytest.raises(UserError, match=r"tracking.uri = .*gone.db: no such file, but .*tracker"):
+        open_entry(config, folder)
+    assert not (tmp_path / "gone.db").exists()

@@ -11,7 +11,14 @@ import pytest
 
 from labn.errors import UserError
 from labn.storage import files
-from labn.storage.files import append, locked, put_in_place, replacing, write_atomically
+from labn.storage.files import (
+    append,
+    cache_folder,
+    locked,
+    put_in_place,
+    replacing,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -171,3 +178,29 @@ def test_a_long_wait_for_a_lock_is_logged(tmp_path, monkeypatch, caplog, timeout
         may_end.set()
         holder.join()
     assert [(one.levelno, one.getMessage()) for one in caplog.records] == [(level, "waiting")]
+
+
+def test_a_cache_lies_in_the_home_folder_or_where_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder(Path("~/.cache/labn")) == tmp_path / ".cache/labn"
+    assert cache_folder(Path("cache")) == Path("cache")
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_without_a_home_folder_to_write_to_a_cache_is_temporary(tmp_path, monkeypatch, is_missing):
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: "/temporary")
+    if is_missing:
+        monkeypatch.setattr(files, "expanded", lambda path: None)
+    else:
+        monkeypatch.setattr(files.os, "access", lambda folder, mode: False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+    place = cache_folder(Path("~/.cache/labn"))
+    assert place == Path(f"/temporary/labn-{os.getuid()}/.cache/labn")
+    assert cache_folder(tmp_path / "cache") == tmp_path / "cache" or is_missing
+
+
+def test_a_cache_that_exists_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".cache").mkdir()
+    monkeypatch.setattr(files.os, "access", lambda folder, mode: False)
+    assert cache_folder(Path("~/.cache")) == tmp_path / ".cache"
