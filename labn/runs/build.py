@@ -89,7 +89,10 @@ def require_subset(dataset: Dataset, name: SubsetName) -> Subset:
     subset = dataset.subsets[name]
     if not len(subset):
         others = ", ".join(other for other, images in dataset.subsets.items() if len(images))
-        raise UserError(f"the data set has no {name} images; it has {others}")
+        raise UserError(
+            f"--subset {name}: the data set has no {name} images; it has {others}: give"
+            f" --subset {others.rpartition(' ')[2]}"
+        )
     return subset
 
 

@@ -328,6 +328,10 @@ def same_seed(run):
         (no_run, ["not a run (it has no config.yaml)"]),
         (not_scored, ["test subset is not scored", "run `labn evaluate RUN --subset test`"]),
         (other_settings, ["patch_sizes is [2, 4], there [4]", "baseline is black, there bias"]),
+        (
+            other_settings,
+            ["`labn evaluate RUN --subset test ", "--patch-sizes 4", "--baseline bias"],
+        ),
         (other_points, ["scores is ['ID against zero in 5 points'", "in 9 points"]),
         (no_localisation, ["localisation is False, there True"]),
         (fewer_scored, ["scores other images", "such as eye-2"]),

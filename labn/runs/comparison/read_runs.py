@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,14 @@ _NO_CONDITION = (
     "train.log_steps",
     "train.storage",
 )
+
+
+_OPTIONS = {
+    "methods": "methods", "patch_sizes": "patch-sizes", "protocol": "protocol",
+    "num_points": "points", "tolerance": "tolerance", "baseline": "baseline",
+    "num_masks": "num-masks", "max_images": "max-images",
+}  # fmt: skip
+"""The option of `labn evaluate` for each of an evaluation's settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,9 +288,20 @@ def _check_terms(
     if differing:
         raise UserError(
             f"{run.path}: scored differently from {first.path} ({'; '.join(differing[:3])}"
-            f"{'; ...' if len(differing) > 3 else ''}); score both alike, such as by"
-            f" `labn evaluate {run.path} --subset {subset}`"
+            f"{'; ...' if len(differing) > 3 else ''}); score it as the other by"
+            f" `{_command_like(first, run.path, subset)}`"
         )
+
+
+def _command_like(first: ScoredRun, path: Path, subset: SubsetName) -> str:
+    """Return the command that scores a run on the terms of another."""
+    words = ["labn", "evaluate", str(path), "--subset", subset]
+    for name, option in _OPTIONS.items():
+        value = first.terms.get(name)
+        if value is not None:
+            shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{option}", shown]
+    return shlex.join(words)
 
 
 def _check_images(first: ScoredRun, run: ScoredRun, subset: SubsetName, columns: list[str]) -> None:
