@@ -1,8 +1,9 @@
-"""The errors that reach a user."""
+"""The errors that reach a user, and what their messages need."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -40,3 +41,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean "x"?`` for the nearest known word, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f' Did you mean "{matches[0]}"?' if matches else ""
+
+
+def printable(text: object) -> str:
+    r"""Return text whose bytes of file names that are not UTF-8 are written as ``\xe9``."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", str(text))

@@ -18,8 +18,11 @@ from labn.data.duplicates import (
     fingerprint,
     near_groups,
 )
-from labn.data.groups import Groups, find_groups
-from labn.data.readers.reader import SUBSETS, Problem, Reader, Record
+from labn.data.file_account import account_for
+from labn.data.groups import Groups, find_groups, group_tables
+from labn.data.readers.image_files import IMAGE_SUFFIXES, read_traits
+from labn.data.readers.reader import SUBSETS, Problem, ProblemKind, Reader, Record
+from labn.errors import printable
 
 UNASSIGNED = "unassigned"
 """The name shown for images whose data set assigns no subset."""
@@ -29,11 +32,13 @@ _NUM_MEMBERS_SHOWN = 4
 
 
 class _Image(NamedTuple):
-    """An image that could be decoded."""
+    """An image that could be decoded; ``is_grey`` is None where its file does not tell."""
 
     record: Record
     trace: Fingerprint
     class_name: str
+    is_grey: bool | None
+    num_frames: int
 
 
 def audit(
@@ -52,18 +57,23 @@ def audit(
     """
     scan = reader.scan()
     groups = find_groups(reader, scan.records, group_by, group_gap_s)
-    images, problems = [], list(scan.problems)
-    for record, trace in _decode_all(reader, scan.records, report_progress):
-        if isinstance(trace, Problem):
-            problems.append(trace)
+    images, unreadable = [], []
+    for record, decoded in _decode_all(reader, scan.records, report_progress):
+        if isinstance(decoded, Problem):
+            unreadable.append(decoded)
         else:
-            images.append(_Image(record, trace, reader.class_names[record.label]))
+            trace, is_grey, num_frames = decoded
+            class_name = reader.class_names[record.label]
+            images.append(_Image(record, trace, class_name, is_grey, num_frames))
     balances = _count(scan.records, reader.class_names)
+    tables = () if groups is None else group_tables(reader, group_by)
     findings = [
-        *map(_from_problem, problems),
+        *map(_from_problem, (*scan.problems, *unreadable)),
         *_find_absence(balances),
         *_find_copies(images, near_duplicate_threshold),
         *_find_divided_groups(images, scan.records, groups),
+        *_find_converted(images, reader.num_channels),
+        *_find_frames(images),
         *_find_blanks(images),
         *_find_imbalance(balances),
     ]
@@ -73,34 +83,44 @@ def audit(
         partitions=balances,
         sizes=dict(Counter(f"{i.trace.size[1]}x{i.trace.size[0]}" for i in images)),
         findings=sorted(findings, key=lambda finding: list(MEANINGS).index(finding.kind)),
+        files=None if reader.root is None else account_for(reader.root, scan, unreadable, tables),
     )
+
+
+_Decoded = tuple[Fingerprint, bool | None, int]
 
 
 def _decode_all(
     reader: Reader,
     records: Sequence[Record],
     report_progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[Record, Fingerprint | Problem]]:
+) -> Iterator[tuple[Record, _Decoded | Problem]]:
     executor = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
     try:
-        traces = executor.map(lambda record: _decode(reader, record), records)
-        for num_done, (record, trace) in enumerate(zip(records, traces, strict=True), start=1):
+        outcomes = executor.map(lambda record: _decode(reader, record), records)
+        for num_done, (record, decoded) in enumerate(zip(records, outcomes, strict=True), start=1):
             if report_progress is not None:
                 report_progress(num_done, len(records))
-            yield record, trace
+            yield record, decoded
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _decode(reader: Reader, record: Record) -> Fingerprint | Problem:
+def _decode(reader: Reader, record: Record) -> _Decoded | Problem:
+    kind: ProblemKind = "unreadable_file"
     try:
-        return fingerprint(reader.read(record))
+        trace = fingerprint(reader.read(record))
+        traits: tuple[bool | None, int] = (None, 1)
+        if record.path.suffix.lower() in IMAGE_SUFFIXES and record.path.is_file():
+            traits = read_traits(record.path)
+        kind = "unreadable_mask"
+        reader.lesion_mask(record)
+        return trace, *traits
     except FileNotFoundError:
-        detail = f"the file {record.path} does not exist"
-        return Problem(kind="missing_file", name=record.name, detail=detail)
+        kind, detail = "missing_file", f"the file {printable(record.path)} does not exist"
     except (OSError, ValueError) as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        return Problem(kind="unreadable_file", name=record.name, detail=detail)
+        detail = printable(" ".join(str(error).split()) or type(error).__name__)
+    return Problem(kind=kind, name=record.name, detail=detail, path=record.path)
 
 
 def _count(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Balance]:
@@ -122,8 +142,8 @@ def _from_problem(problem: Problem) -> Finding:
     return Finding(
         severity="error" if problem.is_fatal else "warning",
         kind=problem.kind,
-        names=(problem.name,),
-        detail=problem.detail if has_name else f"{problem.name}: {problem.detail}",
+        names=(printable(problem.name),),
+        detail=printable(problem.detail if has_name else f"{problem.name}: {problem.detail}"),
     )
 
 
@@ -172,7 +192,7 @@ def _find_divided_groups(
 def _group_finding(kind: str, group: Sequence[_Image]) -> Finding:
     spans_subsets = len({image.record.subset for image in group}) > 1
     members = []
-    for record, _, class_name in group[:_NUM_MEMBERS_SHOWN]:
+    for record, _, class_name, *_ in group[:_NUM_MEMBERS_SHOWN]:
         subset = f"{record.subset or UNASSIGNED}, " if spans_subsets else ""
         members.append(f"{record.name} ({subset}grade {record.grade}, {class_name})")
     if len(group) > len(members):
@@ -187,8 +207,31 @@ def _group_finding(kind: str, group: Sequence[_Image]) -> Finding:
     )
 
 
+def _find_converted(images: Sequence[_Image], num_channels: int) -> Iterator[Finding]:
+    """Report the images that are not of the data set's channels."""
+    converted = [image for image in images if image.is_grey is (num_channels == 3)]
+    if converted:
+        kind, use = ("greyscale", "RGB") if num_channels == 3 else ("in colour", "luma")
+        detail = f"{len(converted)} of {len(images)} images are {kind}, and read as {use}"
+        yield _list_finding("converted_channels", converted, detail)
+
+
+def _find_frames(images: Sequence[_Image]) -> Iterator[Finding]:
+    several = [image for image in images if image.num_frames > 1]
+    if several:
+        detail = f"{len(several)} of {len(images)} images have several frames"
+        yield _list_finding("several_frames", several, detail)
+
+
+def _list_finding(kind: str, images: Sequence[_Image], detail: str) -> Finding:
+    names = tuple(image.record.name for image in images)
+    shown = ", ".join(names[:_NUM_MEMBERS_SHOWN])
+    more = f", +{len(names) - _NUM_MEMBERS_SHOWN} more" if len(names) > _NUM_MEMBERS_SHOWN else ""
+    return Finding(kind=kind, names=names, detail=f"{detail}: {shown}{more}")
+
+
 def _find_blanks(images: Iterable[_Image]) -> Iterator[Finding]:
-    for record, trace, _ in images:
+    for record, trace, *_ in images:
         if trace.is_blank:
             level = round(float(trace.thumbnail.mean()))
             detail = f"{record.name}: every pixel has one colour, grey level {level} of 255"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from labn.data.file_account import FileAccount
+
 TINY_CLASS = 5
 """A class with fewer images than this in one subset is a warning."""
 
@@ -18,6 +20,7 @@ MEANINGS = {
     "bad_table": ("tables that cannot be used", _REFUSED),
     "missing_file": ("annotated images that do not exist", _REFUSED),
     "unreadable_file": ("images that cannot be decoded", _REFUSED),
+    "unreadable_mask": ("masks that cannot be decoded or do not fit their images", _REFUSED),
     "label_out_of_range": ("annotations that are not a known grade", _REFUSED),
     "duplicate_row": ("images annotated more than once", _REFUSED),
     "conflicting_labels": (
@@ -50,6 +53,15 @@ MEANINGS = {
         "identical images with different grades of one label",
         "training keeps them: it learns labels, not grades",
     ),
+    "random_subsets": (
+        "frames of the sun whose times do not tell their subsets",
+        "training draws all subsets at random: frames hours apart may be trained and scored on",
+    ),
+    "converted_channels": (
+        "images of another number of channels than the data set's",
+        "training converts them: grey is repeated to RGB, colour reduced to luma",
+    ),
+    "several_frames": ("images of several frames", "training reads the first alone"),
     "blank_image": ("images of one colour", "training keeps them: remove them and their rows"),
     "single_class": (
         "subsets with images of one class only",
@@ -59,7 +71,14 @@ MEANINGS = {
         f"classes with fewer than {TINY_CLASS} images in a subset",
         "training continues, but scores on so few images are uncertain",
     ),
-    "unlisted_file": ("images that no table names", "training leaves them out"),
+    "unlisted_file": (
+        "images, masks and boxes that no table or folder takes in",
+        "training leaves them out",
+    ),
+    "unread_file": (
+        "files beside images, in formats that are not read",
+        "training leaves them out",
+    ),
 }
 """Every kind of finding, the most severe first: a title, and how training treats it."""
 
@@ -87,7 +106,8 @@ class Audit:
     """The counts and findings of a data set, the findings in the order of ``MEANINGS``.
 
     ``partitions`` (by subset) and ``num_images`` count annotated images; ``sizes`` counts decoded
-    images by "width x height" after cropping, as in training.
+    images by "width x height" after cropping, as in training. ``files`` is None where the data set
+    has no folder.
     """
 
     num_images: int
@@ -95,6 +115,7 @@ class Audit:
     partitions: dict[str, Balance]
     sizes: dict[str, int]
     findings: list[Finding]
+    files: FileAccount | None
 
     @property
     def has_errors(self) -> bool:
@@ -117,6 +138,8 @@ class Audit:
         if len(self.sizes) > 1:
             common = dict(Counter(self.sizes).most_common(_NUM_LINES_SHOWN))
             lines.append(f"  {len(self.sizes)} sizes  {_listed(common)}")
+        if self.files is not None:
+            lines += ["", *self.files.as_lines()]
         by_kind = defaultdict(list)
         for finding in self.findings:
             by_kind[finding.kind].append(finding)

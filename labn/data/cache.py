@@ -22,7 +22,7 @@ from jaxtyping import Bool, UInt8
 
 from labn.data.decode import Decoded, Progress, decode_all
 from labn.data.readers.reader import Reader, Record
-from labn.errors import UserError
+from labn.errors import UserError, printable
 from labn.storage.files import cache_folder, locked, make_folder, put_in_place
 
 logger = logging.getLogger(__name__)
@@ -191,5 +191,5 @@ def _write_manifest(
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         for record, state, image in zip(records, states, decoded, strict=True):
-            source = (record.name, record.path, record.index, state.size, state.mtime_ns)
+            source = (record.name, printable(record.path), record.index, state.size, state.mtime_ns)
             writer.writerow((*source, image.sha256, image.pixels_sha256, int(image.has_mask)))

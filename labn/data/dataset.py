@@ -22,7 +22,7 @@ from labn.data.decode import Progress
 from labn.data.groups import find_groups
 from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, SubsetName
 from labn.data.splits import assign_subsets
-from labn.errors import UserError
+from labn.errors import UserError, printable
 from labn.storage.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,13 @@ def _usable_records(scan: Scan) -> list[Record]:
         raise UserError(
             "the data set has no images; check data.name and data.root with `labn data check`"
         )
+    if minor := [problem for problem in scan.problems if not problem.is_fatal]:
+        logger.warning(
+            "data.root: %d warnings, first %s: %s; `labn data check` lists all",
+            len(minor),
+            printable(minor[0].name),
+            printable(minor[0].detail),
+        )
     return scan.records
 
 
@@ -184,7 +191,7 @@ def _manifest(
 ) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            (record.name, str(record.path), subset, record.label, record.grade, sha256)
+            (record.name, printable(record.path), subset, record.label, record.grade, sha256)
             for record, subset, sha256 in zip(records, subsets, cache.sha256, strict=True)
             if subset is not None
         ],

@@ -73,6 +73,14 @@ def capture_times(reader: Reader, records: Sequence[Record]) -> list[datetime | 
     return [None if text is None else _parse(text) for text in texts]
 
 
+def group_tables(reader: Reader, group_by: str | None) -> list[Path]:
+    """Return the table that ``find_groups`` reads groups from, if there is one."""
+    if group_by is None or group_by == "folder":
+        return []
+    file = TIMES_FILE if group_by in ("auto", "time") else group_by.rpartition(":")[0]
+    return [_beside(reader.root, file)]
+
+
 def merge_groups(*groupings: Sequence[str]) -> Int64[np.ndarray, " n"]:
     """Return the number of each image's group, where images of one group in any grouping are one.
 

@@ -14,9 +14,9 @@ from jaxtyping import Float32
 
 from labn.data.decode import resize
 from labn.data.readers.class_folders import MASKS
-from labn.data.readers.listing import list_files
+from labn.data.readers.listing import name_in, visible
 from labn.data.readers.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
-from labn.errors import UserError
+from labn.errors import UserError, printable
 from labn.model.network import upsample_attention
 from labn.runs.explanation_outputs import (
     FILE_ENDINGS,
@@ -72,24 +72,24 @@ def explain_images(
     listed = _list_images(images, out, image_suffixes(trained.config.data.name))
     job = _Job(_Explainer(trained), _network_digest(trained), listed, out.expanduser())
     job.complete(reporter)
-    rows = [job.rows[name] for name in listed.names if name in job.rows]
+    rows = [job.rows[name] for name in listed.paths if name in job.rows]
     if not rows:
         name, reason = next(iter(job.unreadable.items()))
         raise UserError(
-            f"{images}: none of the {len(listed.names)} images can be read ({name}: {reason});"
+            f"{images}: none of the {len(job.unreadable)} images can be read ({name}: {reason});"
             " pass valid image files"
         )
     return Explanations(job.table_file, rows, job.num_kept, job.unreadable, listed.ignored)
 
 
 class _Images(NamedTuple):
-    """The images, by their paths relative to ``root``, and the ignored other files.
+    """The images, by their names below the folder, what cannot be opened, and ignored other files.
 
     A data set's lesion masks are not images to explain.
     """
 
-    root: Path
-    names: list[str]
+    paths: dict[str, Path]
+    unreadable: dict[str, str]
     ignored: list[str]
 
 
@@ -104,16 +104,23 @@ def _list_images(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Images:
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out = {out}: is a file; give a folder")
-    root, files = place.parent, [place]
-    if place.is_dir():
-        root = place
-        files = [path for path in list_files(place, "**/*") if not path.is_relative_to(out)]
-    listed = _Images(root, [], [])
-    for path in files:
-        name = path.relative_to(root)
-        is_image = path.suffix.lower() in suffixes and name.parts[0] != MASKS
-        (listed.names if is_image else listed.ignored).append(name.as_posix())
-    if not listed.names:
+    listed = _Images({}, {}, [])
+    if not place.is_dir():
+        if place.suffix.lower() in suffixes:
+            listed.paths[name_in(place.parent, place)] = place
+    else:
+        for entry in visible(place):
+            name = name_in(place, entry.path)
+            if entry.path.is_relative_to(out):
+                continue
+            is_mask = entry.path.relative_to(place).parts[0] == MASKS
+            if is_mask or not entry.has_suffix(suffixes):
+                listed.ignored.append(name)
+            elif entry.defect:
+                listed.unreadable[name] = entry.defect
+            else:
+                listed.paths[name] = entry.path
+    if not listed.paths and not listed.unreadable:
         raise UserError(f"{images}: no image; the files must end in {', '.join(suffixes)}")
     return listed
 
@@ -183,7 +190,7 @@ class _Job:
         self._explainer, self._network, self._images, self._out = explainer, network, listed, out
         self.table_file = out / TABLE_NAME
         self.rows = read_table(self.table_file, network)
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = dict(listed.unreadable)
         self.num_kept = 0
 
     def complete(self, reporter: Reporter) -> None:
@@ -207,7 +214,7 @@ class _Job:
     def _find_pending(self) -> list[str]:
         """List the images without a row of their present content; drop outdated rows."""
         pending = []
-        for name in self._images.names:
+        for name in self._images.paths:
             try:
                 digest = self._digest(name)
             except OSError as error:
@@ -226,20 +233,20 @@ class _Job:
         return all((self._out / row[column]).is_file() for column in FILE_ENDINGS)
 
     def _digest(self, name: str) -> str:
-        with (self._images.root / name).open("rb") as file:
+        with self._images.paths[name].open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _read(self, names: list[str]) -> dict[str, UnlabelledImage]:
         images = {}
         for name in names:
             try:
-                images[name] = self._explainer.read(self._images.root / name)
+                images[name] = self._explainer.read(self._images.paths[name])
             except (OSError, ValueError) as error:
                 self._skip(name, error)
         return images
 
     def _skip(self, name: str, error: OSError | ValueError) -> None:
-        self.unreadable[name] = " ".join(str(error).split())
+        self.unreadable[name] = printable(" ".join(str(error).split()))
 
     def _write(self, name: str, explained: _Explained) -> Row:
         """Write one image's files; return its row."""

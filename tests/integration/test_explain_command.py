@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -353,6 +354,23 @@ def test_a_name_too_long_for_the_names_of_its_maps_leaves_the_others(explained, 
     found = explained(pictures, exit_code=2)
     assert found["unreadable"] == {name: "its name is too long for the names of its maps"}
     assert len(table_of(tmp_path / "out")) == len(found["images"]) == 9
+
+
+def test_a_name_that_is_not_utf_8_and_a_link_to_nowhere_are_taken_as_they_are(
+    labn, trained, pictures, tmp_path
+):
+    (pictures / "0.png").rename(pictures / os.fsdecode(b"ol\xe9.png"))
+    (pictures / "linked").symlink_to(pictures / "absent")
+    (pictures / "absent.png").symlink_to("nowhere/1.png")
+    (pictures / "loop").symlink_to(".")
+
+    done = labn("explain", trained("folder")[0], pictures, "--out", tmp_path / "out")
+
+    assert done.returncode == 2
+    assert "absent.png: links to nowhere/1.png, which does not exist" in done.stdout
+    table = table_of(tmp_path / "out")
+    assert "ol\\xe9.png" in list(table["file"])
+    assert (tmp_path / "out" / "ol\\xe9.png.attention.npy").is_file()
 
 
 def test_an_image_that_broke_since_is_no_longer_in_the_table(explained, pictures, tmp_path):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from subprocess import run
 
 import pytest
 import yaml
-from command_line import COMMAND, ENVIRONMENT, succeed
+from command_line import COMMAND, ENVIRONMENT, succeed, write_config
 
 from labn.config import known_keys
 
@@ -117,6 +118,33 @@ def test_a_damaged_tree_fails_the_check_which_names_every_damage(labn, tree):
     kinds = {finding["kind"] for finding in found["findings"] if finding["severity"] == "error"}
     assert kinds == {"unreadable_file", "conflicting_labels"}
     assert found["num_readable"] == 20
+
+
+def test_names_that_are_not_utf_8_are_shown_in_every_output(labn, tree, tmp_path):
+    for number, name in enumerate((b"ol\xe9.png", b"z\xe9ro.png")):
+        image = min((tree / "positive").iterdir())
+        path = image.rename(image.with_name(os.fsdecode(name)))
+        if number:
+            path.write_bytes(b"not a picture")
+
+    done = labn("data", "check", tree)
+
+    assert done.returncode == 2
+    assert "positive/z\\xe9ro.png" in done.stdout
+    found = json.loads(labn("data", "check", tree, "--json").stdout)
+    assert found["files"]["left_out"][-1]["file"] == "positive/z\\xe9ro.png"
+    config = write_config(tmp_path, data__name="folder", data__root=tree)
+    done = labn("train", config, "--dry-run")
+    assert done.returncode == 2 and "positive/z\\xe9ro.png" in done.stderr
+    (tree / "positive" / os.fsdecode(b"z\xe9ro.png")).unlink()
+    assert labn("train", config, "--dry-run").returncode == 0
+
+
+def test_training_says_that_files_are_left_out(labn, tree, tmp_path, caplog):
+    (tree / "positive" / "eye.heic").write_bytes(b"")
+    config = write_config(tmp_path, data__name="folder", data__root=tree)
+    assert labn("train", config, "--dry-run").returncode == 0
+    assert "data.root: 1 warnings, first positive/eye.heic" in caplog.text
 
 
 def test_the_check_takes_the_layouts_name_but_only_a_known_one(labn, tree):

@@ -5,22 +5,40 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labn.data.readers.image_files import is_greyscale, read_image, read_size
-from labn.data.readers.listing import SUBSET_NAMES, existing_folder, list_folders, list_images
+from labn.data.readers.flare_table import is_flare_table
+from labn.data.readers.image_files import (
+    IMAGE_SUFFIXES,
+    is_greyscale,
+    read_image,
+    read_mask,
+    read_size,
+)
+from labn.data.readers.listing import (
+    SUBSET_NAMES,
+    Entry,
+    existing_folder,
+    list_folders,
+    name_in,
+    unread_problem,
+    visible,
+)
 from labn.data.readers.reader import Problem, Record, Scan, SubsetName
-from labn.errors import UserError, did_you_mean
+from labn.errors import UserError, did_you_mean, printable
 
 LAYOUT = (
     "a tree of at least two class folders ({class}/*.png, or {train,val,test}/{class}/*.png;"
-    " png, jpg, tif or bmp)"
+    " png, jpg, tif, webp and what else Pillow reads)"
 )
 MASKS = "masks"
+MASK_ENDINGS = ("_mask", "_segmentation")
+"""What a mask's name may have after its image's."""
 
 NEGATIVE_NAME = re.compile(r"(?i:negative|neg|normal|healthy|none|no|0|no[ _-].+)|No[A-Z].*")
 """Names of class folders taken as negative, also such as no_flare or NoDR."""
@@ -31,8 +49,8 @@ class FolderReader:
 
     SUBSET is train, val (or validation) or test. Class 0 is ``negative_class`` or, if None, the
     first class whose name matches ``NEGATIVE_NAME``; the others are numbered by name. ROOT/masks/
-    mirrors the tree with PNG files, not zero where a lesion is; an image without one has unknown
-    lesions. All images are read as greyscale if the first one is, else as RGB.
+    mirrors the tree with images that ``read_mask`` reads; an image without one has unknown
+    lesions. All images are read as greyscale if all of them are, else as RGB.
     With ``has_group_folders`` the files are one level deeper, in CLASS/GROUP.
 
     Raises:
@@ -43,46 +61,61 @@ class FolderReader:
         self, root: Path, negative_class: str | None = None, *, has_group_folders: bool = False
     ) -> None:
         self.root = existing_folder(root)
+        self._entries = visible(self.root)
+        holders = {e.path.parent for e in self._entries if e.has_suffix(IMAGE_SUFFIXES)}
+        if has_group_folders:
+            holders = {holder.parent for holder in holders}
         self._has_group_folders = has_group_folders
-        self._folders = _class_folders(self.root, "*/*" if has_group_folders else "*")
-        classes = {folder.name for folders in self._folders.values() for folder in folders}
+        self._folders = _class_folders(self.root, holders)
+        classes = {printable(f.name) for folders in self._folders.values() for f in folders}
         if len(classes) < 2:
             found = ", ".join(sorted(classes)) or "none"
             raise UserError(f"data.root = {root}: expected {LAYOUT}; class folders found: {found}")
         self.class_names = _order(classes, negative_class)
-        self._images = [path for folder in self._image_folders() for path in list_images(folder)]
-        self._masks = {
-            mask.relative_to(self.root / MASKS).with_suffix(""): mask
-            for folder in self._image_folders()
-            for mask in list_images(self._mask_folder(folder), (".png",))
+        self._subset_of = {
+            folder: subset for subset, folders in self._folders.items() for folder in folders
         }
-        self.num_channels = _num_channels(self._images)
+
+    @cached_property
+    def num_channels(self) -> int:
+        """1 if all images are greyscale by their headers, else 3."""
+        kinds = (_is_greyscale(entry.path) for entry in self._images if not entry.defect)
+        found = False
+        for kind in kinds:
+            if kind is False:
+                return 3
+            found = found or kind is True
+        return 1 if found else 3
 
     @property
     def geometry(self) -> str:
         """A description of the pixels, and a digest of the mask files, which caches store too."""
-        states = [(str(mask), mask.stat().st_mtime_ns) for mask in self._masks.values()]
-        return f"as stored, masks {hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
+        states = [
+            (str(mask), mask.stat().st_mtime_ns) for masks in self._masks.values() for mask in masks
+        ]
+        if not states:
+            return f"as stored, masks {hashlib.sha256(b'[]').hexdigest()[:16]}"
+        return f"as stored, masks not 0 {hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
 
     def scan(self) -> Scan:
         """List the images by subset, class and name, and every defect."""
-        subsets = {
-            folder: subset for subset, folders in self._folders.items() for folder in folders
-        }
-        records = []
-        for path in self._images:
-            folder = path.parent.parent if self._has_group_folders else path.parent
-            grade = self.class_names.index(folder.name)
-            records.append(
-                Record(
-                    name=path.relative_to(self.root).as_posix(),
-                    path=path,
-                    grade=grade,
-                    label=grade,
-                    subset=subsets[folder],
-                )
-            )
-        return Scan(records, self._class_problems() + self._stray_problems())
+        scan = Scan([])
+        for entry in self._images:
+            path = entry.path
+            name = name_in(self.root, path)
+            folder = self._class_folder(path)
+            grade = self.class_names.index(printable(folder.name))
+            subset = self._subset_of[folder]
+            if entry.kind is not None:
+                detail = entry.defect
+                scan.problems.append(Problem(kind=entry.kind, name=name, detail=detail, path=path))
+            else:
+                record = Record(name=name, path=path, grade=grade, label=grade, subset=subset)
+                scan.records.append(record)
+        scan.problems.extend(
+            [*self._class_problems(), *self._mask_problems(scan), *self._stray_problems()]
+        )
+        return scan
 
     def read(self, record: Record) -> NDArray[np.uint8]:
         """Decode one image, as it is stored."""
@@ -94,84 +127,130 @@ class FolderReader:
         Raises:
             OSError or ValueError: the mask cannot be decoded, or is not of the image's size.
         """
-        path = self._masks.get(record.path.relative_to(self.root).with_suffix(""))
-        if path is None:
+        masks = self._masks_of(record.path)
+        if not masks:
             return None
-        mask = read_image(path, 3).any(axis=-1)
+        mask = read_mask(masks[0])
         width, height = read_size(record.path)
         if mask.shape != (height, width):
-            raise ValueError(f"{path}: {mask.shape[::-1]} pixels, its image {(width, height)}")
+            raise ValueError(f"{masks[0]}: {mask.shape[::-1]} pixels, its image {(width, height)}")
         return mask
+
+    @cached_property
+    def _images(self) -> list[Entry]:
+        """The images in the class folders, by subset, class and name."""
+        order = {folder: position for position, folder in enumerate(self._used_folders())}
+        images = [
+            entry
+            for entry in self._entries
+            if entry.has_suffix(IMAGE_SUFFIXES) and self._class_folder(entry.path) in order
+        ]
+        return sorted(images, key=lambda entry: order[self._class_folder(entry.path)])
+
+    @cached_property
+    def _masks(self) -> dict[Path, list[Path]]:
+        """The masks by the path that their image would have, without extension."""
+        masks: dict[Path, list[Path]] = {}
+        for entry in self._entries:
+            if entry.kind is None and self._is_mask(entry):
+                key = entry.path.relative_to(self.root / MASKS).with_suffix("")
+                masks.setdefault(key, []).append(entry.path)
+        return masks
+
+    def _is_mask(self, entry: Entry) -> bool:
+        parents = entry.path.relative_to(self.root).parts[:-1]
+        return parents[:1] == (MASKS,) and entry.has_suffix(IMAGE_SUFFIXES)
+
+    def _masks_of(self, image: Path) -> list[Path]:
+        key = image.relative_to(self.root).with_suffix("")
+        keys = (key, *(key.with_name(key.name + ending) for ending in MASK_ENDINGS))
+        return [mask for name in keys for mask in self._masks.get(name, [])]
+
+    def _class_folder(self, path: Path) -> Path:
+        return path.parent.parent if self._has_group_folders else path.parent
 
     def _used_folders(self) -> list[Path]:
         """Return the class folders, by subset, then by class."""
         return [
             folder
             for folders in self._folders.values()
-            for folder in sorted(folders, key=lambda folder: self.class_names.index(folder.name))
+            for folder in sorted(
+                folders, key=lambda folder: self.class_names.index(printable(folder.name))
+            )
         ]
 
-    def _image_folders(self) -> list[Path]:
-        """Return the folders that directly hold images: the classes', or their groups'."""
-        if not self._has_group_folders:
-            return self._used_folders()
-        return [group for folder in self._used_folders() for group in list_folders(folder)]
-
-    def _mask_folder(self, folder: Path) -> Path:
-        return self.root / MASKS / folder.relative_to(self.root)
-
-    def _class_problems(self) -> list[Problem]:
+    def _class_problems(self) -> Iterator[Problem]:
         """Report classes that only validation or test has, as by a misspelt folder."""
         trained = {folder.name for folder in self._folders.get("train", self._used_folders())}
-        return [
-            Problem(
-                kind="bad_table",
-                name=folder.relative_to(self.root).as_posix(),
-                detail=f"the training subset has no class {folder.name}",
+        for folder in self._used_folders():
+            name = name_in(self.root, folder)
+            if folder.name not in trained:
+                detail = f"the training subset has no class {printable(folder.name)}"
+                yield Problem(kind="bad_table", name=name, detail=detail)
+            table = folder / "labels.csv"
+            if is_flare_table(table):
+                detail = f"a table of flare classes: {name} is a data set of its own, check that"
+                yield Problem(
+                    kind="bad_table", name=f"{name}/labels.csv", detail=detail, path=table
+                )
+
+    def _mask_problems(self, scan: Scan) -> Iterator[Problem]:
+        """Report images with several masks and masks without an image; add the others to a scan."""
+        for image in self._images:
+            masks = self._masks_of(image.path)
+            scan.others.update(dict.fromkeys(masks, "mask"))
+            if len(masks) > 1:
+                names = ", ".join(name_in(self.root, mask) for mask in masks)
+                detail = f"has several masks, of which only one can be right: {names}"
+                name = name_in(self.root, image.path)
+                yield Problem(kind="unreadable_mask", name=name, detail=detail)
+        for entry in self._entries:
+            if entry.kind is not None and self._is_mask(entry):
+                name, detail = name_in(self.root, entry.path), entry.defect
+                yield Problem(kind=entry.kind, name=name, detail=detail, path=entry.path)
+        folders = {folder.relative_to(self.root) for folder in self._used_folders()}
+        for key, masks in self._masks.items():
+            # The others are reported by folder.
+            if self._class_folder(key) in folders and masks[0] not in scan.others:
+                for mask in masks:
+                    name = name_in(self.root, mask)
+                    detail = "no image has this mask"
+                    yield Problem(kind="unlisted_file", name=name, detail=detail, path=mask)
+
+    def _stray_problems(self) -> Iterator[Problem]:
+        """Report images outside the class folders, by folder, and other files beside images."""
+        used = {*self._used_folders()}
+        used |= {self.root / MASKS / folder.relative_to(self.root) for folder in used}
+        strays = Counter[Path]()
+        for entry in self._entries:
+            is_beside_images = self._class_folder(entry.path) in used
+            is_image = entry.has_suffix(IMAGE_SUFFIXES) and not entry.path.is_dir()
+            if is_image and not is_beside_images:
+                strays[entry.path.parent] += 1
+            elif entry.path.is_dir() or (is_beside_images and not is_image):
+                problem = unread_problem(name_in(self.root, entry.path), entry)
+                if problem is not None:
+                    yield problem
+        for folder, number in strays.items():
+            name, detail = (
+                name_in(self.root, folder),
+                f"images that are in no class folder: {number}",
             )
-            for folder in self._used_folders()
-            if folder.name not in trained
-        ]
-
-    def _stray_problems(self) -> list[Problem]:
-        """Report images outside the class folders, once per folder, and masks without an image."""
-        used = {*self._image_folders(), *map(self._mask_folder, self._image_folders())}
-        strays = Counter(
-            path.parent
-            for path in list_images(self.root, pattern="**/*")
-            if path.parent not in used
-        )
-        found = [(folder, f"{n} images are not in a class folder") for folder, n in strays.items()]
-        masked = {path.relative_to(self.root).with_suffix("") for path in self._images}
-        found += [
-            (mask, "no image has this mask")
-            for relative, mask in self._masks.items()
-            if relative not in masked
-        ]
-        return [
-            Problem(
-                kind="unlisted_file", name=path.relative_to(self.root).as_posix(), detail=detail
-            )
-            for path, detail in found
-        ]
+            yield Problem(kind="unlisted_file", name=name, detail=detail, path=folder)
 
 
-def _class_folders(root: Path, pattern: str) -> dict[SubsetName | None, list[Path]]:
-    """Return the folders that hold images, by subset; the key is None without subsets."""
+def _class_folders(root: Path, holders: set[Path]) -> dict[SubsetName | None, list[Path]]:
+    """Return the class folders by subset, those of ``holders``; the key is None without subsets."""
     subsets: dict[SubsetName | None, list[Path]] = {}
     for folder in list_folders(root):
         subset = SUBSET_NAMES.get(folder.name.lower())
-        if subset is not None and (classes := _folders_of_images(folder, pattern)):
+        if subset is not None and (classes := _holding(folder, holders)):
             subsets.setdefault(subset, []).extend(classes)
-    return subsets or {None: _folders_of_images(root, pattern)}
+    return subsets or {None: _holding(root, holders)}
 
 
-def _folders_of_images(folder: Path, pattern: str) -> list[Path]:
-    return [
-        sub
-        for sub in list_folders(folder)
-        if sub.name != MASKS and list_images(sub, pattern=pattern)
-    ]
+def _holding(folder: Path, holders: set[Path]) -> list[Path]:
+    return [sub for sub in list_folders(folder) if sub.name != MASKS and sub in holders]
 
 
 def _order(classes: set[str], negative_class: str | None) -> tuple[str, ...]:
@@ -189,10 +268,8 @@ def _order(classes: set[str], negative_class: str | None) -> tuple[str, ...]:
     return (first, *(name for name in names if name != first))
 
 
-def _num_channels(images: Iterable[Path]) -> int:
-    for path in images:
-        try:
-            return 1 if is_greyscale(path) else 3
-        except (OSError, ValueError):
-            continue  # decoding will report it; the next image serves as well
-    return 3
+def _is_greyscale(path: Path) -> bool | None:
+    try:
+        return is_greyscale(path)
+    except (OSError, ValueError):
+        return None  # decoding will report it

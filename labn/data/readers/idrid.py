@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labn.data.readers.image_files import read_image, read_size
+from labn.data.readers.image_files import IMAGE_SUFFIXES, read_image, read_size
 from labn.data.readers.listing import (
-    IMAGE_SUFFIXES,
     Defect,
     FileIndex,
     existing_folder,
     find_column,
+    name_in,
     read_rows,
 )
 from labn.data.readers.reader import Problem, Record, Scan, SubsetName
-from labn.errors import UserError
+from labn.errors import UserError, printable
 
 LAYOUT = (
     'IDRiD as its archive unpacks ("B. Disease Grading" with "1. Original Images/a. Training Set"'
@@ -37,6 +38,7 @@ FUNDUS_BOX = (290, 0, 3701, 2848)
 BOXES_FILE = "lesion_boxes.csv"
 BOX_COLUMNS = ("image", "class", "x0", "y0", "x1", "y1")
 MASKED_LESIONS = ("hard_exudates", "haemorrhage")
+OTHER_STRUCTURES = ("optic_disc",)
 
 Box = tuple[str, float, float, float, float]
 """Class, x0, y0, x1, y1, in [0, 1] of the cropped image."""
@@ -84,7 +86,10 @@ class IdridReader:
         scan = Scan([])
         for files in SUBSET_FILES:
             self._scan_subset(files, scan)
-        scan.problems.extend(self._boxes[1])
+        if self._boxes_file is not None:
+            scan.others[self._boxes_file] = "table"
+            scan.problems.extend(self._boxes[1])
+            scan.problems.extend(self._unused_boxes(scan.records))
         return scan
 
     def read(self, record: Record) -> NDArray[np.uint8]:
@@ -96,7 +101,9 @@ class IdridReader:
     def lesion_boxes(self, record: Record) -> list[Box]:
         """Return an image's boxes of every class in the file, including the optic disc."""
         # The test images are numbered from 001 too, but the boxes are of training images.
-        return self._boxes[0].get(record.path.stem, []) if record.subset == "train" else []
+        return (
+            self._boxes[0].get(_box_key(record.path.name), []) if record.subset == "train" else []
+        )
 
     def lesion_mask(self, record: Record) -> NDArray[np.bool_] | None:
         """Return the union of the boxes of hard exudates and haemorrhages, at the crop's size.
@@ -116,11 +123,24 @@ class IdridReader:
         return mask
 
     @cached_property
+    def _boxes_file(self) -> Path | None:
+        folders = (self.root, self._grading, self._grading.parent)
+        return next((f / BOXES_FILE for f in folders if (f / BOXES_FILE).is_file()), None)
+
+    @cached_property
     def _boxes(self) -> tuple[dict[str, list[Box]], list[Problem]]:
-        for folder in (self.root, self._grading, self._grading.parent):
-            if (folder / BOXES_FILE).is_file():
-                return _read_boxes(folder / BOXES_FILE)
-        return {}, []
+        return ({}, []) if self._boxes_file is None else _read_boxes(self._boxes_file)
+
+    def _unused_boxes(self, records: Sequence[Record]) -> Iterator[Problem]:
+        """Report the images and classes of the boxes that mark nothing."""
+        images = {_box_key(record.path.name) for record in records if record.subset == "train"}
+        classes = {box[0] for boxes in self._boxes[0].values() for box in boxes}
+        unused = {name: "is no training image" for name in sorted(self._boxes[0].keys() - images)}
+        for name in sorted(classes - {*MASKED_LESIONS, *OTHER_STRUCTURES}):
+            unused[name] = f"is no class of lesions ({', '.join(MASKED_LESIONS)})"
+        for name, reason in unused.items():
+            detail = f'{BOXES_FILE}: "{printable(name)}" {reason}; its boxes are left out'
+            yield Problem(kind="unlisted_file", name=printable(name), detail=detail)
 
     def _scan_subset(self, names: _SubsetFiles, scan: Scan) -> None:
         folder = self._grading / "1. Original Images" / names.images
@@ -134,6 +154,7 @@ class IdridReader:
         except Defect as defect:
             scan.problems.append(defect.problem)
             return
+        scan.others[table] = "table"
         files = FileIndex(folder, IMAGE_SUFFIXES)
         for line, name, grade in rows:
             try:
@@ -141,10 +162,7 @@ class IdridReader:
                 scan.records.append(_record(names.subset, name, grade, files, where))
             except Defect as defect:
                 scan.problems.append(defect.problem)
-        for path in files.unnamed():
-            detail = f"no line of {names.table} names it"
-            shown = f"{names.subset}/{path.name}"
-            scan.problems.append(Problem(kind="unlisted_file", name=shown, detail=detail))
+        files.add_rest(scan, names.table, lambda path: f"{names.subset}/{name_in(folder, path)}")
 
 
 def fundus_box(width: int, height: int) -> tuple[int, int, int, int]:
@@ -167,27 +185,34 @@ def _read_grades(table: Path) -> list[tuple[int, str, str]]:
     try:
         header, *rows = read_rows(table)
     except ValueError as error:
-        raise Defect("bad_table", table.name, f"{table}: {error}") from None
+        raise Defect("bad_table", table.name, f"{table}: {error}", table) from None
     image, grade = (find_column(header, [name]) for name in GRADE_COLUMNS)
     if image is None or grade is None:
         detail = f"{table}: must have the columns {', '.join(GRADE_COLUMNS)} in its first line"
-        raise Defect("bad_table", table.name, detail)
+        raise Defect("bad_table", table.name, detail, table)
     return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
 
 
 def _record(subset: SubsetName, name: str, grade: str, files: FileIndex, where: str) -> Record:
-    shown = f"{subset}/{name}"
+    shown = printable(f"{subset}/{name}")
     path = files.take(name, shown=shown, where=where)
+    grade = grade.removesuffix(".0")  # as tables with an empty grade are saved again
     if grade not in map(str, range(NUM_GRADES)):
-        detail = f'{where}: the grade "{grade}" must be 0 to {NUM_GRADES - 1}'
-        raise Defect("label_out_of_range", shown, detail)
+        detail = f'{where}: the grade "{printable(grade)}" must be 0 to {NUM_GRADES - 1}'
+        raise Defect("label_out_of_range", shown, detail, path)
     return Record(
-        name=f"{subset}/{path.name}",
+        name=printable(f"{subset}/{path.name}"),
         path=path,
         grade=int(grade),
         label=int(int(grade) > 0),
         subset=subset,
     )
+
+
+def _box_key(name: str) -> str:
+    """Return an image's name without its extension, if it has one."""
+    pure = PurePath(name)
+    return pure.stem if pure.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _read_boxes(table: Path) -> tuple[dict[str, list[Box]], list[Problem]]:
@@ -207,7 +232,7 @@ def _read_boxes(table: Path) -> tuple[dict[str, list[Box]], list[Problem]]:
         except ValueError:
             x0 = y0 = x1 = y1 = math.nan
         if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
-            boxes.setdefault(image, []).append((kind, x0, y0, x1, y1))
+            boxes.setdefault(_box_key(image), []).append((kind, x0, y0, x1, y1))
         else:
             detail = "corners must be numbers with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
             where = f"{table.name} line {row.line}"

@@ -15,9 +15,12 @@ SUBSETS: tuple[SubsetName, ...] = ("train", "validation", "test")
 ProblemKind = Literal[
     "missing_file",  # a row names an image that does not exist
     "unlisted_file",  # an image that no row names
+    "unread_file",  # a file beside the images, in a format that is not read
+    "random_subsets",  # frames of a series of which no time tells the subset
     "unreadable_file",  # cannot be decoded, or is not what its name says
     "label_out_of_range",
     "duplicate_row",  # one image named by several rows
+    "unreadable_mask",  # cannot be decoded, is not of its image's size, or is one of several
     "bad_table",  # a table is absent, has no such column, or does not fit its images
 ]
 
@@ -42,24 +45,34 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One defect of a data set: its kind, the file or row, and a description."""
+    """One defect of a data set: its kind, the file or row, and a description.
+
+    ``path`` is the file or folder that is left out because of it, if there is one.
+    """
 
     kind: ProblemKind
     name: str
     detail: str
+    path: Path | None = None
 
     @property
     def is_fatal(self) -> bool:
         """Whether training refuses a data set with this defect."""
-        return self.kind != "unlisted_file"
+        return self.kind not in ("unlisted_file", "unread_file", "random_subsets")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The usable records and the defects that a reader finds without decoding pixels."""
+    """The usable records and the defects that a reader finds without decoding pixels.
+
+    ``others`` are the tables and masks in use; ``unused`` says of other files why they are not, if
+    that is no problem.
+    """
 
     records: list[Record]
     problems: list[Problem] = field(default_factory=list)
+    others: dict[Path, Literal["table", "mask"]] = field(default_factory=dict)
+    unused: dict[Path, str] = field(default_factory=dict)
 
 
 @runtime_checkable

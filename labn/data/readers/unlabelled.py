@@ -9,8 +9,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from labn.data.readers.idrid import fundus_box
-from labn.data.readers.image_files import read_image
-from labn.data.readers.listing import IMAGE_SUFFIXES
+from labn.data.readers.image_files import IMAGE_SUFFIXES, read_image
 from labn.data.readers.magnetograms import SUFFIXES, read_magnetogram
 
 

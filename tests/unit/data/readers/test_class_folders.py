@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,13 +76,84 @@ def test_the_negative_class_can_be_named(tmp_path):
         FolderReader(tmp_path, "nodul")
 
 
-def test_the_first_image_that_opens_decides_the_channels(tmp_path):
-    _write(tmp_path, "a/2.png", channels=1)
-    _write(tmp_path, "b/1.png")
+def test_images_are_grey_only_if_all_that_open_are(tmp_path):
+    _write(tmp_path, "a/2.png", "b/1.png", channels=1)
     (tmp_path / "a" / "1.png").write_bytes(b"broken")
     reader = FolderReader(tmp_path)
     assert reader.num_channels == 1
     assert reader.read(reader.scan().records[-1]).shape == (4, 5, 1)
+    _write(tmp_path, "b/9.png")
+    assert FolderReader(tmp_path).num_channels == 3
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif", "jfif", "ppm", "pgm", "jp2", "TGA", "avif"])
+def test_every_format_that_pillow_reads_is_an_image(tmp_path, suffix):
+    _write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b" / f"2.{suffix}").write_bytes(b"")
+    assert [r.name for r in FolderReader(tmp_path).scan().records][-1] == f"b/2.{suffix}"
+
+
+@pytest.mark.parametrize("name", ["2.heic", "2.dcm", "2.nii.gz", "2.npy"])
+def test_a_file_beside_images_that_is_not_read_is_reported(tmp_path, name):
+    _write(tmp_path, "a/1.png", "b/1.png")
+    for other in (name, "notes.txt", "Thumbs.db", ".DS_Store", "._1.png"):
+        (tmp_path / "b" / other).write_bytes(b"x")
+    assert _problems(FolderReader(tmp_path)) == [("unread_file", f"b/{name}")]
+
+
+def test_links_to_nowhere_are_missing_files(tmp_path):
+    _write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b" / "2.png").symlink_to("absent/2.png")
+    (tmp_path / "b" / "3.png").symlink_to("3.png")
+    os.mkfifo(tmp_path / "b" / "4.png")
+    reader = FolderReader(tmp_path)
+    assert _problems(reader) == [
+        ("missing_file", "b/2.png"),
+        ("missing_file", "b/3.png"),
+        ("unreadable_file", "b/4.png"),
+    ]
+    assert all(problem.is_fatal for problem in reader.scan().problems)
+    assert "links to absent/2.png, which does not exist" in reader.scan().problems[0].detail
+
+
+def test_a_class_of_links_to_nowhere_is_still_a_class(tmp_path):
+    _write(tmp_path, "a/1.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").symlink_to(tmp_path / "absent.png")
+    assert _problems(FolderReader(tmp_path)) == [("missing_file", "b/1.png")]
+
+
+def test_linked_folders_are_read_and_links_that_lead_back_are_reported(tmp_path):
+    root = tmp_path / "root"
+    _write(root, "a/1.png")
+    _write(tmp_path / "elsewhere", "1.png", "2.png")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "loop").symlink_to("..")
+    (tmp_path / "elsewhere" / "top").symlink_to(tmp_path)
+    reader = FolderReader(root)
+    assert [r.name for r in reader.scan().records] == ["a/1.png", "b/1.png", "b/2.png"]
+    assert _problems(reader) == [("unread_file", "a/loop"), ("unread_file", "b/top")]
+
+
+def test_names_that_are_not_utf_8_become_text_and_their_files_are_read(tmp_path):
+    _write(tmp_path, "a/1.png", "b/1.png", "masks/b/1.png")
+    for folder in (tmp_path / "b", tmp_path / "masks" / "b"):
+        (folder / "1.png").rename(folder / os.fsdecode(b"ol\xe9.png"))
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"nein\xe9"))
+    reader = FolderReader(tmp_path)
+    records = reader.scan().records
+    assert reader.class_names == ("b", "nein\\xe9")
+    assert [r.name for r in records] == ["b/ol\\xe9.png", "nein\\xe9/1.png"]
+    assert reader.read(records[0]).shape == (4, 5, 3)
+    assert reader.lesion_mask(records[0]).all()
+    assert reader.geometry == FolderReader(tmp_path).geometry
+
+
+def test_a_data_set_of_magnetograms_is_no_class_of_images(tmp_path):
+    _write(tmp_path, "disks/1.png", "patches/1.png", "notes/1.png")
+    for folder, text in (("disks", "file,class\n1.png,M\n"), ("notes", "file,author\n1.png,Q\n")):
+        (tmp_path / folder / "labels.csv").write_text(text)
+    assert _problems(FolderReader(tmp_path)) == [("bad_table", "disks/labels.csv")]
 
 
 def test_a_mask_marks_its_image_and_an_image_without_one_is_unknown(tmp_path):
@@ -95,6 +168,25 @@ def test_a_mask_marks_its_image_and_an_image_without_one_is_unknown(tmp_path):
     np.testing.assert_array_equal(reader.lesion_mask(positive), mask > 0)
     assert reader.lesion_mask(negative) is None
     assert _problems(reader) == []
+
+
+@pytest.mark.parametrize("name", ["1.tif", "1.bmp", "1.gif", "1_mask.png", "1_segmentation.tif"])
+def test_masks_are_found_in_the_formats_and_by_the_names_of_the_field(tmp_path, name):
+    _write(tmp_path, "a/1.png", "b/1.png")
+    _write(tmp_path, f"masks/b/{name}", channels=1)
+    reader = FolderReader(tmp_path)
+    scan = reader.scan()
+    assert reader.lesion_mask(scan.records[1]).all()
+    assert scan.problems == [] and scan.others == {tmp_path / "masks" / "b" / name: "mask"}
+
+
+def test_several_masks_of_one_image_are_refused(tmp_path):
+    _write(tmp_path, "a/1.png", "b/1.png", "masks/b/1.png", "masks/b/1.tif")
+    problems = FolderReader(tmp_path).scan().problems
+    assert [(p.kind, p.name, p.is_fatal) for p in problems] == [
+        ("unreadable_mask", "b/1.png", True)
+    ]
+    assert "masks/b/1.png, masks/b/1.tif" in problems[0].detail
 
 
 def test_masks_mirror_subsets_too(tmp_path):

@@ -211,9 +211,89 @@ def test_boxes_outside_the_image_are_reported(tmp_path, corners):
     assert [(p.kind, p.name) for p in problems] == [("bad_table", "lesion_boxes.csv line 2")]
 
 
+def test_boxes_that_mark_nothing_are_reported(tmp_path):
+    _write_boxes(
+        _small_set(tmp_path),
+        "IDRiD_001.jpg,hard_exudates,0,0,1,1",
+        "IDRiD_999,haemorrhage,0,0,1,1",
+        "IDRiD_002,Haemorrhages,0,0,1,1",
+    )
+    reader = IdridReader(tmp_path)
+    scan = reader.scan()
+    assert reader.lesion_mask(scan.records[0]).all()  # a name with its extension is the same
+    assert [(p.kind, p.name) for p in scan.problems] == [
+        ("unlisted_file", "IDRiD_999"),
+        ("unlisted_file", "Haemorrhages"),
+    ]
+    assert scan.others[tmp_path / "lesion_boxes.csv"] == "table"
+
+
 def test_boxes_without_the_right_columns_are_reported(tmp_path):
     (_small_set(tmp_path) / "lesion_boxes.csv").write_text("image,x,y\nIDRiD_001,0,0\n")
     assert _kinds(IdridReader(tmp_path).scan()) == ["bad_table"]
+
+
+def test_a_link_to_nowhere_is_a_missing_image(tmp_path):
+    folder = _small_set(tmp_path) / "B. Disease Grading" / "1. Original Images" / TRAIN[0]
+    (folder / "IDRiD_002.JPG").unlink()
+    (folder / "IDRiD_002.JPG").symlink_to("absent/2.jpg")
+    (problem,) = IdridReader(tmp_path).scan().problems
+    assert (problem.kind, problem.name) == ("missing_file", "train/IDRiD_002")
+    assert "links to absent/2.jpg" in problem.detail
+
+
+def test_other_files_beside_the_images_are_reported_unless_they_are_the_system_s(tmp_path):
+    folder = _small_set(tmp_path) / "B. Disease Grading" / "1. Original Images" / TRAIN[0]
+    for name in ("Thumbs.db", "._IDRiD_001.jpg", "desktop.ini", ".DS_Store", "eye.heic"):
+        (folder / name).write_bytes(b"x")
+    problems = IdridReader(tmp_path).scan().problems
+    assert [(p.kind, p.name) for p in problems] == [("unread_file", "train/eye.heic")]
+
+
+ROWS = [HEADER.rstrip(","), "IDRiD_001,3,0", "IDRiD_002,0,0", "IDRiD_003,1,0"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(ROWS).replace(",", ";").encode(),
+        "\n".join(ROWS).replace(",", "\t").encode(),
+        "\r\n".join(ROWS).encode("utf-16"),
+        "\n".join(ROWS).replace("edema", "\u0153d\u00e8me").encode("cp1252"),
+        "\n".join([ROWS[0], *(row.replace(",0", ".0,0") for row in ROWS[1:2]), *ROWS[2:]]).encode(),
+    ],
+    ids=["semicolons", "tabs", "UTF-16", "Latin", "decimal grades"],
+)
+def test_tables_as_other_programs_save_them_are_read(tmp_path, content):
+    _small_set(tmp_path)
+    (tmp_path / "B. Disease Grading" / "2. Groundtruths" / TRAIN[1]).write_bytes(content)
+    scan = IdridReader(tmp_path).scan()
+    assert scan.problems == []
+    assert [r.grade for r in scan.records] == [3, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\n".join(ROWS).replace("IDRiD_001", '"IDRiD_001').encode(), b"PK\x03\x04\x00" * 9],
+    ids=["a quote that never ends", "a spreadsheet"],
+)
+def test_what_is_no_table_is_refused_in_words(tmp_path, content):
+    _small_set(tmp_path)
+    (tmp_path / "B. Disease Grading" / "2. Groundtruths" / TRAIN[1]).write_bytes(content)
+    problem = IdridReader(tmp_path).scan().problems[0]
+    assert problem.kind == "bad_table" and "cannot be read as comma-separated" in problem.detail
+
+
+def test_names_of_other_encodings_or_forms_of_accents_are_found(tmp_path):
+    latin, composed = b"ol\xe9", "ol\u00e9"
+    _write_subset(tmp_path, TRAIN, ["x,3", f"{composed},1"], ["x.jpg", "ole\u0301.jpg"])
+    folder = tmp_path / "B. Disease Grading" / "1. Original Images" / TRAIN[0]
+    (folder / "x.jpg").rename(folder / os.fsdecode(latin + b".jpg"))
+    table = tmp_path / "B. Disease Grading" / "2. Groundtruths" / TRAIN[1]
+    table.write_bytes(table.read_bytes().replace(b"x,3", latin + b",3"))
+    scan = IdridReader(tmp_path).scan()
+    assert scan.problems == []
+    assert [r.name for r in scan.records] == ["train/ol\\xe9.jpg", "train/ole\u0301.jpg"]
 
 
 @real_data

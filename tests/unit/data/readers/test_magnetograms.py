@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
 from PIL import Image
 
-from labn.data.readers.magnetograms import MagnetogramReader
+from labn.data.readers.magnetograms import MagnetogramReader, read_magnetogram
 from labn.errors import UserError
 
 real_data = pytest.mark.real_data
@@ -39,6 +40,9 @@ def _write_folder(root, table, names):
 
 def _problems(scan):
     return [(problem.kind, problem.name) for problem in scan.problems]
+
+
+RANDOM = ("random_subsets", "labels.csv")
 
 
 def test_years_decide_the_subset_and_classes_the_label(tmp_path):
@@ -130,7 +134,7 @@ def test_a_folder_s_columns_are_found_by_name_or_by_position(tmp_path):
         ]
     ):
         scan = _write_folder(tmp_path / str(number), table, ["a.png"]).scan()
-        assert scan.problems == [], table
+        assert set(_problems(scan)) <= {RANDOM}, table
         assert [(r.name, r.grade, r.label) for r in scan.records] == [("a.png", 2, 1)], table
 
 
@@ -143,6 +147,7 @@ def test_every_defect_of_a_folder_is_reported(tmp_path):
         ("missing_file", "c"),
         ("duplicate_row", "a.png"),
         ("bad_table", ""),
+        RANDOM,
         ("unlisted_file", "d.png"),
     ]
 
@@ -151,8 +156,9 @@ def test_images_may_lie_in_folders_and_keep_an_order_of_kinds(tmp_path):
     reader = _write_folder(tmp_path, "file,class\n2012/a,0\nb.v1,1\n", ["2012/a.png", "b.v1.png"])
     np.savez(tmp_path / "2012" / "a.npz", gauss=np.zeros((4, 5), dtype=np.int16))
     scan = reader.scan()
-    assert scan.problems == []
+    assert _problems(scan) == [RANDOM]
     assert [r.name for r in scan.records] == ["2012/a.png", "b.v1.png"]
+    assert list(scan.unused) == [tmp_path / "2012" / "a.npz"]
 
 
 def test_a_column_names_the_subset(tmp_path):
@@ -172,11 +178,166 @@ def test_the_year_of_a_time_column_or_of_the_name_decides_the_subset(tmp_path):
     assert [r.subset for r in scan.records] == ["train", "validation", "test"]
 
 
-@pytest.mark.parametrize("other", ["20180101", "undated"])
-def test_one_image_of_no_known_year_leaves_all_without_a_subset(tmp_path, other):
-    names = ["20150307.png", f"{other}.png"]
+def test_one_image_of_another_year_leaves_all_without_a_subset_and_that_is_said(tmp_path):
+    names = ["20150307.png", "20180101.png"]
     scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
     assert [r.subset for r in scan.records] == [None, None]
+    assert _problems(scan) == [RANDOM]
+    assert "line 2 is of 2018" in scan.problems[0].detail
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *(
+            "2012-03-06T14:24:00",
+            "2012-03-06 14:24:00.000Z",
+            "2012-03-06T14:24+00:00",
+            "2012/03/06",
+        ),
+        *("2012.03.06_14:24:00_TAI", "2012.03.06_14:24", "20120306", "20120306_142400_TAI"),
+        *("06/03/2012 14:24", "6.3.2012", "13/03/2012", "3/13/2012 0:00", "06-Mar-2012 14:24"),
+        *("1331043840", "1331043840.0", "1331043840000", "2012", "20120306142400", "2012-03"),
+    ],
+)
+def test_a_time_is_read_in_the_forms_of_the_field(tmp_path, time):
+    table = f"file,class,time\na,0,{time}\nb,0,2016-01-01\nc,2,2017-01-01\n"
+    scan = _write_folder(tmp_path, table, ["a.png", "b.png", "c.png"]).scan()
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
+    assert scan.problems == []
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *("06/03/12", "31/31/2012", "2012-02-30", "40974.6", "2455992.5", "1.331E+09", "today"),
+        *("2012-066", "12", "2012-03-06 and later"),
+    ],
+)
+def test_a_time_that_cannot_be_read_is_a_defect_never_a_random_split(tmp_path, time):
+    table = f"file,class,time\na_20120306,0,{time}\nb,0,2016-01-01\n"
+    scan = _write_folder(tmp_path, table, ["a_20120306.png", "b.png"]).scan()
+    assert _problems(scan) == [("bad_table", "a_20120306")]
+    assert time in scan.problems[0].detail and scan.problems[0].is_fatal
+    assert [r.subset for r in scan.records] == ["validation"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "hmi.M_720s.20120306_000000_TAI",
+            "2012.03.06_00:00:00_TAI",
+            "m-2012-03-06",
+            "2012_03_06",
+        ),
+        *("hmi.sharp_cea_720s.377.20120306_000000_TAI.magnetogram", "20120306142400", "06-03-2012"),
+    ],
+)
+def test_a_date_in_a_name_is_read_in_the_forms_of_the_field(tmp_path, name):
+    names = [f"{name}.png", "20160101.png", "20170101.png"]
+    scan = _write_folder(tmp_path, "".join(f"{n},0\n" for n in names), names).scan()
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
+    assert scan.problems == []
+
+
+def test_an_image_without_a_date_among_dated_ones_is_a_defect(tmp_path):
+    names = ["20150307.png", "undated.png", "20160101.png"]
+    scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
+    assert _problems(scan) == [("bad_table", "undated.png")]
+    assert scan.problems[0].is_fatal
+    assert [r.subset for r in scan.records] == ["train", "validation"]
+
+
+def test_a_column_that_names_the_subset_makes_times_unnecessary(tmp_path):
+    table = "file,class,time,split\na,0,someday,train\nb,0,,test\n"
+    scan = _write_folder(tmp_path, table, ["a.png", "b.png"]).scan()
+    assert scan.problems == []
+    assert [r.subset for r in scan.records] == ["train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("flare_class", "grade"),
+    [("M1.5", 2), ("x9", 3), ("C5.1", 1), ("B2.2", 0), ("A", 0), ("o", 0), ("2.0", 2), ("3", 3)],
+)
+def test_flare_classes_with_magnitudes_and_decimals_are_read(tmp_path, flare_class, grade):
+    scan = _write_folder(tmp_path, f"file,class\na,{flare_class}\nb,0\n", ["a.png", "b.png"]).scan()
+    assert [r.grade for r in scan.records] == [grade, 0]
+
+
+@pytest.mark.parametrize("flare_class", ["9", "", "M-", "nan", "2.5", "?"])
+def test_a_first_row_of_no_known_class_is_a_defect_not_a_header(tmp_path, flare_class):
+    scan = _write_folder(tmp_path, f"a.png,{flare_class}\nb.png,2\n", ["a.png", "b.png"]).scan()
+    assert _problems(scan)[0] == ("label_out_of_range", "a.png")
+    assert [r.name for r in scan.records] == ["b.png"]
+
+
+def _write_fits(path, field, **header):
+    unit = fits.PrimaryHDU(np.ascontiguousarray(field))
+    unit.header.update(header)
+    unit.writeto(path)
+    return read_magnetogram(path)
+
+
+ROOT_HALF = 0.5**0.5
+
+
+@pytest.mark.parametrize(
+    ("turn", "header"),
+    [
+        (lambda field: field, {}),
+        (lambda field: field[::-1, ::-1], {"CROTA2": 180.0}),
+        (lambda field: field[::-1, ::-1], {"CROTA2": -179.93, "CDELT1": 0.5, "CDELT2": 0.5}),
+        (lambda field: field[::-1, ::-1], {"PC1_1": -1.0, "PC2_2": -1.0}),
+        (lambda field: field[::-1, ::-1], {"CDELT1": -0.5, "CDELT2": -0.5}),
+        (lambda field: field[:, ::-1], {"CDELT1": -0.5, "CDELT2": 0.5}),
+        (lambda field: field[::-1], {"CD1_1": 0.5, "CD2_2": -0.5}),
+    ],
+)
+def test_fits_are_turned_as_their_headers_say(tmp_path, turn, header):
+    field = np.random.default_rng(0).normal(0, 200, (6, 8)).astype("f4")
+    upright = _write_fits(tmp_path / "up.fits", field, CROTA2=0.0)
+    np.testing.assert_array_equal(_write_fits(tmp_path / "a.fits", turn(field), **header), upright)
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270, -90])
+def test_a_pixel_s_world_position_decides_where_it_goes(tmp_path, angle):
+    """By astropy's own transform: a bright pixel lies west and north of the centre."""
+    field = np.zeros((9, 9), dtype="f4")
+    header = fits.Header({"CTYPE1": "HPLN-TAN", "CTYPE2": "HPLT-TAN", "CRPIX1": 5.0, "CRPIX2": 5.0})
+    header.update({"CUNIT1": "arcsec", "CUNIT2": "arcsec", "CDELT1": 1.0, "CDELT2": 1.0})
+    header["CROTA2"] = float(angle)
+    column, row = np.rint(WCS(header).all_world2pix([[3 / 3600, 2 / 3600]], 0)[0]).astype(int)
+    field[row, column] = 500
+    shown = _write_fits(tmp_path / "a.fits", field, **dict(header))
+    assert np.argwhere(shown[..., 0] == 255).tolist() == [[4 + 2, 4 + 3]]
+
+
+def test_fits_turned_by_another_angle_are_refused(tmp_path):
+    for number, header in enumerate(
+        [{"CROTA2": 30.0}, {"PC1_1": ROOT_HALF, "PC1_2": -ROOT_HALF, "PC2_1": ROOT_HALF}]
+    ):
+        with pytest.raises(ValueError, match="no multiple of 90"):
+            _write_fits(tmp_path / f"{number}.fits", np.zeros((4, 4), "f4"), **header)
+
+
+def test_a_link_to_another_folder_is_followed_and_one_that_leads_back_is_reported(tmp_path):
+    root = tmp_path / "root"
+    _write_png(tmp_path / "archive" / "20120101.png")
+    root.mkdir()
+    (root / "2012").symlink_to(tmp_path / "archive")
+    (root / "loop").symlink_to(tmp_path)
+    scan = _write_folder(root, "2012/20120101.png,0\n", []).scan()
+    assert [r.name for r in scan.records] == ["2012/20120101.png"]
+    assert _problems(scan) == [("unread_file", "loop")]
+
+
+def test_a_file_of_an_unread_format_is_not_called_missing(tmp_path):
+    reader = _write_folder(tmp_path, "20120101.fits.gz,0\n", [])
+    (tmp_path / "20120101.fits.gz").write_bytes(b"")
+    scan = reader.scan()
+    assert _problems(scan)[0] == ("unreadable_file", "20120101.fits.gz")
+    assert ".gz is not a format that is read" in scan.problems[0].detail
 
 
 def test_gauss_of_fits_files_are_scaled_to_8_bits(tmp_path):
@@ -185,7 +346,7 @@ def test_gauss_of_fits_files_are_scaled_to_8_bits(tmp_path):
     fits.HDUList(units).writeto(tmp_path / "a.FITS")
     reader = _write_folder(tmp_path, "a,0\n", [])
     scan = reader.scan()
-    assert scan.problems == []
+    assert _problems(scan) == [RANDOM]
     # 127.5 + 0 rounds down, as in a cast to uint8; 127.5 + 63.75 = 191.25.
     expected = np.array([[0, 0, 127], [191, 255, 0]], dtype=np.uint8)
     np.testing.assert_array_equal(reader.read(scan.records[0])[..., 0], expected)
@@ -259,6 +420,8 @@ def test_the_real_full_disks_have_no_subset_because_one_is_of_2019():
         (0, 0, None),
         (1, 0, None),
     ]
-    assert {p.kind for p in scan.problems} == {"unlisted_file"}
-    assert all(p.name.endswith(".npz") for p in scan.problems)
+    assert _problems(scan)[0] == RANDOM
+    assert "line 3 is of 2019" in scan.problems[0].detail
+    assert {p.kind for p in scan.problems[1:]} == {"unlisted_file"}
+    assert all(p.name.endswith(".npz") for p in scan.problems[1:])
     assert reader.read(scan.records[0]).shape == (512, 512, 1)
