@@ -22,7 +22,7 @@ from labn.errors import UserError
 from labn.tracking.provenance import redact
 from labn.tracking.quiet import quiet
 from labn.tracking.servable import save_servable
-from labn.tracking.store import artifact_root, opening, resolve_uri
+from labn.tracking.store import artifact_root, opening, resolve_uri, store_url
 from labn.tracking.tracker import CallRefused, Status, Tracker
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class MlflowTracker(Tracker):
         with unreachable_as_user_error(uri), opening(self._uri):
             from mlflow import MlflowClient
 
-            self._client = MlflowClient(self._uri)
+            self._client = MlflowClient(store_url(uri))
             if run_id is None:
                 run = self._client.create_run(self._experiment_id(experiment), run_name=run_name)
             else:
@@ -191,14 +191,21 @@ class MlflowTracker(Tracker):
     def _earlier_run(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException
 
+        where = f"tracking.uri = {redact(self._uri)}"
+        others = "or pass tracking.uri=none to track nothing, or delete tracker.json in the run's"
         try:
+            if self._client.get_run(run_id).info.lifecycle_stage != "active":
+                raise UserError(
+                    f"{where}: run {run_id} is deleted; restore it (mlflow runs restore --run-id"
+                    f" {run_id}), {others} folder to start a new one"
+                )
             self._client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"tracking.uri = {redact(self._uri)}: has no run {run_id};"
-                " specify the address that the run was started with"
+                f"{where}: has no run {run_id}; specify the address that the run was started with,"
+                f" {others} folder to start a new one"
             ) from None
         return self._client.get_run(run_id)
 
@@ -223,7 +230,7 @@ class MlflowTracker(Tracker):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         self._monitor = SystemMetricsMonitor(
-            self.run_id, resume_logging=True, tracking_uri=self._uri
+            self.run_id, resume_logging=True, tracking_uri=store_url(self._uri)
         )
         self._monitor.start()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from labn.errors import UserError
 from labn.tracking.provenance import redact
-from labn.tracking.store import resolve_uri
+from labn.tracking.store import store_url
 
 
 def register_model(
@@ -23,7 +23,7 @@ def register_model(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(resolve_uri(uri))
+    client = MlflowClient(store_url(uri))
     try:
         run = client.get_run(run_id)
         logged = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from labn.errors import RunFailed, UserError
 from labn.tracking.mlflow_tracker import unreachable_as_user_error
 from labn.tracking.provenance import redact
-from labn.tracking.store import opening, resolve_uri, sqlite_path
+from labn.tracking.store import opening, resolve_uri, sqlite_path, store_url
 
 _START_S, _STOP_S, _POLL_S = 90, 10, 0.2
 _ENVIRONMENT = {
@@ -51,7 +51,7 @@ def list_experiments(uri: str) -> list[Experiment]:
     with unreachable_as_user_error(uri), opening(resolve_uri(uri)):
         from mlflow import MlflowClient
 
-        client = MlflowClient(resolve_uri(uri))
+        client = MlflowClient(store_url(uri))
         found = client.search_experiments(order_by=["last_update_time DESC"])
     return [Experiment(one.name, str(one.experiment_id)) for one in found]
 
@@ -68,7 +68,7 @@ def serving(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]
     Raises:
         RunFailed: it does not answer.
     """
-    environment = os.environ | _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": resolve_uri(uri)}
+    environment = os.environ | _ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": store_url(uri)}
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     process = subprocess.Popen(
         [*command, "--host", host, "--port", str(port)],

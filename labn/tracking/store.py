@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,27 @@ from labn.tracking.quiet import quiet
 
 _SQLITE = "sqlite:///"
 _LOCK_TIMEOUT_S = 120
+_OPTIONS = re.compile(r"\?\w+=")
+"""The beginning of options of SQLAlchemy's behind a file, such as ``?timeout=20``."""
 
 
 def resolve_uri(uri: str) -> str:
     """Return a URI with an absolute path, if it is a SQLite file's."""
     path = sqlite_path(uri)
     return uri if path is None else f"{_SQLITE}{path}"
+
+
+def store_url(uri: str) -> str:
+    """Return the URL by which SQLAlchemy opens a store, whose path may contain ``%`` or ``?``.
+
+    Everywhere else the part of a SQLite file's URI behind the slashes is its path, as it is.
+    """
+    from sqlalchemy.engine import URL
+
+    path = sqlite_path(uri)
+    if path is None or _OPTIONS.search(path.name):
+        return uri
+    return str(URL.create("sqlite", database=str(path)))
 
 
 def artifact_root(uri: str) -> str | None:
