@@ -28,6 +28,10 @@ class BackbonePlan:
         """Number of bottlenecks, the paper's N_B."""
         return sum(self.stage_depths)
 
+    def has_single_pixel(self, image_size: int) -> bool:
+        """Return whether the deepest map of an image of this size is one pixel."""
+        return image_size <= 2 ** (len(self.stage_depths) + 1)
+
 
 def _resnet(*stage_depths: int, spatial: Spatial = "lambda") -> BackbonePlan:
     return BackbonePlan(64, (64, 128, 256, 512), stage_depths, spatial=spatial)

@@ -9,16 +9,17 @@ from contextlib import contextmanager
 import torch
 
 from labn.config import Config
-from labn.errors import OutOfMemory
+from labn.errors import OutOfMemory, UserError
 from labn.training.device import release_freed_memory
 
 
 @contextmanager
 def training_memory(config: Config) -> Iterator[None]:
-    """State what to set if the block, which trains, runs out of memory.
+    """State what to set if the block, which trains, runs out of memory or images.
 
     Raises:
-        OutOfMemory: it did.
+        OutOfMemory: it ran out of memory.
+        UserError: a process had one image, whose deepest map is one pixel.
     """
     settings = config.train
     if settings.accumulation_steps < settings.batch_size:
@@ -27,7 +28,17 @@ def training_memory(config: Config) -> Iterator[None]:
     else:
         fix = "set a smaller"
     with _explained(config, "train.batch_size", settings.batch_size, f"{fix} train.batch_size"):
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"train.batch_size = {settings.batch_size} at data.image_size ="
+                f" {config.data.image_size}: a process has one image of a batch, whose deepest map"
+                " is one pixel, which batch norm cannot normalise; set a larger data.image_size or"
+                " train.batch_size, or use fewer workers"
+            ) from error
 
 
 @contextmanager

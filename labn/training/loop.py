@@ -97,7 +97,8 @@ class Trainer:
     """The training of a model until the last epoch, early stopping, or a request to stop.
 
     Each rank of a ``group`` computes on its share of every batch, and takes the step that one
-    process with the whole batch would take, except for batch norm's statistics.
+    process with the whole batch would take, except for batch norm's statistics. A piece of a batch
+    has ``least_piece`` images, where the batch has as many.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class Trainer:
         hooks: Hooks,
         device: torch.device,
         group: Group = SINGLE,
+        least_piece: int = 1,
     ) -> None:
+        self._least_piece = least_piece
         self.group, self.throughput, self.speeds = group, Throughput(group), Metrics()
         self.model, self.objective, self.average = model, objective, average
         self.optimizer, self.schedule = optimizer, schedule
@@ -199,8 +202,9 @@ class Trainer:
         if not len(batch):
             image = self.objective.bias_image[None].to(self.device)
             return [MicroBatch(image, torch.zeros(1, dtype=torch.int64, device=self.device), 0.0)]
-        num_pieces = min(self.settings.accumulation_steps, len(batch))
-        chunks = batch.images.chunk(num_pieces), batch.labels.chunk(num_pieces)
+        most = max(1, len(batch) // self._least_piece)
+        num_pieces = min(self.settings.accumulation_steps, most)
+        chunks = batch.images.tensor_split(num_pieces), batch.labels.tensor_split(num_pieces)
         return [MicroBatch(images, labels) for images, labels in zip(*chunks, strict=True)]
 
     def _collect(self, finished: list[_FinishedStep]) -> None:
