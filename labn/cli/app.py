@@ -72,9 +72,22 @@ Overrides = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else to standard error.")
 ]
+AllowChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-data",
+        help="Continue although images of the run's data.csv are missing, which are left out, or"
+        " have changed, which are used as they are now.",
+    ),
+]
 SubsetOption = Annotated[
     SubsetChoice, typer.Option("--subset", "--split", help="Which subset of the data.")
 ]
+
+
+def allow_changed(overrides: list[str] | None, is_allowed: bool) -> list[str]:
+    """Return overrides, with the one that ``--allow-changed-data`` stands for."""
+    return [*(overrides or []), *(["data.allow_changed=true"] if is_allowed else [])]
 
 
 def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:

@@ -1,19 +1,22 @@
-"""The commands for data sets: data check, data synth."""
+"""The commands for data sets: data check, data split, data synth."""
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, app, print_result, resolve_config
+from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
 from labn.cli.progress import ConsoleReporter
 from labn.config import DataConfig
 from labn.errors import UserError
 
-data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or make the synthetic one.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Check a data set, fix its subsets, or make the synthetic one."
+)
 app.add_typer(data_app, name="data")
 
 
@@ -70,6 +73,48 @@ def data_check(
         )
     print_result(as_json, found.as_json(), found.as_text())
     raise typer.Exit(2 if found.has_errors else 0)
+
+
+@data_app.command("split")
+def data_split(
+    config: ConfigOrRun,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="A new file.")] = Path("split.csv"),
+    as_json: Json = False,
+) -> None:
+    """Write which image belongs to which subset (and fold), for all runs that are to agree on it.
+
+    The table has the columns name, sha256, partition, label, and fold where there are folds. A run,
+    a search or a study uses it by `data.split_file=FILE`. Of a run, its own subsets are written.
+
+    **Examples**
+
+        labn data split configs/idrid.yaml data.root=~/idrid --out idrid-split.csv
+
+        labn data split configs/idrid.yaml data.root=~/idrid data.folds=5 --out idrid-folds.csv
+    """
+    from labn.data.manifest import SubsetTable
+    from labn.runs.folder import RunFolder
+    from labn.runs.split_file import draw_split
+    from labn.storage.files import write_atomically
+
+    settings = resolve_config(config, overrides)
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; give a new file, or delete it")
+    with ConsoleReporter() as reporter:
+        known = None
+        if config is not None and config.is_dir():
+            known = RunFolder(config).known_subsets(settings.data)
+        elif settings.data.split_file is not None:
+            known = SubsetTable.read(settings.data.split_file.expanduser())
+        write_atomically(out, draw_split(settings, reporter, known))
+    counts = Counter(entry.place for entry in SubsetTable.read(out).entries.values())
+    shown = ", ".join(f"{count} {place}" for place, count in sorted(counts.items()))
+    print_result(
+        as_json,
+        {"file": str(out), "counts": dict(counts)},
+        f"{out}: {shown}; use it by data.split_file={out}",
+    )
 
 
 @data_app.command("synth")

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from labn.cli.app import (
+    AllowChangedData,
     Json,
     Overrides,
     Run,
     SubsetChoice,
     SubsetOption,
+    allow_changed,
     app,
     metrics_table,
     print_result,
@@ -97,6 +99,7 @@ def evaluate(
     insufficiently_attended: Annotated[
         float, typer.Option(help="IA: less than this share of the image is attended.")
     ] = 0.001,
+    allow_changed_data: AllowChangedData = False,
     as_json: Json = False,
 ) -> None:
     """Score a run's best epoch on a subset of its data: classification, explanations, failures.
@@ -130,11 +133,12 @@ def evaluate(
     if data is not None:
         # As JSON, so that every path is read as text.
         overrides = [*(overrides or []), f"data.root={json.dumps(data)}"]
+    overrides = allow_changed(overrides, allow_changed_data)
     from labn.runs.evaluation.evaluate_run import evaluate_run
 
     choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)
     with ConsoleReporter() as reporter:
-        scores = evaluate_run(run, subset.value, overrides or [], reporter, choices)
+        scores = evaluate_run(run, subset.value, overrides, reporter, choices)
     content = {
         "run": str(run),
         "split": subset.value,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Run, SubsetChoice, SubsetOption, app, print_result
+from labn.cli.app import (
+    AllowChangedData,
+    Json,
+    Overrides,
+    Run,
+    SubsetChoice,
+    SubsetOption,
+    allow_changed,
+    app,
+    print_result,
+)
 from labn.cli.progress import ConsoleReporter
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ def sanity(
     subset: SubsetOption = SubsetChoice.test,
     num_images: Annotated[int, typer.Option(min=1, help="Positive images to explain.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    allow_changed_data: AllowChangedData = False,
     as_json: Json = False,
 ) -> None:
     """Check that a run's maps change when its weights are randomised layer by layer.
@@ -37,10 +48,9 @@ def sanity(
     """
     from labn.runs.evaluation.sanity_check import check_run, quick_methods
 
+    given = allow_changed(overrides, allow_changed_data)
     with ConsoleReporter() as reporter:
-        files = check_run(
-            run, subset.value, quick_methods, num_images, seed, reporter, overrides or []
-        )
+        files = check_run(run, subset.value, quick_methods, num_images, seed, reporter, given)
     rows = files.check.as_rows()
     content = {"run": str(run), "split": subset.value, "rows": rows, "picture": str(files.picture)}
     print_result(as_json, content, f"{_sanity_as_text(rows)}\npicture:\n  {files.picture}")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from labn.cli.app import (
+    AllowChangedData,
     ConfigOrRun,
     Json,
     Overrides,
+    allow_changed,
     app,
     metrics_table,
     print_result,
@@ -71,6 +73,7 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Take bf16 even where no instruction computes in it.")
     ] = False,
+    allow_changed_data: AllowChangedData = False,
     as_json: Json = False,
 ) -> None:
     """Train a network, on this machine or with `--workers` on a Ray cluster.
@@ -98,6 +101,7 @@ def train(
         overrides = [str(config_or_run), *(overrides or [])]
     if force:
         overrides = [*(overrides or []), "train.force_precision=true"]
+    overrides = allow_changed(overrides, allow_changed_data)
     config = resolve_config(resume or config_or_run, overrides)
     if dry_run:
         _print_plan(config, as_json)

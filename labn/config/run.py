@@ -89,6 +89,14 @@ class DataConfig(Section):
     """Number of stratified, grouped folds of the training images; one of them validates."""
     fold: Whole = 0
     """The fold that validates, from 0."""
+    split_file: Path | None = None
+    """A table of subsets that `labn data split` has written; None: subsets are drawn, and stored in
+    the run's `data.csv`."""
+    new_images: Literal["ignore", "assign"] = "ignore"
+    """What to do with images that the run's `data.csv`, or `split_file`, does not name."""
+    allow_changed: bool = False
+    """Continue although images of that table are missing, which are left out, or have changed,
+    which are used as they are; `--allow-changed-data` sets it for one command."""
     cross_partition_duplicates: Literal["drop_train", "keep", "error"] = "drop_train"
     """What to do with a training image whose identical copy is in the test subset."""
     conflicting_labels: Literal["drop", "keep", "error"] = "drop"
@@ -336,11 +344,14 @@ class Config(Section):
 
 
 EARLIER_VALUES: dict[str, Any] = {
+    "data.allow_changed": False,
     "data.fold": 0,
     "data.folds": None,
     "data.group_by": None,
     "data.group_gap_s": 120.0,
+    "data.new_images": "ignore",
     "data.on_device": "never",
+    "data.split_file": None,
     "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
     "loss.masked_statistics": True,

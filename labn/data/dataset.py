@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,22 @@ from torch import Tensor
 from labn.data.cache import ImageCache, build_cache
 from labn.data.decode import Progress
 from labn.data.groups import find_groups
+from labn.data.manifest import PlacedImages, SubsetTable, listing
 from labn.data.readers.reader import SUBSETS, Reader, Record, Scan, SubsetName
-from labn.data.splits import assign_subsets
+from labn.data.splits import (
+    SubsetAssignment,
+    assign_new_images,
+    assign_subsets,
+    check_training_subset,
+)
 from labn.errors import UserError, printable
 from labn.storage.files import replacing
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**24
+
+_Assign = Callable[..., SubsetAssignment]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,40 +119,81 @@ def prepare_dataset(
     group_gap_s: float = 0,
     folds: int | None = None,
     fold: int = 0,
+    known: SubsetTable | None = None,
+    assigns_new: bool = False,
+    allow_changed: bool = False,
+    statistics: ChannelStatistics | None = None,
     report_progress: Progress | None = None,
 ) -> Dataset:
     """Scan and cache a data set, assign its subsets and measure its statistics.
 
+    Subsets are those of the table ``known``, if there is one. Images that it does not name are
+    unused, unless ``assigns_new``. ``statistics`` are those of a trained network, for a data set
+    that is not to train one.
+
     Raises:
-        UserError: defects, subsets that cannot be drawn, an unwritable cache or constant pixels.
+        UserError: defects, subsets that cannot be drawn, images that changed or are missing
+            (unless ``allow_changed``), an unwritable cache or constant pixels.
     """
     records = _usable_records(reader.scan())
     cache = build_cache(
         reader, records, image_size=image_size, cache_dir=cache_dir, report_progress=report_progress
     )
-    assignment = assign_subsets(
-        records,
-        cache.pixels_sha256,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-        seed=split_seed,
-        cross_partition_duplicates=cross_partition_duplicates,
-        conflicting_labels=conflicting_labels,
-        groups=find_groups(reader, records, group_by, group_gap_s),
-        folds=folds,
-        fold=fold,
-    )
+    rules: dict[str, Any] = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "seed": split_seed,
+        "cross_partition_duplicates": cross_partition_duplicates,
+        "conflicting_labels": conflicting_labels,
+        "folds": folds,
+        "fold": fold,
+    }
+
+    def draw(assign: _Assign, *known: Sequence[Any]) -> SubsetAssignment:
+        groups = find_groups(reader, records, group_by, group_gap_s)
+        return assign(records, cache.pixels_sha256, *known, groups=groups, **rules)
+
+    if known is None:
+        assignment = draw(assign_subsets)
+    else:
+        placed = known.apply(reader.root, records, cache.sha256, allow_changed=allow_changed)
+        assignment = _with_new_images(placed, known, records, cache, draw if assigns_new else None)
+        if statistics is None:
+            check_training_subset(records, assignment.subsets)
     subsets = {name: _subset(records, cache, assignment.subsets, name) for name in SUBSETS}
     manifest = _manifest(records, cache, assignment.subsets)
     return Dataset(
         class_names=reader.class_names,
         num_channels=reader.num_channels,
         subsets=subsets,
-        statistics=_statistics(subsets["train"], cache.path),
+        statistics=statistics or _statistics(subsets["train"], cache.path),
         manifest=manifest,
         digest=_digest(manifest),
         notes=assignment.notes,
     )
+
+
+def _with_new_images(
+    placed: PlacedImages,
+    known: SubsetTable,
+    records: Sequence[Record],
+    cache: ImageCache,
+    draw: Callable[..., SubsetAssignment] | None,
+) -> SubsetAssignment:
+    """Return the subsets by a table, with images that it does not name drawn or left out."""
+    subsets, new, notes = placed
+    if new and draw is not None:
+        assigned = draw(assign_new_images, subsets, new)
+        return SubsetAssignment(subsets=assigned.subsets, notes=(*notes, *assigned.notes))
+    # Copies of known images are not news: they were left out before, as duplicates.
+    unknown = set(new)
+    seen = {cache.pixels_sha256[i] for i in range(len(records)) if i not in unknown}
+    if fresh := [records[i].name for i in new if cache.pixels_sha256[i] not in seen]:
+        notes.append(
+            f"{len(fresh)} images are not in {known.source} and stay unused: {listing(fresh)}"
+            " (data.new_images=assign uses them)"
+        )
+    return SubsetAssignment(subsets=tuple(subsets), notes=tuple(notes))
 
 
 def _usable_records(scan: Scan) -> list[Record]:

@@ -8,9 +8,10 @@ groups are drawn, and copies are of one group.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -84,8 +85,89 @@ def assign_subsets(
         notes.append(draw.fold(subsets, folds, fold))
     elif "validation" not in subsets:
         notes.append(draw.share(subsets, "validation", validation_fraction))
-    _check_training_subset(records, subsets)
+    check_training_subset(records, subsets)
     return SubsetAssignment(subsets=tuple(subsets), notes=tuple(notes))
+
+
+def assign_new_images(
+    records: Sequence[Record],
+    sha256: Sequence[str],
+    subsets: Sequence[SubsetName | None],
+    new: Sequence[int],
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    cross_partition_duplicates: Literal["drop_train", "keep", "error"],
+    conflicting_labels: Literal["drop", "keep", "error"],
+    groups: Groups | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+) -> SubsetAssignment:
+    """Assign the records at the positions ``new``, and leave all others in their ``subsets``.
+
+    A new image goes where the data set puts it; else, where the known images of its group are;
+    else, by a hash of the seed and its group's name, so that its place does not depend on which
+    other images there are. A copy of a known image stays unused.
+
+    Raises:
+        UserError: a setting is "error" and such images exist.
+    """
+    placed, is_new = list(subsets), set(new)
+    known_pixels = {digest for i, digest in enumerate(sha256) if i not in is_new}
+    for i in new:
+        placed[i] = None if sha256[i] in known_pixels else records[i].subset or "train"
+    notes: list[str] = []
+    for key, policy, find in (
+        ("cross_partition_duplicates", cross_partition_duplicates, _find_leaked),
+        ("conflicting_labels", conflicting_labels,
+         lambda placed, sha256: _find_contradicted(placed, sha256, records)),
+    ):  # fmt: skip
+        found = {i: others for i, others in find(placed, sha256).items() if i in is_new}
+        notes += _apply_policy(key, policy, found, records, placed)
+    named = {record.subset for record in records}
+    shares = {
+        "test": test_fraction if named == {None} else 0.0,
+        "validation": 0.0 if "validation" in named else validation_fraction,
+    }
+    pool = [i for i, subset in enumerate(placed) if records[i].subset in (None, "train") and subset]
+    names = [records[i].name if groups is None else groups[i] for i in pool]
+    numbers = merge_groups(names, [sha256[i] for i in pool]) if pool else ()
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, number in zip(pool, numbers, strict=True):
+        members[int(number)].append(i)
+    name_of = dict(zip(pool, names, strict=True))
+    for group in members.values():
+        known = {placed[i] for i in group if i not in is_new}
+        place = next((name for name in SUBSETS if name in known), None)
+        if place is None:
+            position = _hashed(seed, min(name_of[i] for i in group))
+            place = _place(position, shares, folds, fold)
+        for i in group:
+            placed[i] = place if i in is_new else placed[i]
+    counts = Counter(placed[i] or "unused" for i in new)
+    shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    notes.append(f"data.new_images = assign: {len(new)} images are new: {shown}")
+    return SubsetAssignment(subsets=tuple(placed), notes=tuple(notes))
+
+
+def _hashed(seed: int, name: str) -> float:
+    """Return a number from 0 to 1 that a seed and a name determine."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _place(
+    position: float, shares: Mapping[str, float], folds: int | None, fold: int
+) -> SubsetName:
+    """Return the subset at a position from 0 to 1 in which test, validation, training follow."""
+    if position < shares["test"]:
+        return "test"
+    # Of what is left, as where validation images are drawn.
+    rest = (position - shares["test"]) / (1 - shares["test"])
+    if folds is not None:
+        return "validation" if int(rest * folds) == fold else "train"
+    return "validation" if rest < shares["validation"] else "train"
 
 
 def _groups(keys: Sequence[str], positions: Iterable[int]) -> list[list[int]]:
@@ -100,10 +182,10 @@ def _find_leaked(
     subsets: Sequence[SubsetName | None], sha256: Sequence[str]
 ) -> dict[int, list[int]]:
     """Map each image that has copies in a later subset to those copies."""
-    rank = [SUBSETS.index(subset) for subset in subsets if subset]
+    rank = {i: SUBSETS.index(subset) for i, subset in enumerate(subsets) if subset}
     return {
         position: later
-        for group in _groups(sha256, range(len(sha256)))
+        for group in _groups(sha256, rank)
         for position in group
         if (later := [other for other in group if rank[other] > rank[position]])
     }
@@ -256,7 +338,12 @@ def _check_drawable(
         )
 
 
-def _check_training_subset(records: Sequence[Record], subsets: Sequence[SubsetName | None]) -> None:
+def check_training_subset(records: Sequence[Record], subsets: Sequence[SubsetName | None]) -> None:
+    """Check that the training subset has positives and negatives.
+
+    Raises:
+        UserError: it has not.
+    """
     labels = [r.label for r, subset in zip(records, subsets, strict=True) if subset == "train"]
     num_positives = sum(label > 0 for label in labels)
     for kind, rule, count in (

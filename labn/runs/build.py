@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from labn.data.augment import Augmentation
 from labn.data.batches import EvaluationBatches, TrainingBatches
 from labn.data.dataset import ChannelStatistics, Dataset, Subset, prepare_dataset
 from labn.data.decode import Progress
+from labn.data.manifest import SubsetTable
 from labn.data.readers.open_reader import open_reader
 from labn.data.readers.reader import Reader, SubsetName
 from labn.errors import UserError
@@ -47,14 +49,28 @@ def build_reader(data: DataConfig, report_progress: Progress | None = None) -> R
     )
 
 
-def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Dataset:
-    """Read, cache and split the data; report what was omitted.
+def load_dataset(
+    data: DataConfig,
+    loss: LossConfig,
+    reporter: Reporter,
+    known: SubsetTable | None,
+    *,
+    check_reader: Callable[[Reader], None] = lambda reader: None,
+    statistics: ChannelStatistics | None = None,
+) -> Dataset:
+    """Read and cache the data, with the subsets of a table or drawn; report what was omitted.
+
+    ``check_reader`` may refuse the data before it is read. ``statistics`` are those of a trained
+    network.
 
     Raises:
-        UserError: the data cannot be used, or the number of class weights is not that of classes.
+        UserError: the data cannot be used, is not that of the table, or the number of class weights
+            is not that of classes.
     """
+    reader = build_reader(data, partial(reporter.advance, "fetching data"))
+    check_reader(reader)
     dataset = prepare_dataset(
-        build_reader(data, partial(reporter.advance, "fetching data")),
+        reader,
         image_size=data.image_size,
         cache_dir=data.cache_dir.expanduser(),
         validation_fraction=data.validation_fraction,
@@ -66,6 +82,10 @@ def load_dataset(data: DataConfig, loss: LossConfig, reporter: Reporter) -> Data
         group_gap_s=data.group_gap_s,
         folds=data.folds,
         fold=data.fold,
+        known=known,
+        assigns_new=data.new_images == "assign",
+        allow_changed=data.allow_changed,
+        statistics=statistics,
         report_progress=partial(reporter.advance, "reading images"),
     )
     num_weights = len(loss.class_weights or dataset.class_names)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from labn.config import Config, dump_config, flatten, load_config
+from labn.config import Config, DataConfig, dump_config, flatten, load_config
 from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE
+from labn.data.manifest import SubsetTable, listing
 from labn.errors import UserError
 from labn.storage import files
 from labn.storage.files import write_atomically, write_json
+from labn.storage.remote import absolute
 from labn.tracking import resolve_uri
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint
@@ -29,9 +31,27 @@ INCIDENTAL_KEYS = (
     "data.root",
     "data.cache_dir",
     "data.on_device",
+    # The subsets themselves are compared, by the run's data.csv.
+    "data.split_file",
+    "data.new_images",
+    "data.allow_changed",
     "train.device",
     "train.force_precision",
     "train.storage",
+)
+
+
+# What sweeps, Ray, trackers and restored checkpoints put there before a run has its settings.
+_BEFORE_TRAINING = (
+    TRACKER_FILE,
+    "checkpoints",
+    "data.csv",
+    "lost+found",
+    "outcome.json",
+    "pruned.json",
+    "ray",
+    "starts.json",
+    "untracked",
 )
 
 
@@ -77,24 +97,80 @@ class RunFolder:
             yield folder
 
     def check_same(self, config: Config) -> None:
-        """Check that the folder holds the run of this configuration, or none yet.
+        """Check that the folder holds the run of this configuration, or nothing yet.
 
         Raises:
-            UserError: the folder holds a run of other settings.
+            UserError: the folder holds a run of other settings, or files of something else.
         """
         if not self.config_file.exists():
+            self._check_vacant()
             return
         if changed := differences(self.load_config().model_dump(mode="json"), config):
+            fix = "give another output_dir, or delete that folder"
+            if changed.startswith("train.epochs is ") and ";" not in changed:
+                fix = (
+                    "its learning rates fall over its epochs, so that it cannot be extended: start"
+                    f" a run from its network, by model.pretrained={self.path} and another"
+                    " output_dir"
+                )
             raise UserError(
-                f"output_dir = {self.path}: holds a run with other settings ({changed});"
-                " give another output_dir, or delete that folder"
+                f"output_dir = {self.path}: holds a run with other settings ({changed}); {fix}"
+            )
+
+    def _check_vacant(self) -> None:
+        """Refuse a folder that holds what no run has written."""
+        try:
+            found = sorted(path.name for path in self.path.iterdir())
+        except OSError:
+            return  # made, or reported, later
+        foreign = [
+            name
+            for name in found
+            if name not in _BEFORE_TRAINING and not name.startswith(".") and not _is_log(name)
+        ]
+        if foreign:
+            raise UserError(
+                f"output_dir = {self.path}: is not a run's folder, and holds other files"
+                f" ({listing(foreign)}); give a new or empty folder"
             )
 
     def adopt(self, config: Config) -> None:
         """Make this the folder of the configuration's run; it may be used from any other folder."""
         tracking = config.tracking.model_copy(update={"uri": resolve_uri(config.tracking.uri)})
-        record = config.model_copy(update={"tracking": tracking})
+        # Consent to changed data is given for one command.
+        own = {"allow_changed": False, "split_file": absolute(config.data.split_file)}
+        data = config.data.model_copy(update=own)
+        record = config.model_copy(update={"tracking": tracking, "data": data})
         write_atomically(self.config_file, dump_config(record))
+
+    def known_subsets(self, data: DataConfig) -> SubsetTable | None:
+        """Return the subsets of the run's images: its own, else those of ``data.split_file``.
+
+        None where the run has none yet. With ``data.new_images`` = assign, the file adds images
+        that the run does not know.
+
+        Raises:
+            UserError: a table cannot be read, or the file moves an image of the run.
+        """
+        own = shared = None
+        if self.manifest_file.is_file():
+            own = SubsetTable.read(self.manifest_file)
+        if data.split_file is not None and (own is None or data.split_file.expanduser().is_file()):
+            shared = SubsetTable.read(data.split_file.expanduser()).of_fold(data.folds, data.fold)
+        if own is None or shared is None:
+            return own or shared
+        own.check_agrees(shared, f"output_dir = {self.path}")
+        return own.extended_by(shared) if data.new_images == "assign" else own
+
+    def save_manifest(self, manifest: pd.DataFrame) -> None:
+        """Write which images the run uses; later, add new images, and change nothing else."""
+        if self.manifest_file.is_file():
+            before = pd.read_csv(self.manifest_file, dtype=str, keep_default_na=False)
+            new = manifest[~manifest["name"].isin(before["name"])]
+            if new.empty:
+                return
+            manifest = pd.concat([before, new.astype(str)])
+        write_atomically(self.manifest_file, manifest.to_csv(index=False))
 
     def load_config(self, overrides: list[str] | None = None) -> Config:
         """Read the run's configuration.
@@ -145,6 +221,11 @@ class RunFolder:
     def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
         """Store the tracker's run to resume."""
         write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
+
+
+def _is_log(name: str) -> bool:
+    """Return whether a file may be the output of the command itself, as a scheduler keeps it."""
+    return name.endswith((".log", ".out", ".err"))
 
 
 def differences(tree: Mapping[str, Any], config: Config) -> str:

@@ -36,7 +36,7 @@ from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.runs.trained import TrainedRun
-from labn.storage.files import write_atomically, write_json
+from labn.storage.files import write_json
 from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import NoTracker, Tracker, environment_tags, redact
 from labn.training import checkpoint
@@ -151,6 +151,7 @@ class TrainingHooks:
         )
 
     def _log_start(self) -> None:
+        self.folder.save_manifest(self.dataset.manifest)
         self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
         self._num_restarts = self.folder.count_start()
         tags = {
@@ -161,7 +162,6 @@ class TrainingHooks:
             "precision": resolve_precision(self.config.train, self.device),
         }
         self.tracker.set_tags(environment_tags() | tags)
-        write_atomically(self.folder.manifest_file, self.dataset.manifest.to_csv(index=False))
         self.tracker.log_dataset(
             self.dataset.manifest,
             name=self.config.data.name,

@@ -14,6 +14,7 @@ from labn.config import Config, TrainConfig
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
 from labn.runs.build import build_initial_network, load_dataset, training_batches
+from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.training.device import choose_device
 from labn.training.optim import build_optimizer, build_schedule
@@ -42,7 +43,8 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
         UserError: training would refuse the settings or the data.
     """
     device = choose_device(config.train)
-    dataset = load_dataset(config.data, config.loss, reporter)
+    known = RunFolder(config.output_dir).known_subsets(config.data)
+    dataset = load_dataset(config.data, config.loss, reporter, known)
     model = build_initial_network(config.model, dataset, reporter, seed=config.train.seed)
     batches = training_batches(dataset, config.data, config.train, torch.device("cpu"))
     bias_image = dataset.statistics.bias_image

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _REPLICA = re.compile(r"step-(\d+)\.json")
 _CONTENTS = TypeAdapter(
-    dict[Annotated[str, Field(pattern=r"^(checkpoints/)?[\w-]+\.(json|pt)$")], str]
+    dict[Annotated[str, Field(pattern=r"^(checkpoints/)?[\w-]+\.(csv|json|pt)$")], str]
 )
 _CONFIG = "config.yaml"
 _RETRY_S = 15.0
@@ -206,7 +206,9 @@ class Replicas:
     def _upload(self, path: Path) -> None:
         """Upload a checkpoint and its related files, unless it was deleted for a newer one."""
         run, files, folder = self._run, {}, self._open()
-        for place in (run.tracker_file, run.starts_file, run.best_file, path):
+        for place in (
+            run.manifest_file, run.tracker_file, run.starts_file, run.best_file, path,
+        ):  # fmt: skip
             try:
                 # Opened once: the file may be replaced or deleted meanwhile.
                 with place.open("rb") as file:

@@ -47,11 +47,14 @@ def train_run(
             replicas = Replicas(config, folder)
             if restored := replicas.restore():
                 reporter.message(restored)
+        known = group.from_first(folder.known_subsets(config.data))
         if folder.summary_file.is_file():
+            # Its scores are of its own data, and must not be reported for other data.
+            load_dataset(config.data, config.loss, reporter, known)
             reporter.message(f"{folder.path} is finished already; nothing left to train")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train)
-        dataset = load_dataset(config.data, config.loss, reporter)
+        dataset = load_dataset(config.data, config.loss, reporter, known)
         stack.enter_context(training_memory(config))
         run = TrainingHooks(
             config, folder, device, dataset, reporter, should_stop, group, replicas, should_save
@@ -69,7 +72,9 @@ def assist_run(
     """Train on a rank other than 0; only rank 0 writes and reports."""
     device, reporter = choose_device(config.train), Reporter()
     folder = RunFolder(config.output_dir)
-    dataset = load_dataset(config.data, config.loss, reporter)
+    # From rank 0: the other ranks may not have access to the folder.
+    known = group.from_first(None)
+    dataset = load_dataset(config.data, config.loss, reporter, known)
     with training_memory(config):
         TrainingHooks(
             config, folder, device, dataset, reporter, lambda: False, group, should_save=should_save

@@ -85,32 +85,47 @@ class TrainedRun:
         return image[None]
 
     def load_dataset(self, reporter: Reporter) -> Dataset:
-        """Load the data set, with the statistics of training whatever training images it has.
+        """Load the data set, with the subsets and statistics of training.
 
         Raises:
-            UserError: its classes or its image size differ from those of training.
+            UserError: images of training changed or are missing, or classes or image size differ.
         """
-        return self.as_trained(load_dataset(self.config.data, self.config.loss, reporter))
+        known = self.folder.known_subsets(self.config.data)
+        if known is None:
+            reporter.message(
+                f"{self.folder.manifest_file}: is missing, so that the subsets are drawn anew; they"
+                " are those of training only if the data has not changed"
+            )
+        return load_dataset(
+            self.config.data,
+            self.config.loss,
+            reporter,
+            known,
+            check_reader=lambda reader: self._check_alike(reader.class_names, reader.num_channels),
+            statistics=self.statistics,
+        )
 
     def as_trained(self, dataset: Dataset) -> Dataset:
-        """Return a data set with the statistics of training.
+        """Return the data set that the run was trained on, with the statistics of its best epoch.
 
-        Raises:
-            UserError: its classes or its image size differ from those of training.
+        They are older than the data set's own if images were added since.
         """
+        return replace(dataset, statistics=self.statistics)
+
+    def _check_alike(self, class_names: Sequence[str], num_channels: int) -> None:
+        """Check that data has the classes, the size and the channels of training."""
         data, size = self.config.data, self.best["bias_image"].shape[-1]
-        if dataset.class_names != self.class_names:
+        if tuple(class_names) != self.class_names:
             raise UserError(
-                f"data.root = {data.root}: has the classes {', '.join(dataset.class_names)}, the"
+                f"data.root = {data.root}: has the classes {', '.join(class_names)}, the"
                 f" network {', '.join(self.class_names)}; give data of the same classes"
             )
-        if dataset.statistics.bias_image.shape != self.best["bias_image"].shape:
+        if (data.image_size, num_channels) != (size, self.best["num_channels"]):
             raise UserError(
-                f"data.image_size = {data.image_size}, {dataset.num_channels} channels: must be"
+                f"data.image_size = {data.image_size}, {num_channels} channels: must be"
                 f" what the network was trained at, {size} pixels and {self.best['num_channels']}"
                 " channels"
             )
-        return replace(dataset, statistics=self.statistics)
 
     def prepare(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[Tensor, "b c h w"]:
         """Standardise images as in training, on the network's device."""

@@ -356,7 +356,8 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
     root = tmp_path / "elsewhere: here"
     write_synthetic(root, num_images=20, positive_fraction=0.5, seed=5, image_size=32)
 
-    done = labn("evaluate", trained, "--data", root, "--methods", "LABN", "--json")
+    other = ("--allow-changed-data", "data.new_images=assign")
+    done = labn("evaluate", trained, "--data", root, *other, "--methods", "LABN", "--json")
 
     assert done.returncode == 0, done.stderr
     names = pd.read_csv(trained / "evaluation/test/images.csv")["name"]
@@ -406,7 +407,9 @@ def test_a_subset_without_positives_is_refused(labn, trained, tmp_path):
     for name in ("negative", "positive", "masks"):
         shutil.rmtree(root / name)
 
-    done = labn("evaluate", trained, "--data", root, "data.cross_partition_duplicates=keep")
+    other = ("--allow-changed-data", "data.new_images=assign")
+    keep = "data.cross_partition_duplicates=keep"
+    done = labn("evaluate", trained, "--data", root, *other, keep)
 
     assert done.returncode == 2
     assert "--subset test: holds no positives" in done.stderr.splitlines()[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labn.data.readers.reader import Record, SubsetName
-from labn.data.splits import SubsetAssignment, assign_subsets
+from labn.data.splits import SubsetAssignment, assign_new_images, assign_subsets
 from labn.errors import UserError
 
 DEFAULTS = {
@@ -244,3 +244,63 @@ def test_training_needs_positives_and_negatives(grade, message):
     records += make_records({0: 2, 1: 2}, "validation", "v") + make_records({0: 2}, "test", "t")
     with pytest.raises(UserError, match=message):
         assign(records)
+
+
+def assign_new(records, known, *, pixels=None, **settings):
+    """Assign the images that ``known``, a mapping from names to subsets, lacks."""
+    subsets = [known.get(record.name) for record in records]
+    new = [i for i, record in enumerate(records) if record.name not in known]
+    sha256 = [(pixels or {}).get(record.name, record.name) for record in records]
+    assigned = assign_new_images(records, sha256, subsets, new, **(DEFAULTS | settings))
+    return {r.name: subset for r, subset in zip(records, assigned.subsets, strict=True)}
+
+
+def test_new_images_are_placed_one_by_one_in_the_wanted_shares():
+    known = {record.name: "train" for record in make_records({0: 5, 1: 5}, prefix="known")}
+    old = make_records({0: 5, 1: 5}, prefix="known")
+    new = make_records({0: 500, 1: 500}, prefix="new")
+
+    placed = assign_new(old + new, known, test_fraction=0.2, validation_fraction=0.25)
+
+    assert all(placed[name] == "train" for name in known)
+    counts = Counter(placed[record.name] for record in new)
+    # 200 are expected in each; the standard deviation is 13.
+    assert 150 < counts["test"] < 250
+    assert 150 < counts["validation"] < 250
+    # Fewer, more or other images beside it change no place.
+    some = assign_new(new[::7], {}, test_fraction=0.2, validation_fraction=0.25)
+    assert some.items() <= placed.items()
+    seeds = [assign_new(new, {}, seed=seed) for seed in (1, 2)]
+    assert seeds[0] != seeds[1]
+
+
+def test_a_new_image_goes_where_its_group_and_the_data_set_put_it():
+    known = {"image_000": "validation", "image_001": "train"}
+    records = make_records({0: 40})
+    groups = tuple(["a", "b"] * 5 + ["c"] * 30)
+
+    placed = assign_new(records, known, groups=groups)
+
+    assert {placed[f"image_{i:03}"] for i in range(0, 10, 2)} == {"validation"}
+    assert {placed[f"image_{i:03}"] for i in range(1, 10, 2)} == {"train"}
+    assert len({placed[f"image_{i:03}"] for i in range(10, 40)}) == 1
+    named = make_records({0: 4}, "test", "t") + make_records({0: 40}, "train", "n")
+    placed = assign_new(named, {}, validation_fraction=0.5)
+    assert {placed[record.name] for record in named[:4]} == {"test"}
+    assert {placed[record.name] for record in named[4:]} == {"train", "validation"}
+
+
+def test_new_copies_of_known_images_stay_unused():
+    records = make_records({0: 2, 1: 2})
+    known = {"image_000": "train", "image_002": "train"}
+    copies = {"image_001": "image_000", "image_003": "image_002"}
+
+    assert assign_new(records, known, pixels=copies) == known | dict.fromkeys(copies)
+
+
+def test_folds_of_new_images_partition_them():
+    new = make_records({0: 60})
+    folds = [assign_new(new, {}, folds=3, fold=fold, test_fraction=0.2) for fold in range(3)]
+    for record in new:
+        places = sorted(fold[record.name] for fold in folds)
+        assert places in (["test"] * 3, ["train", "train", "validation"])
