@@ -16,6 +16,7 @@ from torch import nn
 from labn.config import Config, flatten
 from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Subset
+from labn.model.architectures import PLANS
 from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
@@ -118,6 +119,7 @@ class TrainingHooks:
 
     def _build_trainer(self) -> Trainer:
         config, device, group = self.config, self.device, self.group
+        plan = PLANS[config.model.backbone]
         model = build_initial_network(
             config.model, self.dataset, self.reporter, seed=config.train.seed
         )
@@ -148,6 +150,8 @@ class TrainingHooks:
             hooks=self,
             device=device,
             group=group,
+            # Batch norm needs two values per channel, of which one pixel of one image is one.
+            least_piece=2 if plan.has_single_pixel(config.data.image_size) else 1,
         )
 
     def _log_start(self) -> None:
