@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from labn.config import Config, DataConfig
@@ -14,6 +15,9 @@ from labn.storage.remote import absolute, subfolder
 from labn.tracking import Status, Tracker, environment_tags, resolve_uri
 
 logger = logging.getLogger(__name__)
+
+SPLIT_FILE = "split.csv"
+"""The file in a sweep's folder with the subsets that its runs share."""
 
 
 def folds_of(data: DataConfig, key: str, *, each_fold: bool) -> list[int] | list[None]:
@@ -32,6 +36,12 @@ def folds_of(data: DataConfig, key: str, *, each_fold: bool) -> list[int] | list
 def run_name(seed: int, fold: int | None) -> str:
     """Return the name of the folder of one run of several."""
     return f"seed-{seed}" if fold is None else f"seed-{seed}-fold-{fold}"
+
+
+def with_split(config: Config, file: Path) -> Config:
+    """Return a configuration whose subsets are those of a table."""
+    data = config.data.model_copy(update={"split_file": file})
+    return config.model_copy(update={"data": data})
 
 
 def open_sweep_entry(
@@ -69,6 +79,7 @@ def run_config(
     own_data: dict[str, Any] = {
         "root": absolute(data.root),
         "cache_dir": absolute(data.cache_dir),
+        "split_file": absolute(data.split_file),
         "fold": data.fold if fold is None else fold,
     }
     storage = subfolder(absolute(train.storage), *names)

@@ -81,7 +81,7 @@ def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     url = f"sqlite:///{folder}/search/study.db"
-    return optuna.load_study(study_name="search", storage=url).trials
+    return optuna.load_study(study_name=None, storage=url).trials
 
 
 def epochs_done(folder: Path, number: int) -> int:

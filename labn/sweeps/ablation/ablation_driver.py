@@ -16,7 +16,7 @@ from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import Interrupted, RunFailed
 from labn.runs.folder import RunFolder, locked
-from labn.runs.reporter import Reporter
+from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings
 from labn.sweeps.ablation.ablation_report import StudySummary, summarise
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
@@ -53,6 +53,7 @@ def run_study(
     with locked(folder, "runs this study", name=".ablation.lock"):
         for run in study.runs():
             RunFolder(run.config.output_dir).check_same(run.config)
+        study = study.sharing_splits(StoppingReporter(reporter, should_stop))
         entry = _open_entry(study)
         with closing_entry(entry):
             problem = _run_all(study, entry.run_id, reporter, should_stop, is_serial)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from labn.config import Config, known_keys, load_study
+from labn.config import Config, flatten, known_keys, load_study
 from labn.config.ablation import StudyConfig
 from labn.config.messages import describe_unknown, shown
 from labn.config.reading import check_paths, resolve_base, set_key, validate
 from labn.errors import UserError
 from labn.runs.comparison.read_runs import condition_settings
 from labn.runs.evaluation.options import EvaluationOptions, without_absent_methods
+from labn.runs.reporter import Reporter
+from labn.runs.split_file import decides_subsets, share_split
 from labn.storage.files import write_atomically
-from labn.sweeps.entry import folds_of, run_config, run_name
+from labn.sweeps.entry import SPLIT_FILE, folds_of, run_config, run_name, with_split
 from labn.sweeps.worker import Outcome
 
 STUDY_FILE = "study.yaml"
@@ -75,6 +77,26 @@ class AblationStudy:
         """The folds on which each condition is trained from each seed, or [None]."""
         each_fold = self.settings.each_fold
         return folds_of(self.base.data, "each_fold", each_fold=each_fold)
+
+    def sharing_splits(self, reporter: Reporter) -> AblationStudy:
+        """Return the study whose conditions share tables of subsets; draw those that are not there.
+
+        Conditions have one table unless they differ in a setting that decides it.
+
+        Raises:
+            UserError: the data cannot be used, or is not that of the study in the folder.
+        """
+        files: dict[str, Path] = {}
+        conditions = {}
+        for name, config in self.conditions.items():
+            settings = flatten(config.model_dump(mode="json"))
+            drawn_by = shown({key: settings[key] for key in settings if decides_subsets(key)})
+            file = SPLIT_FILE if not files else f"{name}-{SPLIT_FILE}"
+            if drawn_by not in files:
+                files[drawn_by] = self.settings.output_dir.absolute() / file
+                share_split(config, files[drawn_by], reporter)
+            conditions[name] = with_split(config, files[drawn_by])
+        return replace(self, conditions=conditions)
 
     def is_finished(self, run: AblationRun) -> bool:
         """Return whether a run is trained, and scored with the study's evaluation settings."""

@@ -15,7 +15,7 @@ from typing import Any
 from labn.config.ablation import EachRunConfig, EvaluateConfig, StudyConfig
 from labn.config.search import SearchConfig
 from labn.errors import RunFailed
-from labn.runs.reporter import Reporter
+from labn.runs.reporter import Reporter, StoppingReporter
 from labn.sweeps.ablation.ablation_driver import run_study
 from labn.sweeps.ablation.ablation_report import StudySummary
 from labn.sweeps.ablation.ablation_study import resolve_study
@@ -67,7 +67,8 @@ def confirm_best(
         RunFailed: no trial finished, some runs failed, or ``should_stop`` returned True.
     """
     space = Space(search, path)
-    ranked = SearchStudy(search, space).ranked()
+    table = space.share_split(StoppingReporter(reporter, should_stop))
+    ranked = SearchStudy(search, space, table.digest).ranked()
     if not ranked:
         raise RunFailed("no trial finished within the constraint: there is none to confirm")
     base = space.config({})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from labn.config.run import EARLIER_VALUES
 from labn.config.search import SearchConfig
 from labn.errors import UserError
 from labn.runs.folder import INCIDENTAL_KEYS
+from labn.storage.files import write_json
 from labn.sweeps.search.samplers import make_sampler, quiet_optuna
 from labn.sweeps.search.space import Parameters, Space
 from labn.sweeps.worker import Outcome
 from labn.tracking import redact
+from labn.tracking.store import store_url
 
 STATES = {
     TrialState.COMPLETE: "finished",
@@ -37,6 +40,9 @@ STATES = {
 _JOURNAL = "journal:"
 _EPOCHS, _METRICS, _SPREAD = "epochs", "metrics", "spread"
 _REASON, _TIME_S, _DUPLICATE, _DEFINITION = "reason", "time_s", "duplicate_of", "definition"
+_DIGEST = "data.digest"
+_IDENTITY_FILE = "search.json"
+"""The file in a search's folder with the name of its study."""
 _NUM_TRIES = 50
 """How many draws are tried for parameters that are new."""
 _NUM_TRUSTED = 3
@@ -52,18 +58,18 @@ def storage_url(search: SearchConfig) -> str:
 
 
 class SearchStudy:
-    """The trials of a search.
+    """The trials of a search; ``data_digest`` is that of its images and their subsets.
 
     Raises:
         UserError: the storage cannot be opened, or holds another search under this name.
     """
 
-    def __init__(self, search: SearchConfig, space: Space) -> None:
+    def __init__(self, search: SearchConfig, space: Space, data_digest: str | None = None) -> None:
         quiet_optuna()
         self._search, self._space = search, space
         self.objectives: tuple[str, ...] = search.objective.maximise
         self.optuna = self._open()
-        self._check_definition()
+        self._check_definition(data_digest)
         known = self.optuna.get_trials(deepcopy=False)
         self.optuna.sampler = make_sampler(
             search.sampler,
@@ -191,14 +197,14 @@ class SearchStudy:
         try:
             return optuna.create_study(
                 storage=open_storage(url),
-                study_name=search.output_dir.name,
+                study_name=_study_name(search),
                 directions=["maximize"] * len(self.objectives),
                 load_if_exists=True,
             )
         except (OSError, ImportError, ValueError, SQLAlchemyError, OptunaError) as error:
             raise _unusable(url, error) from error
 
-    def _check_definition(self) -> None:
+    def _check_definition(self, data_digest: str | None) -> None:
         """Store the search's definition in the study; refuse a study of another search."""
         search = self._search
         base = flatten(self._space.base.model_dump(mode="json"))
@@ -211,6 +217,14 @@ class SearchStudy:
             new["trial.each_fold"] = True
         new = json.loads(json.dumps(new))
         old = self.optuna.user_attrs.get(_DEFINITION)
+        # Without one, the data is not asked about; earlier searches have stored none.
+        if old is not None and _DIGEST in old and data_digest is None:
+            data_digest = old[_DIGEST]
+        if data_digest is not None:
+            new[_DIGEST] = data_digest
+        if old is not None and _DIGEST not in old and data_digest is not None:
+            old = old | {_DIGEST: data_digest}
+            self.optuna.set_user_attr(_DEFINITION, old)
         if old is None:
             self.optuna.set_user_attr(_DEFINITION, new)
             return
@@ -227,6 +241,24 @@ class SearchStudy:
             )
 
 
+def _study_name(search: SearchConfig) -> str:
+    """Return the name of the study of a search's folder, which no other folder's has.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = search.output_dir
+    file = folder / _IDENTITY_FILE
+    if file.is_file():
+        return str(json.loads(file.read_text(encoding="utf-8"))["study"])
+    # Earlier searches were named as their folders.
+    left = ("trials", "summary.json", "study.db", "study.journal")
+    is_earlier = any((folder / name).exists() for name in left)
+    name = folder.name if is_earlier else f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    write_json(file, {"study": name})
+    return name
+
+
 def open_storage(url: str) -> BaseStorage:
     """Open or create a study's storage: the URL of a database, or ``journal:FILE``."""
     if url.startswith(_JOURNAL):
@@ -235,7 +267,7 @@ def open_storage(url: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(file)))
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return RDBStorage(url)
+    return RDBStorage(store_url(url))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

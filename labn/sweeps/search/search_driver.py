@@ -25,6 +25,7 @@ from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import Interrupted, RunFailed, UserError
 from labn.runs.folder import locked
+from labn.runs.reporter import Reporter, StoppingReporter
 from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.callback import MAX_RESTARTS, TuneCallback
 from labn.sweeps.search.optuna_study import SearchStudy, epochs_of
@@ -64,7 +65,8 @@ def run_search(
     """
     space = Space(search, path)
     with locked(search.output_dir, "runs this search", name=".search.lock"):
-        study = SearchStudy(search, space)
+        table = space.share_split(StoppingReporter(_Messages(reporter), should_stop))
+        study = SearchStudy(search, space, table.digest)
         outputs = SearchOutputs(search, space, study)
         with outputs.closing():
             problem = _search(search, space, study, outputs, reporter, should_stop)
@@ -72,6 +74,17 @@ def run_search(
             if problem:
                 raise problem
     return summary
+
+
+class _Messages(Reporter):
+    """A reporter of a run that forwards its messages to the search's."""
+
+    def __init__(self, reporter: SearchReporter) -> None:
+        self._reporter = reporter
+
+    def message(self, text: str) -> None:
+        """Forward one line of text."""
+        self._reporter.message(text)
 
 
 def _search(

@@ -23,9 +23,12 @@ from labn.config import Config, flatten, known_keys
 from labn.config.messages import describe_unknown, shown
 from labn.config.reading import resolve_base, set_key, validate
 from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
+from labn.data.manifest import SubsetTable
 from labn.errors import UserError
 from labn.model.architectures import PLANS
-from labn.sweeps.entry import folds_of
+from labn.runs.reporter import Reporter
+from labn.runs.split_file import decides_subsets, share_split
+from labn.sweeps.entry import SPLIT_FILE, folds_of, with_split
 
 Parameters = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -59,6 +62,18 @@ class Space:
             if isinstance(domain, Choices):
                 choices = [self._as_read(key, choice) for choice in domain.choices]
                 self.domains[key] = domain.model_copy(update={"choices": choices})
+
+    def share_split(self, reporter: Reporter) -> SubsetTable:
+        """Give all runs of the search one table of subsets, unless it searches those.
+
+        Raises:
+            UserError: the data cannot be used, or is not that of the search in the folder.
+        """
+        file = self._search.output_dir.absolute() / SPLIT_FILE
+        table = share_split(self.base, file, reporter)
+        if not any(map(decides_subsets, self.domains)):
+            self.base = with_split(self.base, file)
+        return table
 
     @property
     def is_conditional(self) -> bool:

@@ -276,7 +276,7 @@ def test_the_study_is_what_optunas_own_tools_open(tmp_path):
     draw_all(study)
     url = f"sqlite:///{tmp_path}/search/study.db"
 
-    assert len(optuna.load_study(study_name="search", storage=url).trials) == 2
+    assert len(optuna.load_study(study_name=None, storage=url).trials) == 2
 
 
 def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
