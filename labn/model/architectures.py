@@ -30,7 +30,7 @@ class BackbonePlan:
 
     def has_single_pixel(self, image_size: int) -> bool:
         """Return whether the deepest map of an image of this size is one pixel."""
-        return image_size <= 2 ** (len(self.stage_depths) + 1)
+        return image_size <= 1 << (len(self.stage_depths) + 1)
 
 
 def _resnet(*stage_depths: int, spatial: Spatial = "lambda") -> BackbonePlan:
