@@ -170,6 +170,7 @@ def make_trainer(
     objective: Objective | None = None,
     hooks: Hooks | None = None,
     group: Group = SINGLE,
+    least_piece: int = 1,
     **changes: Any,
 ) -> Trainer:
     settings = make_settings(**changes)
@@ -188,6 +189,7 @@ def make_trainer(
         hooks=Hooks(objective) if hooks is None else hooks,
         device=CPU,
         group=group,
+        least_piece=least_piece,
     )
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 from filelock import FileLock
 
+from labn.config import Config
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
 from labn.storage import files
@@ -75,3 +76,40 @@ def test_nothing_is_logged_for_a_free_folder(tmp_path, caplog):
         assert (tmp_path / ".lock").exists()
 
     assert not caplog.records
+
+
+def config_of(folder, **train):
+    data = {"name": "synthetic"}
+    return Config.model_validate({"data": data, "train": train, "output_dir": folder})
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "data", "study.yaml"])
+def test_a_folder_with_other_files_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"is not a run's folder, and holds other files .{name}"):
+        RunFolder(tmp_path).check_same(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("names", [(), (".DS_Store", "train.log"), ("tracker.json", "untracked")])
+def test_a_folder_is_vacant_with_what_a_run_finds_there(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).check_same(config_of(tmp_path))
+    RunFolder(tmp_path / "new").check_same(config_of(tmp_path / "new"))
+
+
+def test_how_to_train_longer_is_said(tmp_path):
+    RunFolder(tmp_path).adopt(config_of(tmp_path, epochs=2))
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path).check_same(config_of(tmp_path, epochs=4))
+    for part in ("train.epochs is 2 there, 4 now", f"model.pretrained={tmp_path}", "output_dir"):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="delete that folder"):
+        RunFolder(tmp_path).check_same(config_of(tmp_path, epochs=4, batch_size=4))
+
+
+def test_consent_to_changed_data_is_not_kept(tmp_path):
+    config = config_of(tmp_path)
+    data = config.data.model_copy(update={"allow_changed": True})
+    RunFolder(tmp_path).adopt(config.model_copy(update={"data": data}))
+    assert RunFolder(tmp_path).load_config() == config

@@ -279,6 +279,42 @@ def test_the_study_is_what_optunas_own_tools_open(tmp_path):
     assert len(optuna.load_study(study_name=None, storage=url).trials) == 2
 
 
+def test_folders_of_one_name_have_studies_of_their_own_in_one_storage(tmp_path):
+    folders = (tmp_path / "eyes", tmp_path / "suns")
+    for folder in folders:
+        folder.mkdir()
+    shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "trials": 2}
+
+    draw_all(open_study(folders[0], **shared))
+
+    assert open_study(folders[1], **shared).trials == []
+    assert len(open_study(folders[0], **shared).trials) == 2
+
+
+def test_an_earlier_study_named_as_its_folder_is_resumed(tmp_path):
+    (tmp_path / "search").mkdir()
+    earlier = optuna.create_study(
+        study_name="search", storage=f"sqlite:///{tmp_path}/search/study.db", direction="maximize"
+    )
+    earlier.enqueue_trial({})
+    earlier.tell(earlier.ask(), 0.5)
+
+    assert [trial.value for trial in open_study(tmp_path).trials] == [0.5]
+    assert [trial.value for trial in open_study(tmp_path).trials] == [0.5]
+
+
+def test_a_search_knows_its_data(tmp_path):
+    search = open_study(tmp_path)._search  # as earlier ones, it has no digest
+    space = Space(search, tmp_path / "search.yaml")
+
+    SearchStudy(search, space, "aa")
+
+    SearchStudy(search, space, "aa")
+    SearchStudy(search, space)
+    with pytest.raises(UserError, match=r"data.digest is aa there, bb now"):
+        SearchStudy(search, space, "bb")
+
+
 def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
     search = SearchConfig.model_validate(
         {

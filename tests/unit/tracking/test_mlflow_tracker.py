@@ -432,6 +432,17 @@ def test_a_run_that_is_not_there_is_named(uri: str, tmp_path: Path) -> None:
         open_tracker(uri, experiment="e", run_id="0123abcd", spool_dir=tmp_path)
 
 
+def test_a_deleted_run_is_named_with_what_to_do(
+    open_mlflow: Callable[..., MlflowTracker], client: Any
+) -> None:
+    tracker = open_mlflow()
+    client.delete_run(tracker.run_id)
+    with pytest.raises(UserError) as error:
+        open_mlflow(run_id=tracker.run_id)
+    for part in ("is deleted", "mlflow runs restore", "tracking.uri=none", "tracker.json"):
+        assert part in str(error.value)
+
+
 def test_a_deleted_experiment_is_named(
     open_mlflow: Callable[..., MlflowTracker], client: Any
 ) -> None:

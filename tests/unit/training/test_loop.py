@@ -99,6 +99,18 @@ def test_the_losses_of_twenty_steps_are_the_golden_ones():
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("least", "num_images", "sizes"),
+    [(1, 7, [3, 2, 2]), (1, 2, [1, 1]), (2, 7, [3, 2, 2]), (2, 5, [3, 2]), (2, 3, [3])],
+)
+def test_a_batch_is_divided_into_pieces_of_the_least_size(least, num_images, sizes):
+    trainer = make_trainer(accumulation_steps=3, least_piece=least)
+
+    pieces = trainer._pieces(first_batch(num_images))
+
+    assert [len(piece.images) for piece in pieces] == sizes
+
+
 # Precision and averages.
 
 
