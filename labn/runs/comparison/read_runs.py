@@ -163,7 +163,8 @@ def _read_run(path: Path, name: str, subset: SubsetName, max_images: int | None)
         terms=_terms(description["settings"], scores, localisation),
         prefix=prefix,
         metrics=description["metrics"],
-        images=images.merge(manifest[["name", "sha256"]], on="name", how="left"),
+        # Scored by consent, an image may be in no manifest.
+        images=images.merge(manifest[["name", "sha256"]], on="name", how="left").fillna(""),
         manifest=manifest,
         scores=scores,
         localisation=localisation,
