@@ -24,12 +24,13 @@ class MethodCurves:
 
 
 def method_curves_figure(
-    fractions: Float[np.ndarray, " p"], methods: Mapping[str, MethodCurves], score: str = "PID"
+    fractions: Float[np.ndarray, " p"], methods: Mapping[str, MethodCurves], score: str, place: str
 ) -> Figure:
-    """Return a figure of each method's mean curves, their quartiles, and the area between them.
+    """Return a figure of each method's mean curves and the area between them.
 
     ``fractions`` are the shares of patches taken; curves are probabilities of the true class.
-    ``score`` is the name of the area.
+    Bands and the numbers after ± are one standard deviation over the images, to each side of the
+    mean; bands end at 0 and 1. ``score`` is the name of the area, ``place`` the run and subset.
 
     Raises:
         ValueError: there are no methods or no images.
@@ -55,7 +56,8 @@ def method_curves_figure(
     num_images = len(next(iter(methods.values())).values)
     add_heading(
         figure,
-        f"Insertion and deletion in {len(fractions)} points, n = {num_images} images, mean ± s.d.",
+        f"Insertion and deletion in {len(fractions)} points of {place}; n = {num_images} images,"
+        " mean ± standard deviation",
     )
     # One entry per label: panels repeat them, and only some have all.
     entries = {
@@ -93,9 +95,13 @@ def _draw_curve(
     colour: str,
     name: str,
 ) -> None:
-    lower, upper = np.quantile(curves, (0.25, 0.75), axis=0)
-    axes.fill_between(fractions, lower, upper, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(fractions, curves.mean(axis=0), color=colour, label=f"{name}, mean and quartiles")
+    mean, label = curves.mean(axis=0), name
+    if len(curves) > 1:
+        deviation, label = curves.std(axis=0, ddof=1), f"{name}, mean ± s.d."
+        lower, upper = np.clip((mean - deviation, mean + deviation), 0, 1)
+        axes.fill_between(fractions, lower, upper, color=colour, alpha=0.15, linewidth=0)
+    style = "-" if name == "insertion" else "--"
+    axes.plot(fractions, mean, style, color=colour, label=label)
 
 
 def _shade(

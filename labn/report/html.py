@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from labn.report.tables import Cell, Estimate, Table
 
 _STYLE = """
@@ -57,9 +59,12 @@ def page(
 
 def _figure(name: str, path: Path) -> str:
     content = base64.b64encode(path.read_bytes()).decode("ascii")
+    with Image.open(path) as picture:
+        described = picture.info.get("Description", "")
+    alternative = f"{name}. {described}" if described else name
     return (
         f"<figure><figcaption>{escape(name)}</figcaption>"
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{content}"></figure>'
+        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{content}"></figure>'
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from labn.metrics.arguments import Numbers, as_numbers
-from labn.report.style import MASK_COLOUR, add_heading, halo, new_figure
+from labn.report.style import MASK_COLOUR, THRESHOLD_COLOUR, add_heading, halo, new_figure
 
 _SALIENCY_COLOURS = colormaps["inferno"]
 _OPACITY_RANGE = (0.25, 0.8)
@@ -24,6 +25,8 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 _ROUNDING = 1e-6
 _PAIR_WIDTH_IN, _PANEL_WIDTH_IN = 4.2, 1.55
+_PAIR_LETTERS, _PANEL_LETTERS = 52, 22
+"""Letters that fit the width of a title; longer ones are wrapped."""
 _PAIR_OFFSET = 1.03
 """Distance of the overlay from its image, in widths of the image."""
 
@@ -61,10 +64,12 @@ def attention_sheet(
     titles: Sequence[str],
     masks: Sequence[Bool[np.ndarray, "h w"] | None] | None = None,
     heading: str | None = None,
+    threshold: float | None = None,
 ) -> Figure:
     """Return a figure of each image beside its overlay with a saliency map in [0, 1].
 
-    A lesion mask, if any, is outlined on both.
+    A lesion mask, if any, is outlined on the image, where it hides no map; on the overlay a line
+    runs where the map passes the ``threshold``, theta_alpha, which the colour bar marks.
 
     Raises:
         ValueError: there are no images, or not as many titles or masks.
@@ -72,18 +77,18 @@ def attention_sheet(
     if not len(images):
         raise ValueError("images: got none, must be at least one")
     masks = [None] * len(images) if masks is None else masks
+    titles = [_wrap(title, _PAIR_LETTERS) for title in titles]
     samples = zip(images, maps, titles, masks, strict=True)
-    num_columns = min(3, -(-len(images) // 3))
-    num_rows = -(-len(images) // num_columns)
+    num_columns = _columns_without_gaps(len(images))
+    num_rows = len(images) // num_columns
     height, width = images.shape[1:3]
-    pair_height_in = _PAIR_WIDTH_IN * height / ((1 + _PAIR_OFFSET) * width) + 0.32
+    title_height_in = 0.16 * max(title.count("\n") + 1 for title in titles)
+    pair_height_in = _PAIR_WIDTH_IN * height / ((1 + _PAIR_OFFSET) * width) + title_height_in
     figure = new_figure(_PAIR_WIDTH_IN * num_columns + 1, pair_height_in * num_rows + 0.3)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for axes in grid.flat[len(images) :]:
-        axes.set_visible(False)
-    for axes, sample in zip(grid.flat[: len(images)], samples, strict=True):
-        _draw_pair(axes, *sample)
-    _add_key(figure, grid, "attention", masks)
+    for axes, sample in zip(grid.flat, samples, strict=True):
+        _draw_pair(axes, *sample, threshold)
+    _add_key(figure, grid, "attention", masks, threshold)
     if heading is not None:
         add_heading(figure, heading)
     return figure
@@ -99,7 +104,8 @@ def examples_figure(
 ) -> Figure:
     """Return a figure with one row per image: every method's map in [0, 1], and its score below.
 
-    A lesion mask, if any, is outlined in every panel (Iida 2022, Fig. 5).
+    A lesion mask, if any, is outlined on the image alone, where it hides no map (Iida 2022, Fig. 5,
+    has it in every panel).
 
     Raises:
         ValueError: there are no images, or not as many maps, scores, titles or masks.
@@ -109,17 +115,19 @@ def examples_figure(
     masks = [None] * len(images) if masks is None else masks
     num_rows, num_columns = len(images), 1 + len(maps)
     height, width = images.shape[1:3]
-    panel_height_in = _PANEL_WIDTH_IN * height / width + 0.3
+    titles = [_wrap(title, _PANEL_LETTERS) for title in titles]
+    lines = max(title.count("\n") + 1 for title in titles)
+    panel_height_in = _PANEL_WIDTH_IN * height / width + 0.15 * lines
     figure = new_figure(_PANEL_WIDTH_IN * num_columns + 1, panel_height_in * num_rows + 0.6)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     for row, (image, title, mask) in enumerate(zip(images, titles, masks, strict=True)):
         _draw_panel(grid[row, 0], _as_colour(image), title, mask)
         for axes, (method, method_maps) in zip(grid[row, 1:], maps.items(), strict=True):
             picture = overlay(image, method_maps[row])
-            _draw_panel(axes, picture, scores[method][row], mask)
+            _draw_panel(axes, picture, scores[method][row], None)
     for axes, name in zip(grid[0], ("image", *maps), strict=True):
-        axes.set_title(name, fontsize=10, parse_math=False)
-    _add_key(figure, grid, "saliency", masks)
+        axes.set_title(_wrap(name, _PANEL_LETTERS), fontsize=10, parse_math=False)
+    _add_key(figure, grid, "saliency", masks, None)
     if heading is not None:
         add_heading(figure, heading)
     return figure
@@ -146,29 +154,54 @@ def _add_key(
     grid: NDArray[np.object_],
     label: str,
     masks: Sequence[Bool[np.ndarray, "h w"] | None],
+    threshold: float | None,
 ) -> None:
-    """Add a colour bar, as in overlays of mid-grey, and the legend of a mask's outline."""
+    """Add a colour bar, as in overlays of mid-grey, and the legend of the lines."""
     ramp = overlay(np.full((1, 256, 1), 128, dtype=np.uint8), np.linspace(0, 1, 256)[None])
     colours = ScalarMappable(cmap=ListedColormap(ramp[0] / 255))
-    figure.colorbar(colours, ax=grid, label=label, aspect=15 * len(grid), pad=0.01)
+    bar = figure.colorbar(colours, ax=grid, label=label, aspect=15 * len(grid), pad=0.01)
+    handles = []
     if any(mask is not None for mask in masks):
-        outline = Line2D([], [], color=MASK_COLOUR, path_effects=halo(), label="annotated lesion")
-        figure.legend(handles=[outline], loc="outside lower center", frameon=False, fontsize=9)
+        name = "annotated lesion (on the image)"
+        handles.append(Line2D([], [], color=MASK_COLOUR, path_effects=halo(), label=name))
+    if threshold is not None:
+        bar.ax.axhline(threshold, color=THRESHOLD_COLOUR, path_effects=halo())
+        name = f"theta_alpha = {threshold:g} (on the map)"
+        handles.append(Line2D([], [], color=THRESHOLD_COLOUR, path_effects=halo(), label=name))
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9
+        )
 
 
 def _as_colour(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
+def _columns_without_gaps(number: int) -> int:
+    """Return the most columns, up to three, that leave no cell of a grid empty."""
+    return next(columns for columns in (3, 2, 1) if number % columns == 0)
+
+
+def _wrap(text: str, letters: int) -> str:
+    """Wrap each line of a text; long names are broken rather than cut off."""
+    return "\n".join(fill(line, letters) for line in text.split("\n"))
+
+
 def _outline(
-    axes: Axes, mask: Bool[np.ndarray, "h w"] | None, extent: tuple[float, float, float, float]
+    axes: Axes,
+    area: Bool[np.ndarray, "h w"] | Float[np.ndarray, "h w"] | None,
+    extent: tuple[float, float, float, float],
+    level: float = 0.5,
+    colour: str = MASK_COLOUR,
 ) -> None:
-    if mask is None or not mask.any() or mask.all():
+    """Draw the line where an area's values pass a level, if they do."""
+    if area is None or area.min() >= level or area.max() <= level:
         return
     # With an origin, the extent covers the pixels' edges, as for the image.
     left, right, bottom, top = extent
     outline = axes.contour(
-        mask, [0.5], colors=MASK_COLOUR, origin="lower", extent=(left, right, top, bottom)
+        area, [level], colors=colour, origin="lower", extent=(left, right, top, bottom)
     )
     outline.set(linewidth=0.9, path_effects=halo())
 
@@ -179,6 +212,7 @@ def _draw_pair(
     saliency: Float[np.ndarray, "h w"],
     title: str,
     mask: Bool[np.ndarray, "h w"] | None,
+    threshold: float | None,
 ) -> None:
     """Draw image and overlay in one frame."""
     height, width = saliency.shape
@@ -186,7 +220,10 @@ def _draw_pair(
     for left, picture in ((0.0, _as_colour(image)), (offset, overlay(image, saliency))):
         extent = (left, left + width, float(height), 0.0)
         axes.imshow(picture, extent=extent, interpolation="none")
-        _outline(axes, mask, extent)
+        if left == 0:
+            _outline(axes, mask, extent)
+        elif threshold is not None:
+            _outline(axes, saliency, extent, threshold, THRESHOLD_COLOUR)
     axes.set(xlim=(0, offset + width), ylim=(height, 0))
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, parse_math=False)

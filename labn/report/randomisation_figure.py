@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from labn.report.style import COLOURS, GREY, new_figure, polish
+from labn.report.style import GREY, add_heading, looks, new_figure, polish
 
-_STYLES = list(product(("-", "--", ":"), zip(COLOURS, "osD^", strict=True)))
 _MAX_LEVEL_LABELS = 5
 
 
-def sanity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def sanity_figure(rows: Sequence[Mapping[str, Any]], num_images: int, place: str) -> Figure:
     """Return a figure of maps' rank correlation with the trained network's: a line per method.
 
     A row holds ``method``, ``stage``, and the images' ``mean`` and ``std`` (None if undefined).
     Stages are drawn in the order of their first rows, after the trained network itself, whose
-    correlation is 1. Bands are one deviation to each side.
+    correlation is 1. Bands are one standard deviation over the ``num_images`` to each side, within
+    -1 and 1. ``place`` says of which run and subset.
 
     Raises:
         ValueError: there are no rows.
@@ -32,7 +31,7 @@ def sanity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(max(6.0, 2.5 + 0.38 * len(stages)), 4.6)
     axes = figure.subplots()
     axes.axhline(0, color=GREY, linewidth=0.8)
-    for method, (line, (colour, marker)) in zip(methods, cycle(_STYLES), strict=False):
+    for method, look in zip(methods, looks(len(methods)), strict=True):
         of_method = {row["stage"]: row for row in rows if row["method"] == method}
         mean, std = (
             np.array([of_method[stage][key] for stage in stages], dtype=np.float64)
@@ -40,13 +39,18 @@ def sanity_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
         places = np.arange(len(stages) + 1)
         mean, std = np.append(1.0, mean), np.append(0.0, np.nan_to_num(std))
-        axes.fill_between(places, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(places, mean, line, color=colour, marker=marker, markersize=4, label=method)
+        lower, upper = np.clip((mean - std, mean + std), -1, 1)
+        axes.fill_between(places, lower, upper, color=look["color"], alpha=0.12, linewidth=0)
+        axes.plot(places, mean, markersize=5, label=method, **look)
     angle = 60 if len(stages) > _MAX_LEVEL_LABELS else 0
     axes.set_xticks(range(len(stages) + 1), ["none", *stages], rotation=angle)
     axes.set(xlabel="randomised up to and including", ylim=(-1.05, 1.05))
     axes.set_ylabel("rank correlation with the trained map")
-    axes.set_title("Cascading weight randomisation", fontsize=11)
+    add_heading(
+        figure,
+        f"Cascading weight randomisation of {place}; n = {num_images} images, mean ± standard"
+        " deviation",
+    )
     polish(axes)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure

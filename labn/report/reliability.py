@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from labn.report.style import BLUE, GREY, new_figure, polish
+from labn.report.style import BLUE, GREY, add_heading, new_figure, polish
 
 
 def reliability_figure(
@@ -14,10 +14,12 @@ def reliability_figure(
     accuracy: Float[np.ndarray, " bins"],
     counts: Int[np.ndarray, " bins"],
     expected_error: float,
+    place: str,
 ) -> Figure:
     """Return a figure of accuracy by confidence, with the number of images in each bin.
 
     Points on the diagonal are as often right as they are sure; below it a network is too sure.
+    ``place`` says of which run and subset.
     """
     figure = new_figure(4.6, 4.8)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -30,7 +32,9 @@ def reliability_figure(
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     for one in (axes, below):
         polish(one)
-    figure.suptitle(
-        f"Expected calibration error {expected_error:.3f}, n = {counts.sum()} images", fontsize=11
+    add_heading(
+        figure,
+        f"Reliability of {place}, n = {counts.sum()} images; expected calibration error"
+        f" {expected_error:.3f} (dotted: as often right as sure)",
     )
     return figure

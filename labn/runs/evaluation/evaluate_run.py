@@ -22,7 +22,8 @@ from labn.runs.evaluation.evaluation_figures import (
     draw_examples,
     draw_failures,
     draw_reliability,
-    positive_probability,
+    prediction,
+    run_and_subset,
 )
 from labn.runs.evaluation.evaluation_tables import Failures, explanation_metrics, find_failures
 from labn.runs.evaluation.image_scores import (
@@ -51,7 +52,7 @@ from labn.tracking import Tracker
 from labn.training.evaluate import Evaluation, evaluate
 
 _NUM_POSITIVES_SHOWN = 6
-_NUM_NEGATIVES_SHOWN = 2
+_NUM_NEGATIVES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,18 @@ class SubsetEvaluation:
         self, evaluation: Evaluation, per_image: PerImageScores | None, failures: Failures | None
     ) -> None:
         folder, score = self.folder, pid_name(self.options.headline_patch_size)
-        draw_confusion(evaluation, self.dataset.class_names, folder / "confusion.png")
-        draw_reliability(evaluation, folder / "reliability.png")
+        place = run_and_subset(self.trained, self.subset)
+        draw_confusion(evaluation, self.dataset.class_names, place, folder / "confusion.png")
+        draw_reliability(evaluation, place, folder / "reliability.png")
         if self.trained.model.has_branch:
             self._draw_sheet(evaluation, per_image.values("LABN", score) if per_image else {})
         if per_image is None:
             return
         if self.options.tolerance is None:  # otherwise each curve has its own points
-            draw_curves(per_image, score, folder / "curves.png")
+            draw_curves(per_image, score, place, folder / "curves.png")
         if self.draws_maps:
             self.reporter.message("drawing examples")
-            draw_examples(per_image, score, folder / "examples.png")
+            draw_examples(per_image, evaluation, score, place, folder / "examples.png")
             if failures is not None:
                 draw_failures(failures, per_image, evaluation, folder)
 
@@ -230,6 +232,12 @@ class SubsetEvaluation:
         for position in positions:
             name, label = images.names[position], self.dataset.class_names[images.labels[position]]
             pid = f", PID {pids[name]:.2f}" if name in pids else ""
-            probability = positive_probability(evaluation, position)
-            titles.append(f"{name} ({label})\np(positive) {probability:.2f}{pid}")
-        draw_attention(maps, positions, images, titles, self.folder / "attention.png")
+            found = prediction(self.dataset.class_names, evaluation, position)
+            titles.append(f"{name} ({label}){pid}\n{found}")
+        heading = (
+            f"Attention of {run_and_subset(self.trained, self.subset)}, first by name"
+            + (f"; PID with m = {self.options.headline_patch_size}" if pids else "")
+            + ". Right or wrong: the class predicted, and its probability"
+        )
+        path, theta_alpha = self.folder / "attention.png", self.trained.model.theta_alpha
+        draw_attention(maps, positions, images, titles, path, heading, theta_alpha)

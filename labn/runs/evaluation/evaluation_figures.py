@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from labn.data.dataset import Subset
+from labn.data.readers.reader import SubsetName
 from labn.metrics.failures import FAILURES
 from labn.report import (
     MethodCurves,
@@ -21,13 +22,19 @@ from labn.report import (
 )
 from labn.runs.evaluation.evaluation_tables import Failures
 from labn.runs.evaluation.image_scores import PerImageScores
+from labn.runs.trained import TrainedRun
 from labn.training.evaluate import Evaluation
 
 _NUM_EXAMPLES = 4
 _NUM_FAILURES_SHOWN = 9
 
 
-def draw_curves(per_image: PerImageScores, score: str, path: Path) -> None:
+def run_and_subset(trained: TrainedRun, subset: SubsetName) -> str:
+    """Return the words by which headings name what a figure is of."""
+    return f"{trained.folder.path.resolve().name} ({subset} subset)"
+
+
+def draw_curves(per_image: PerImageScores, score: str, place: str, path: Path) -> None:
     """Draw the mean curves of each method for one score."""
     methods = {}
     for method in per_image.scorer.methods:
@@ -37,20 +44,23 @@ def draw_curves(per_image: PerImageScores, score: str, path: Path) -> None:
             for column in ("insertion_curve", "deletion_curve", "value")
         )
         methods[method.name] = MethodCurves(insertion, deletion, values)
-    save_figure(method_curves_figure(np.array(rows["fractions"].iloc[0]), methods, score), path)
+    fractions = np.array(rows["fractions"].iloc[0])
+    save_figure(method_curves_figure(fractions, methods, score, place), path)
 
 
-def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], path: Path) -> None:
+def draw_confusion(
+    evaluation: Evaluation, class_names: Sequence[str], place: str, path: Path
+) -> None:
     """Draw the confusion matrix."""
     confusion = evaluation.classification.confusion.numpy()
-    save_figure(confusion_figure(confusion, class_names), path)
+    save_figure(confusion_figure(confusion, class_names, place), path)
 
 
-def draw_reliability(evaluation: Evaluation, path: Path) -> None:
+def draw_reliability(evaluation: Evaluation, place: str, path: Path) -> None:
     """Draw the accuracy by confidence."""
     bins = evaluation.reliability
     values = bins.confidence.numpy(), bins.accuracy.numpy(), bins.counts.numpy()
-    save_figure(reliability_figure(*values, bins.expected_error), path)
+    save_figure(reliability_figure(*values, bins.expected_error, place), path)
 
 
 def draw_attention(
@@ -59,15 +69,19 @@ def draw_attention(
     subset: Subset,
     titles: Sequence[str],
     path: Path,
-    heading: str | None = None,
+    heading: str,
+    theta_alpha: float,
 ) -> None:
     """Draw the network's attention beside the images at these positions."""
     images = subset.pixels(np.array(positions))
-    sheet = attention_sheet(images, maps, titles, lesion_masks(subset, positions), heading)
+    masks = lesion_masks(subset, positions)
+    sheet = attention_sheet(images, maps, titles, masks, heading, theta_alpha)
     save_figure(sheet, path)
 
 
-def draw_examples(per_image: PerImageScores, score: str, path: Path) -> None:
+def draw_examples(
+    per_image: PerImageScores, evaluation: Evaluation, score: str, place: str, path: Path
+) -> None:
     """Draw every method's maps of four images, from the best to the worst score (Fig. 5).
 
     The images are spaced evenly in the order of the first method's scores. All maps but the
@@ -88,13 +102,15 @@ def draw_examples(per_image: PerImageScores, score: str, path: Path) -> None:
         name: [f"{score.split()[0]} {scores[names[position]]:.2f}" for position in shown]
         for name, scores in values.items()
     }
+    classes = scorer.trained.class_names
     titles = [
-        f"{names[position]}\n{place + 1} of {len(order)}"
-        for position, place in zip(shown, places, strict=True)
+        f"{names[position]}\n{number + 1} of {len(order)},"
+        f" {prediction(classes, evaluation, position)}"
+        for position, number in zip(shown, places, strict=True)
     ]
     images = scorer.subset.pixels(np.array(shown))
     masks = lesion_masks(scorer.subset, shown)
-    heading = f"Images by {score} of {first}, from the best to the worst"
+    heading = f"Images of {place} by {score} of {first}, from the best to the worst"
     heading += "; all maps but LABN's are stretched to [0, 1]"
     save_figure(examples_figure(images, by_method, texts, titles, masks, heading), path)
 
@@ -104,7 +120,7 @@ def draw_failures(
 ) -> None:
     """Draw the network's failed maps, one sheet per kind, the first by name."""
     scorer = per_image.scorer.only("LABN")
-    subset = scorer.subset
+    subset, theta_alpha = scorer.subset, scorer.trained.model.theta_alpha
     pids = per_image.values("LABN", f"PID m={failures.patch_size}")
     for code, meaning in FAILURES.items():
         positions = [position for position, found in failures.codes.items() if found == code]
@@ -114,22 +130,25 @@ def draw_failures(
         maps = np.stack([scorer.maps(position)["LABN"] for position in shown])
         titles = [
             f"{subset.names[position]}, PID {pids[subset.names[position]]:.2f}\n"
-            f"p(positive) {positive_probability(evaluation, position):.2f},"
+            f"{prediction(scorer.trained.class_names, evaluation, position)},"
             f" attended {failures.attended[position]:.1%}"
             for position in shown
         ]
         first = f", the first {len(shown)} by name" if len(shown) < len(positions) else ""
         heading = (
             f"{code}, {meaning}: {len(positions)} of {len(failures.codes)} failures"
-            f" (PID m={failures.patch_size} below {failures.thresholds.pid:g}){first}"
+            f" (PID m={failures.patch_size} below {failures.thresholds.pid:g}){first}; attended:"
+            " the share of the image where attention is above theta_alpha"
         )
         path = folder / f"failures-{code}.png"
-        draw_attention(maps, shown, subset, titles, path, heading)
+        draw_attention(maps, shown, subset, titles, path, heading, theta_alpha)
 
 
-def positive_probability(evaluation: Evaluation, position: int) -> float:
-    """Return the probability that one image is of any class but the first."""
-    return evaluation.probabilities[position, 1:].sum().item()
+def prediction(class_names: Sequence[str], evaluation: Evaluation, position: int) -> str:
+    """Return the class that one image was taken for, its probability, and whether it is right."""
+    probability, predicted = evaluation.probabilities[position].max(dim=0)
+    verdict = "right" if predicted == evaluation.labels[position] else "wrong"
+    return f"{verdict}: {class_names[int(predicted)]} ({probability:.2f})"
 
 
 def lesion_masks(

@@ -20,6 +20,7 @@ from labn.model.network import LABN
 from labn.report import save_figure
 from labn.report.randomisation_figure import sanity_figure
 from labn.runs.build import build_network, require_subset
+from labn.runs.evaluation.evaluation_figures import run_and_subset
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
@@ -88,7 +89,8 @@ def check_run(
     folder = trained.folder.evaluation(subset)
     files = SanityFiles(check, folder / "sanity.json", folder / "sanity.png")
     write_json(files.table, _describe(check, chosen.names, seed))
-    save_figure(sanity_figure(check.as_rows()), files.picture)
+    place = run_and_subset(trained, subset)
+    save_figure(sanity_figure(check.as_rows(), len(chosen), place), files.picture)
     return files
 
 

@@ -25,12 +25,14 @@ from labn.report import (
 )
 
 
-def make_sheet(num_images, *, channels=3, height=12, width=16, titles=None, masks=None):
+def make_sheet(
+    num_images, *, channels=3, height=12, width=16, titles=None, masks=None, threshold=None
+):
     rng = np.random.default_rng(num_images)
     images = rng.integers(0, 256, (num_images, height, width, channels), dtype=np.uint8)
     maps = rng.random((num_images, height, width))
     titles = titles or [f"image {i}" for i in range(num_images)]
-    return attention_sheet(images, maps, titles, masks)
+    return attention_sheet(images, maps, titles, masks, threshold=threshold)
 
 
 def make_curves(seed=0, num_images=9, num_points=17):
@@ -45,7 +47,8 @@ def make_curves(seed=0, num_images=9, num_points=17):
 
 def curve_figure(fractions, insertion, deletion, pid, num_methods=1):
     curves = MethodCurves(insertion, deletion, pid)
-    return method_curves_figure(fractions, {f"method {i}": curves for i in range(num_methods)})
+    methods = {f"method {i}": curves for i in range(num_methods)}
+    return method_curves_figure(fractions, methods, "PID m=8", "demo, test subset")
 
 
 def make_examples(num_images=3, *, masks=None, channels=3, scores=None, heading="word " * 30):
@@ -75,16 +78,16 @@ def make_history(num_epochs=12):
 
 
 FIGURES = {
-    "sheet": lambda: make_sheet(5, masks=[np.eye(12, 16, dtype=bool)] * 5),
+    "sheet": lambda: make_sheet(6, masks=[np.eye(12, 16, dtype=bool)] * 6, threshold=0.4),
     "curves": lambda: curve_figure(*make_curves()),
     "curves of several": lambda: curve_figure(*make_curves(), num_methods=6),
     "curves of two": lambda: curve_figure(*make_curves(), num_methods=2),
     "examples": lambda: make_examples(masks=[np.eye(12, 16, dtype=bool)] * 3),
     "confusion": lambda: confusion_figure(
-        np.array([[25, 9], [13, 56]]), ["no retinopathy", "retinopathy"]
+        np.array([[25, 9], [13, 56]]), ["no retinopathy", "retinopathy"], "demo, test subset"
     ),
     "reliability": lambda: reliability_figure(
-        np.linspace(0.05, 0.95, 10), np.linspace(0, 1, 10), np.arange(10), 0.05
+        np.linspace(0.05, 0.95, 10), np.linspace(0, 1, 10), np.arange(10), 0.05, "demo, test subset"
     ),
     "history": lambda: history_figure(make_history()),
 }
@@ -191,19 +194,47 @@ def test_a_sheet_shows_each_image_once_beside_its_overlay(num_images, channels):
     assert colour_bar.get_ylim() == (0, 1)
 
 
-def test_outlines_run_around_the_lesion_on_image_and_overlay():
+def test_outlines_run_around_the_lesion_on_the_image():
     mask = np.zeros((12, 16), dtype=bool)
     mask[2:5, 7:13] = True
     figure = make_sheet(2, masks=[None, mask])
     without, with_mask, _ = figure.axes
     assert not any(isinstance(artist, ContourSet) for artist in without.collections)
-    outlines = [artist for artist in with_mask.collections if isinstance(artist, ContourSet)]
-    for outline, picture in zip(outlines, with_mask.get_images(), strict=True):
-        left = picture.get_extent()[0]
-        corners = outline.get_paths()[0].get_extents()
-        # The contour of a half runs midway between the centres of inner and outer pixels.
-        np.testing.assert_allclose(corners.get_points(), [[left + 7, 2], [left + 13, 5]])
-    assert "annotated lesion" in texts(figure)
+    (outline,) = [artist for artist in with_mask.collections if isinstance(artist, ContourSet)]
+    corners = outline.get_paths()[0].get_extents()
+    # The contour of a half runs midway between the centres of inner and outer pixels.
+    np.testing.assert_allclose(corners.get_points(), [[7, 2], [13, 5]])
+    assert "annotated lesion (on the image)" in texts(figure)
+
+
+def test_the_map_and_its_colour_bar_show_where_attention_passes_theta_alpha():
+    saliency = np.full((1, 12, 16), 0.1)
+    saliency[0, 2:5, 7:13] = 0.7
+    images = np.zeros((1, 12, 16, 1), dtype=np.uint8)
+    figure = attention_sheet(images, saliency, ["one"], threshold=0.4)
+    axes, colour_bar = figure.axes
+    (line,) = [artist for artist in axes.collections if isinstance(artist, ContourSet)]
+    overlay_left = axes.get_images()[1].get_extent()[0]
+    corners = line.get_paths()[0].get_extents().get_points()
+    np.testing.assert_allclose(corners, [[overlay_left + 7, 2], [overlay_left + 13, 5]])
+    assert [one.get_ydata()[0] for one in colour_bar.get_lines()] == [0.4]
+    assert "theta_alpha = 0.4 (on the map)" in texts(figure)
+
+
+@pytest.mark.parametrize("num_images", range(1, 10))
+def test_no_cell_of_a_sheet_is_empty(num_images):
+    figure = make_sheet(num_images)
+    rows, columns, *_ = figure.axes[0].get_subplotspec().get_geometry()
+    assert rows * columns == num_images
+
+
+def test_long_names_are_wrapped_and_whole():
+    name = "a-very-long-name-of-a-file-" * 4
+    figure = make_sheet(2, titles=[name, name])
+    assert figure.axes[0].get_title().replace("\n", "") == name
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[:2]]
+    assert not boxes[0].overlaps(boxes[1])
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -216,7 +247,7 @@ def test_dollars_in_names_are_not_read_as_formulas(tmp_path):
     names = ["$\\undefined$", "a_b^c"]
     for figure in (
         make_sheet(2, titles=names),
-        confusion_figure(np.eye(2, dtype=int), names),
+        confusion_figure(np.eye(2, dtype=int), names, "run"),
     ):
         save_figure(figure, tmp_path / "figure.png")
         assert names[0] in texts(figure)
@@ -231,23 +262,25 @@ def test_a_sheet_needs_images_and_a_title_and_a_mask_for_each():
         make_sheet(2, masks=[None])
 
 
-def test_curves_show_means_and_quartiles():
+def test_curves_show_the_mean_and_deviation_that_the_title_gives():
     fractions, insertion, deletion, pid = make_curves()
     (axes,) = curve_figure(fractions, insertion, deletion, pid).axes
     lines = lines_by_label(axes)
     for name, curve, band in zip(
         ("insertion", "deletion"), (insertion, deletion), axes.collections, strict=False
     ):
-        line = lines[f"{name}, mean and quartiles"]
+        line = lines[f"{name}, mean ± s.d."]
         np.testing.assert_allclose(line.get_ydata(), np.mean(curve, axis=0))
         heights = band.get_paths()[0].vertices
         for k, fraction in enumerate(fractions):
-            expected = np.percentile(curve[:, k], [25, 75])
+            mean, spread = curve[:, k].mean(), curve[:, k].std(ddof=1)
+            expected = [max(mean - spread, 0), min(mean + spread, 1)]
             column = heights[np.isclose(heights[:, 0], fraction), 1]
             np.testing.assert_allclose([column.min(), column.max()], expected)
     deviation = pid.std(ddof=1)
-    assert axes.get_title() == f"method 0\nPID: {pid.mean():.3f} ± {deviation:.3f}"
-    assert "17 points, n = 9 images" in axes.figure.get_suptitle()
+    assert axes.get_title() == f"method 0\nPID m=8: {pid.mean():.3f} ± {deviation:.3f}"
+    heading = axes.figure.get_suptitle().replace("\n", " ")
+    assert "17 points of demo, test subset; n = 9 images, mean ± standard deviation" in heading
 
 
 def test_each_method_has_a_panel_and_the_legend_names_each_line_once():
@@ -262,7 +295,7 @@ def test_each_method_has_a_panel_and_the_legend_names_each_line_once():
 def test_one_image_has_curves_but_no_deviation():
     fractions, insertion, deletion, pid = make_curves(num_images=1)
     (axes,) = curve_figure(fractions, insertion, deletion, pid).axes
-    assert axes.get_title() == f"method 0\nPID: {pid[0]:.3f}"
+    assert axes.get_title() == f"method 0\nPID m=8: {pid[0]:.3f}"
 
 
 def enclosed_area(collection):
@@ -301,12 +334,12 @@ def test_examples_show_a_row_an_image_and_a_column_a_method_with_its_score():
     assert [axes.get_title() for axes in panels[:3]] == ["image", "LABN", "lambda attention 3"]
     assert [axes.get_xlabel() for axes in panels[3:6]] == ["i_1$", "PID 1", "PID 1"]
     outlined = [bool(axes.findobj(ContourSet)) for axes in panels]
-    assert outlined == [True] * 3 + [False] * 6
-    assert "annotated lesion" in texts(figure)
+    assert outlined == [True] + [False] * 8  # on the image alone, where it hides no map
+    assert "annotated lesion (on the image)" in texts(figure)
 
 
 def test_examples_of_one_channel_are_drawn_and_none_are_refused():
-    assert "annotated lesion" not in texts(make_examples(1, channels=1))
+    assert not make_examples(1, channels=1).legends
     with pytest.raises(ValueError, match="images: got none"):
         make_examples(0, scores={"LABN": []})
 
@@ -319,7 +352,8 @@ def test_a_sheet_may_have_a_heading():
 
 def test_a_confusion_matrix_shows_counts_and_shares_of_the_true_class():
     confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    (axes,) = confusion_figure(confusion, ["O", "C", "M"]).axes
+    figure = confusion_figure(confusion, ["O", "C", "M"], "demo, test subset")
+    axes, colour_bar = figure.axes
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     # Positions are (column, row).
     assert cells[0, 0] == "6\n75.0%"
@@ -328,12 +362,14 @@ def test_a_confusion_matrix_shows_counts_and_shares_of_the_true_class():
     assert cells[2, 2] == "0\n–"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["O", "C", "M"]
     assert axes.get_ylabel() == "true class"
-    assert axes.get_title() == "Confusion matrix (n = 12)"
+    assert colour_bar.get_ylabel() == "share of the true class"
+    heading = figure.get_suptitle().replace("\n", " ")
+    assert heading == "Confusion matrix of demo, test subset, n = 12 images"
 
 
 def test_a_confusion_matrix_needs_a_name_for_each_class():
     with pytest.raises(ValueError, match="class_names: got 1, must be 2"):
-        confusion_figure(np.eye(2, dtype=int), ["one"])
+        confusion_figure(np.eye(2, dtype=int), ["one"], "run")
 
 
 def test_a_history_draws_every_series_over_its_epochs():
@@ -356,15 +392,34 @@ def test_a_history_draws_every_series_over_its_epochs():
 def test_a_history_marks_the_best_epoch():
     figure = history_figure(make_history(), 7, "lowest validation loss")
     assert figure.get_suptitle() == "Best epoch: 7 (lowest validation loss, dotted)"
-    assert all(axes.get_lines()[-1].get_xdata() == [7, 7] for axes in figure.axes)
+    drawn = [axes for axes in figure.axes if axes.get_lines()]
+    assert len(drawn) == 4
+    assert all(axes.get_lines()[-1].get_xdata() == [7, 7] for axes in drawn)
+
+
+def test_learning_rates_that_coincide_are_both_named():
+    figure = history_figure([{"learning_rate_head": 1e-3, "learning_rate_backbone": 1e-3}] * 3)
+    (line,) = figure.axes[-1].get_lines()
+    assert line.get_label() == "backbone and head"
+
+
+def test_a_history_shows_the_parts_of_the_losses_and_the_levels_of_chance():
+    history = [{**entry, "train_loss_kl": 0.1, "val_loss_lpb": 0.7} for entry in make_history()]
+    panels = {axes.get_title(): axes for axes in history_figure(history, random_pid=0.04).axes}
+    assert list(lines_by_label(panels["Parts of the training loss"])) == ["KL"]
+    assert list(lines_by_label(panels["Parts of the validation loss"])) == ["CE of the LPB"]
+    chance = lines_by_label(panels["Classification"])["AUROC by chance"]
+    assert chance.get_ydata() == [0.5, 0.5]
+    random = lines_by_label(panels["PID"])["random maps, best epoch"]
+    assert random.get_ydata() == [0.04, 0.04]
 
 
 def test_a_history_of_one_epoch_names_what_was_not_measured():
     figure = history_figure([{"train_loss": 1.0, "learning_rate": 1e-3}])
-    loss, pid, classification, rate = figure.axes
+    loss, pid, classification, *parts, rate = figure.axes
     assert list(lines_by_label(loss)) == ["training"]
     assert list(lines_by_label(rate)) == ["all layers"]
-    for axes in (pid, classification):
+    for axes in (pid, classification, *parts):
         assert [text.get_text() for text in axes.texts] == ["not measured"]
     assert figure.get_suptitle() == ""
 
@@ -377,7 +432,7 @@ def test_epochs_that_lack_a_metric_leave_a_gap():
 
 def test_any_number_of_learning_rates_is_drawn():
     figure = history_figure([{f"learning_rate_{i}": 1e-3 / (i + 1) for i in range(6)}])
-    assert list(lines_by_label(figure.axes[3])) == [str(i) for i in range(6)]
+    assert list(lines_by_label(figure.axes[-1])) == [str(i) for i in range(6)]
 
 
 def test_an_empty_history_is_refused():
@@ -391,7 +446,7 @@ def test_a_figure_is_saved_whole_at_its_resolution(tmp_path):
     save_figure(figure, path)
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.size == (1350, 900)
+        assert image.size == (1800, 960)
     assert list(path.parent.iterdir()) == [path]
 
 
