@@ -62,6 +62,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is searched, and how, only.")
     ] = False,
+    show_settings: Annotated[
+        bool, typer.Option("--settings", help="Show the settings of every trial.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search by Ray Tune and Optuna; the same command again resumes where it stopped.
@@ -101,7 +104,7 @@ def run(
             content = plan_search(search, config)
             print_result(as_json, content, plan_as_text(content))
             return
-        with SearchDisplay() as display, StopRequest(_NOTICE) as stop:
+        with SearchDisplay(show_settings=show_settings) as display, StopRequest(_NOTICE) as stop:
             summary = run_search(search, config, display, stop.is_requested)
         if not confirm_best:
             print_result(as_json, dict(summary), _as_text(summary))

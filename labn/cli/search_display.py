@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import time
+from textwrap import fill
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from labn.cli.progress import duration
-from labn.sweeps.search.status import SearchReporter, SearchStatus
+from labn.sweeps.search.status import (
+    SearchReporter,
+    SearchStatus,
+    TrialStatus,
+    parameters_as_text,
+    scores_as_text,
+)
 
 _SECONDS_BETWEEN_TABLES = 0.5
 _SECONDS_BETWEEN_LINES = 60.0
+_LINES_AROUND_ROWS = 8
+"""Lines of a terminal that are kept for the status, the head of the table and messages."""
+_FEWEST_ROWS = 3
 
 
 class SearchDisplay(SearchReporter):
-    """A reporter that prints to the console; use it as a context manager."""
+    """A reporter that prints to the console; use it as a context manager.
 
-    def __init__(self) -> None:
+    With ``show_settings`` every trial's settings are shown whole, else as far as the table's
+    width allows.
+    """
+
+    def __init__(self, *, show_settings: bool = False) -> None:
+        self._show_settings = show_settings
+        self._announced: set[int] = set()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._last_s = time.monotonic()
@@ -38,6 +55,8 @@ class SearchDisplay(SearchReporter):
 
     def show(self, status: SearchStatus) -> None:
         """Refresh the table; without a terminal, print it as a line from time to time."""
+        if self._show_settings:
+            self._announce(status)
         now_s = time.monotonic()
         is_terminal = self._console.is_terminal
         pause_s = _SECONDS_BETWEEN_TABLES if is_terminal else _SECONDS_BETWEEN_LINES
@@ -45,41 +64,72 @@ class SearchDisplay(SearchReporter):
             return
         self._last_s = now_s
         if is_terminal:
-            self._live.update(_table(status), refresh=True)
+            console = self._console
+            self._live.update(progress_table(status, console.width, console.height), refresh=True)
         else:
             self.message(status_as_text(status))
+
+    def _announce(self, status: SearchStatus) -> None:
+        for number, trial in status.running.items():
+            if number not in self._announced:
+                self._announced.add(number)
+                self.message(f"trial {number}: {parameters_as_text(trial.parameters)}")
 
 
 def status_as_text(status: SearchStatus) -> str:
     """Return the state of a search on one line."""
-    parts = [f"{count} {state}" for state, count in status.ended.items() if count]
+    counts = _counts_as_text(status)
+    if status.best is None:
+        return counts
+    number, metrics = status.best
+    return f"{counts}; best trial {number}: {scores_as_text(metrics)}"
+
+
+def _counts_as_text(status: SearchStatus) -> str:
+    parts = [f"{count} {state}" for state, count in status.ended.items()]
     parts.append(f"{len(status.running)} running")
-    if status.best is not None:
-        number, metrics = status.best
-        scores = ", ".join(f"{name} {metrics[name]:.3f}" for name in _names(metrics))
-        parts.append(f"best trial {number}: {scores}")
     if status.left_s is not None:
         parts.append(f"about {duration(status.left_s)} left")
     return f"{status.num_ended} of {status.num_trials} trials: {'; '.join(parts)}"
 
 
-def _names(metrics: dict[str, float]) -> list[str]:
-    return [name for name in ("val_pid", "val_auroc", "val_accuracy") if name in metrics]
+def progress_table(status: SearchStatus, width: int, height: int) -> Table:
+    """Return a table of the trials that fits a terminal: settings are cut off first.
 
-
-def _table(status: SearchStatus) -> Table:
-    table = Table(title=status_as_text(status), title_justify="left", expand=False)
-    for name in ("trial", "epoch", "PID", "AUROC", "settings"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for trial in status.running.values():
-        parameters = " ".join(
-            f"{key.rpartition('.')[2]}={value:.3g}" if isinstance(value, float)
-            else f"{key.rpartition('.')[2]}={value}"
-            for key, value in trial.parameters.items()
-        )  # fmt: skip
+    Running trials come last; of those that have ended, the best and the latest are shown.
+    """
+    # Wrapped here: a console with soft wrapping wraps nothing.
+    title = fill(_counts_as_text(status), width)
+    table = Table(title=title, title_justify="left", title_style="none", caption_justify="left")
+    for name in ("trial", "state", "epoch", "PID", "AUROC"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "state" else "right")
+    # Alone of all columns it may be narrowed; its cells stay on one line.
+    table.add_column("settings", overflow="ellipsis")
+    num_rows = max(_FEWEST_ROWS, height - _LINES_AROUND_ROWS - len(status.running))
+    shown = _latest_and_best(status, num_rows)
+    if len(shown) < len(status.past):
+        table.caption = f"{len(status.past) - len(shown)} more have ended"
+    for trial in (*shown, *status.running.values()):
+        settings = Text(_short_settings(trial), no_wrap=True, overflow="ellipsis")
         scores = [
             f"{trial.metrics[name]:.3f}" if name in trial.metrics else ""
             for name in ("val_pid", "val_auroc")
         ]
-        table.add_row(str(trial.number), f"{trial.epoch}/{trial.num_epochs}", *scores, parameters)
+        is_best = status.best is not None and status.best[0] == trial.number
+        state = "best so far" if is_best else trial.state
+        epochs = f"{trial.epoch}/{trial.num_epochs}"
+        table.add_row(str(trial.number), state, epochs, *scores, settings)
     return table
+
+
+def _latest_and_best(status: SearchStatus, num_rows: int) -> list[TrialStatus]:
+    numbers = sorted(status.past)
+    shown = set(numbers[-num_rows:])
+    if status.best is not None and status.best[0] in status.past and status.best[0] not in shown:
+        shown = {status.best[0], *numbers[len(numbers) - num_rows + 1 :]}
+    return [status.past[number] for number in sorted(shown)]
+
+
+def _short_settings(trial: TrialStatus) -> str:
+    named = {key.rpartition(".")[2]: value for key, value in trial.parameters.items()}
+    return parameters_as_text(named)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labn.report.style import BLUE, VERMILION, add_heading, new_figure, polish
+from labn.report.style import BLUE, VERMILION, add_heading, new_figure, polish, share_legend
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,7 @@ def method_curves_figure(
         f"Insertion and deletion in {len(fractions)} points of {place}; n = {num_images} images,"
         " mean ± standard deviation",
     )
-    # One entry per label: panels repeat them, and only some have all.
-    entries = {
-        label: handle
-        for axes in grid.flat
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="outside lower center",
-        ncols=2 if num_columns < 3 else len(entries),
-        frameon=False,
-        fontsize=9,
-    )
+    share_legend(figure, ncols=2 if num_columns < 3 else 4)
     return figure
 
 

@@ -55,6 +55,24 @@ def add_heading(figure: Figure, text: str) -> None:
     figure.suptitle(fill(text, int(figure.get_figwidth() / _LETTER_WIDTH_IN)), fontsize=11)
 
 
+def share_legend(figure: Figure, ncols: int) -> None:
+    """Add one legend below all panels, which names each label once."""
+    entries = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        figure.legend(
+            entries.values(),
+            entries.keys(),
+            loc="outside lower center",
+            ncols=min(ncols, len(entries)),
+            frameon=False,
+            fontsize=9,
+        )
+
+
 def polish(axes: Axes) -> None:
     """Reduce an axes' frame to two spines and a light grid."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -52,7 +52,7 @@ def test_a_copied_script_searches_to_the_end(whole):
     best = max((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
     assert f"best: trial {best.number}, val_pid {best.value:.4f}" in printed
     for trial in trials:
-        assert f"trial {trial.number} started: model.theta_alpha=" in messages
+        assert f"trial {trial.number} started" in messages
         finished = trial.state == TrialState.COMPLETE
         assert epochs_done(folder, trial.number) == max(trial.intermediate_values)
         assert (max(trial.intermediate_values) == NUM_EPOCHS) == finished

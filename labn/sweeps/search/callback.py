@@ -14,14 +14,13 @@ from ray.tune import Callback, Stopper
 from labn.config.search import SearchConfig
 from labn.distributed.capacity import demand, max_concurrent, num_lost, num_slots, supply
 from labn.errors import Interrupted, RunFailed
-from labn.sweeps.search.optuna_study import STATES, SearchStudy, metrics_of
+from labn.sweeps.search.optuna_study import STATES, SearchStudy, epochs_of, metrics_of
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
 from labn.sweeps.search.status import (
-    RunningTrial,
     SearchReporter,
     SearchStatus,
-    parameters_as_text,
+    TrialStatus,
     scores_as_text,
 )
 from labn.sweeps.search.trial import NODE, OUTCOME
@@ -62,7 +61,9 @@ class TuneCallback(Unpickled, Callback):
         self.stopper = _Stop(self)
         for trial in study.trials:
             if trial.state != TrialState.RUNNING:
-                status.ended[STATES[trial.state]] += 1
+                ended = self._status_of(trial.number, STATES[trial.state])
+                ended.epoch, ended.metrics = max(epochs_of(trial), default=0), metrics_of(trial)
+                status.past[trial.number] = ended
         self._find_best()
 
     def must_stop(self) -> bool:
@@ -76,12 +77,9 @@ class TuneCallback(Unpickled, Callback):
         number = int(trial.config["number"])
         if number in self._status.running:
             return
-        frozen = self._study.optuna.trials[number]
-        parameters = self._study.parameters(frozen)
-        num_epochs = self._space.base.train.epochs
-        self._status.running[number] = RunningTrial(number, parameters, num_epochs)
+        self._status.running[number] = self._status_of(number, "running")
         verb = "resumed" if number in self._study.interrupted else "started"
-        self._message(f"trial {number} {verb}: {parameters_as_text(parameters)}")
+        self._message(f"trial {number} {verb}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -160,12 +158,18 @@ class TuneCallback(Unpickled, Callback):
             )
         self._reporter.show(self._status)
 
+    def _status_of(self, number: int, state: str) -> TrialStatus:
+        parameters = self._study.parameters(self._study.optuna.trials[number])
+        return TrialStatus(number, parameters, self._space.base.train.epochs, state)
+
     def _conclude(self, number: int, outcome: Outcome) -> None:
         running = self._status.running.pop(number, None)
         if running is not None:
             outcome = replace(outcome, time_s=time.monotonic() - running.start_s)
+        ended = running or self._status_of(number, outcome.state)
+        ended.state, ended.metrics = outcome.state, outcome.metrics or ended.metrics
         self._study.conclude(number, outcome)
-        self._status.ended[outcome.state] += 1
+        self._status.past[number] = ended
         self._status.num_ended_here += 1
         self._find_best()
         took = "" if outcome.time_s is None else f" in {outcome.time_s:.0f} s"

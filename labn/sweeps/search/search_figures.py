@@ -1,99 +1,147 @@
-"""The figures of a search, by Optuna's own plots."""
+"""The figures of a search, from its study."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
-from optuna.visualization import matplotlib as plots
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-from labn.storage.files import write_atomically
-from labn.sweeps.search.optuna_study import SearchStudy
+from labn.report.style import save_figure
+from labn.report.trials import (
+    TrialRecord,
+    contour_figure,
+    epochs_figure,
+    importances_figure,
+    parallel_figure,
+    pareto_figure,
+    slices_figure,
+    timeline_figure,
+    trial_history_figure,
+)
+from labn.sweeps.search.optuna_study import (
+    STATES,
+    SearchStudy,
+    epochs_of,
+    is_feasible,
+    metrics_of,
+)
 
 logger = logging.getLogger(__name__)
 
-_DPI = 120
 _CONTOUR = ("model.theta_alpha", "loss.theta_b")
+_SAME = 1e-4
+"""Relative difference of one epoch's scores in training and in the final evaluation."""
 
 
 def draw_figures(study: SearchStudy, folder: Path) -> list[Path]:
     """Draw the figures that the trials so far allow; return the PNG files."""
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
+    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        return []
     written = []
-    verbosity = optuna.logging.get_verbosity()
-    # Optuna warns of every parameter that has one value only.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for name, draw in _plots(study):
+    for name, figure in _figures(study):
         place = folder / f"{name}.png"
-        # Optuna sets a style, and warns that its plots are experimental.
-        with mpl.rc_context(), warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            try:
-                axes = draw()
-                _save(np.ravel(np.asarray(axes, dtype=object))[0].get_figure(), place)
-                written.append(place)
-            # Too few trials, or all alike: each plot raises another error.
-            except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
-                logger.debug("%s is not drawn: %s", name, error)
-            finally:
-                plt.close("all")
-    optuna.logging.set_verbosity(verbosity)
+        save_figure(figure, place)
+        written.append(place)
     return written
 
 
-def _save(figure: Figure, place: Path) -> None:
-    figure.set_size_inches(max(8.0, figure.get_figwidth()), max(5.0, figure.get_figheight()))
-    # Tight, since not all of Optuna's figures leave space for their labels.
-    save = partial(figure.savefig, format="png", dpi=_DPI, bbox_inches="tight")
-    write_atomically(place, save)
-
-
-def _plots(study: SearchStudy) -> Iterator[tuple[str, Callable[[], Any]]]:
-    trials, names = study.optuna, study.objectives
-    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
-        return
-    target: dict[str, Any] = {"target_name": names[0]}
+def _figures(study: SearchStudy) -> Iterator[tuple[str, Figure]]:
+    names = study.objectives
+    trials = [_record(study, trial) for trial in study.trials]
+    is_log = _parameters(study)
     if len(names) > 1:
-        target["target"] = lambda trial: trial.values[0]
-        yield "pareto", lambda: plots.plot_pareto_front(trials, target_names=list(names))
-    yield "history", lambda: plots.plot_optimization_history(trials, **target)
-    yield "importances", lambda: plots.plot_param_importances(trials, **target)
-    yield "parallel", lambda: _below_title(plots.plot_parallel_coordinate(trials, **target))
-    yield "slice", lambda: plots.plot_slice(trials, **target)
-    pair = _pair(study)
-    if pair:
-        yield "contour", lambda: plots.plot_contour(trials, params=pair, **target)
-    if len(names) == 1:
-        yield "epochs", lambda: _by_epoch(plots.plot_intermediate_values(trials), names[0])
-    yield "timeline", lambda: plots.plot_timeline(trials)
+        front = {trial.number for trial in study.front()}
+        yield "pareto", pareto_figure(trials, names, front)
+    yield "history", trial_history_figure(trials, names[0])
+    shares = _importances(study)
+    if shares:
+        num_finished = sum(trial.state == "finished" for trial in trials)
+        yield "importances", importances_figure(shares, names[0], num_finished)
+    if is_log:
+        yield "parallel", parallel_figure(trials, names[0], _of_all(study, is_log))
+        yield "slice", slices_figure(trials, names[0], is_log)
+    if len(is_log) > 1:
+        pair = _CONTOUR if set(_CONTOUR) <= is_log.keys() else tuple(is_log)[:2]
+        yield "contour", contour_figure(trials, names[0], {name: is_log[name] for name in pair})
+    yield "epochs", epochs_figure(trials, names[0])
+    yield "timeline", timeline_figure(trials)
 
 
-def _below_title(axes: Any) -> Any:
-    """Raise the title, over which Optuna draws the legend of feasible trials."""
-    axes.set_title(axes.get_title(), y=1.1)
-    return axes
+def _record(study: SearchStudy, trial: FrozenTrial) -> TrialRecord:
+    metrics, epochs, names = metrics_of(trial), epochs_of(trial), study.objectives
+    last = epochs[max(epochs)] if epochs else {}
+    scores = [metrics.get(name, last.get(name, math.nan)) for name in names]
+    if trial.state == TrialState.COMPLETE:
+        scores = list(trial.values)
+    known = [score if math.isfinite(score) else None for score in scores]
+    return TrialRecord(
+        number=trial.number,
+        state=STATES[trial.state],
+        parameters=trial.params,
+        score=known[0],
+        second_score=known[1] if len(known) > 1 else None,
+        epochs={epoch: row[names[0]] for epoch, row in epochs.items() if names[0] in row},
+        counted=_counted_epoch(trial),
+        is_feasible=is_feasible(trial),
+        start=trial.datetime_start,
+        end=trial.datetime_complete,
+    )
 
 
-def _by_epoch(axes: Any, score: str) -> Any:
-    """Label the axes."""
-    axes.set(title="Scores by epoch", xlabel="epoch", ylabel=score)
-    return axes
+def _counted_epoch(trial: FrozenTrial) -> int | None:
+    """Return the epoch whose network the final scores are of; None over several seeds or folds."""
+    metrics = metrics_of(trial)
+    keys = ("val_loss", "val_auroc", "val_accuracy")
+    if trial.state == TrialState.COMPLETE:
+        for epoch, row in epochs_of(trial).items():
+            shared = [key for key in keys if key in row and key in metrics]
+            if shared and all(math.isclose(row[k], metrics[k], rel_tol=_SAME) for k in shared):
+                return epoch
+    return None
 
 
-def _pair(study: SearchStudy) -> list[str] | None:
-    """Return two parameters for the contour: the paper's thresholds, or the first two."""
-    known = list(dict.fromkeys(name for trial in study.trials for name in trial.params))
-    if set(_CONTOUR) <= set(known):
-        return list(_CONTOUR)
-    return known[:2] if len(known) > 1 else None
+def _parameters(study: SearchStudy) -> dict[str, bool]:
+    """Return whether each parameter was drawn on a logarithmic scale."""
+    found: dict[str, bool] = {}
+    for trial in study.trials:
+        for name, domain in trial.distributions.items():
+            if isinstance(domain, (FloatDistribution, IntDistribution)):
+                found.setdefault(name, domain.log)
+            else:
+                found.setdefault(name, False)
+    return found
+
+
+def _of_all(study: SearchStudy, is_log: dict[str, bool]) -> dict[str, bool]:
+    """Return those parameters that every trial has: the others depend on a choice."""
+    return {
+        name: log
+        for name, log in is_log.items()
+        if all(name in trial.params for trial in study.trials)
+    }
+
+
+def _importances(study: SearchStudy) -> dict[str, float]:
+    """Return the parameters' importances for the first score; nothing from too few trials."""
+    verbosity = optuna.logging.get_verbosity()
+    # Optuna warns of every parameter that has one value only.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            target = (lambda trial: trial.values[0]) if len(study.objectives) > 1 else None
+            return dict(optuna.importance.get_param_importances(study.optuna, target=target))
+    # Too few trials, or all alike.
+    except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        logger.debug("importances are not drawn: %s", error)
+        return {}
+    finally:
+        optuna.logging.set_verbosity(verbosity)

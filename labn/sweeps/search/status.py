@@ -11,12 +11,13 @@ from labn.sweeps.search.space import Parameters
 
 
 @dataclass
-class RunningTrial:
-    """A trial that is training; ``metrics`` are those of its last epoch."""
+class TrialStatus:
+    """A trial; ``metrics`` are those of its last epoch, or those it ended with."""
 
     number: int
     parameters: Parameters
     num_epochs: int
+    state: str = "running"
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     start_s: float = field(default_factory=time.monotonic)
@@ -27,17 +28,23 @@ class SearchStatus:
     """The state of a search. ``best`` is the number of the best trial and its scores."""
 
     num_trials: int
-    running: dict[int, RunningTrial] = field(default_factory=dict)
-    ended: Counter[str] = field(default_factory=Counter)
+    running: dict[int, TrialStatus] = field(default_factory=dict)
+    past: dict[int, TrialStatus] = field(default_factory=dict)
+    """The trials that have ended, also before this process started."""
     best: tuple[int, dict[str, float]] | None = None
     num_ended_here: int = 0
     """Trials that ended since this process started, for the estimate of the time left."""
     start_s: float = field(default_factory=time.monotonic)
 
     @property
+    def ended(self) -> Counter[str]:
+        """The number of trials that have ended, by state."""
+        return Counter(trial.state for trial in self.past.values())
+
+    @property
     def num_ended(self) -> int:
         """The number of trials that have ended, in any state."""
-        return sum(self.ended.values())
+        return len(self.past)
 
     @property
     def left_s(self) -> float | None:
