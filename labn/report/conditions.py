@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from labn.report.style import BLUE, COLOURS, GREY, VERMILION, add_heading, new_figure, polish
+from labn.report.style import GREY, add_heading, looks, new_figure, polish, share_legend, spread
 
 _CONFIDENCE = 0.95
 _FEWEST_SEEDS = 3
 """With two seeds, the interval is too wide to be of use."""
+_SIGNED = ("ID", "PID", "TSS")
+"""Scores from -1 to 1; the others are from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class ConditionCurves:
 def scores_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], method: str) -> Figure:
     """Return a figure of scores, with one panel per score and one row per condition.
 
-    Points are seeds; bars are Student's interval of the mean, over three seeds or more.
+    Points are seeds; bars are Student's interval of the mean, over three seeds or more, within
+    the range of the score.
 
     Raises:
         ValueError: there are no scores.
@@ -55,15 +59,17 @@ def scores_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], method: s
     if not conditions:
         raise ValueError("scores: got no conditions, must have at least one")
     figure, panels = _rows(scores, conditions)
-    for axes, rows in zip(panels, scores.values(), strict=True):
-        for place, condition in enumerate(conditions):
+    for axes, (score, rows) in zip(panels, scores.items(), strict=True):
+        for (place, condition), look in zip(
+            enumerate(conditions), looks(len(conditions)), strict=True
+        ):
             values = np.asarray(rows.get(condition, ()), dtype=float)
             if not len(values):
                 continue
-            colour = BLUE if place == 0 else VERMILION
-            axes.plot(values, np.full(len(values), place), "o", ms=4, color=colour, mfc="white")
+            colour = look["color"]
+            axes.plot(values, spread(place, len(values)), "o", ms=4, color=colour, mfc="white")
             mean = values.mean()
-            axes.errorbar(mean, place, xerr=_half_width(values), fmt="|", ms=11, mew=2,
+            axes.errorbar(mean, place, xerr=_interval(values, score), fmt="|", ms=11, mew=2,
                           capsize=3, color=colour, zorder=1)  # fmt: skip
     figure.supxlabel(
         "points: seeds; ticks: their mean; bars: its 95 % interval over three seeds or more",
@@ -84,16 +90,19 @@ def differences_figure(
     conditions = list(dict.fromkeys(one.condition for rows in differences.values() for one in rows))
     if not conditions:
         raise ValueError("differences: got none, must have at least one")
+    # The first colour is the reference's.
+    colours = [look["color"] for look in looks(len(conditions) + 1)[1:]]
     figure, panels = _rows(differences, conditions)
     for axes, rows in zip(panels, differences.values(), strict=True):
         axes.axvline(0, color=GREY, linewidth=0.9, zorder=0)
         for one in rows:
             place = conditions.index(one.condition)
             seeds = np.asarray(one.by_seed, dtype=float)
-            axes.plot(seeds, np.full(len(seeds), place), "o", ms=4, color=VERMILION, mfc="white")
-            axes.plot(one.mean, place, "|", ms=11, mew=2, color=VERMILION)
+            colour = colours[place]
+            axes.plot(seeds, spread(place, len(seeds)), "o", ms=4, color=colour, mfc="white")
+            axes.plot(one.mean, place, "|", ms=11, mew=2, color=colour)
             if one.low is not None and one.high is not None:
-                axes.hlines(place, one.low, one.high, color=VERMILION, zorder=1)
+                axes.hlines(place, one.low, one.high, color=colour, zorder=1)
     figure.supxlabel(
         "points: pairs of one seed; bars: 95 % interval over images, seeds averaged", fontsize=9
     )
@@ -114,19 +123,24 @@ def training_figure(
     """
     if not histories or not all(histories.values()):
         raise ValueError("histories: got none, must have at least one run for each metric")
+    names = list(dict.fromkeys(name for conditions in histories.values() for name in conditions))
+    styles = dict(zip(names, looks(len(names)), strict=True))
     figure = new_figure(4.6 * len(histories), 3.6)
     panels = figure.subplots(1, len(histories), squeeze=False)[0]
     for axes, (metric, conditions) in zip(panels, histories.items(), strict=True):
-        for colour, (condition, runs) in zip(cycle(COLOURS), conditions.items(), strict=False):
+        for condition, runs in conditions.items():
+            look = styles[condition]
             for values in runs:
-                axes.plot(range(1, len(values) + 1), values, color=colour, lw=0.7, alpha=0.45)
+                epochs = range(1, len(values) + 1)
+                axes.plot(epochs, values, color=look["color"], lw=0.7, alpha=0.45)
             shared = min(map(len, runs))
             mean = np.mean([list(values)[:shared] for values in runs], axis=0)
-            axes.plot(range(1, shared + 1), mean, color=colour, lw=2, label=condition)
+            axes.plot(range(1, shared + 1), mean, lw=2, ms=4, label=condition, **look)
         axes.set(title=metric, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         polish(axes)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    share_legend(figure, ncols=4)
+    add_heading(figure, "Training by condition: each run (thin), and the mean over them")
     return figure
 
 
@@ -134,6 +148,8 @@ def condition_curves_figure(
     conditions: Mapping[str, ConditionCurves], method: str, score: str
 ) -> Figure:
     """Return a figure of mean insertion and deletion curves, with one panel per condition.
+
+    Insertion is a full line, deletion a dashed one, both in the condition's colour.
 
     Raises:
         ValueError: there are no conditions.
@@ -146,19 +162,21 @@ def condition_curves_figure(
     grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(conditions) :]:
         axes.set_visible(False)
-    for axes, (condition, curves) in zip(grid.flat, conditions.items(), strict=False):
-        for rows, colour, label in (
-            (curves.insertion, BLUE, "insertion"),
-            (curves.deletion, VERMILION, "deletion"),
-        ):
-            axes.plot(curves.fractions, rows.T, color=colour, lw=0.7, alpha=0.45)
-            axes.plot(curves.fractions, rows.mean(axis=0), color=colour, lw=2, label=label)
+    for axes, (condition, curves), look in zip(
+        grid.flat, conditions.items(), looks(len(conditions)), strict=False
+    ):
+        for rows, style in ((curves.insertion, "-"), (curves.deletion, "--")):
+            axes.plot(curves.fractions, rows.T, style, color=look["color"], lw=0.7, alpha=0.45)
+            axes.plot(curves.fractions, rows.mean(axis=0), style, color=look["color"], lw=2)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="fraction of patches taken")
         axes.set_title(condition, fontsize=10, parse_math=False)
         polish(axes)
     figure.supylabel("probability of the true class", fontsize=9)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    handles = [
+        Line2D([], [], color=GREY, linestyle="-", lw=2, label="insertion"),
+        Line2D([], [], color=GREY, linestyle="--", lw=2, label="deletion"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     add_heading(figure, f"Curves of {method} by {score}: each run, and the mean over seeds")
     return figure
 
@@ -181,8 +199,12 @@ def _rows(panels: Mapping[str, object], rows: Sequence[str]) -> tuple[Figure, It
     return figure, iter(made)
 
 
-def _half_width(values: Float[np.ndarray, " n"]) -> float:
+def _interval(values: Float[np.ndarray, " n"], score: str) -> Float[np.ndarray, "2 1"]:
+    """Return how far the interval of the mean reaches to each side, within the score's range."""
     if len(values) < _FEWEST_SEEDS:
-        return float("nan")
+        return np.full((2, 1), np.nan)
+    mean = values.mean()
     quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
-    return float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    half = quantile * values.std(ddof=1) / np.sqrt(len(values))
+    least = -1.0 if score.split()[0] in _SIGNED else 0.0
+    return np.array([[min(half, mean - least)], [min(half, 1 - mean)]])

@@ -101,8 +101,11 @@ def examples_figure(
     titles: Sequence[str],
     masks: Sequence[Bool[np.ndarray, "h w"] | None] | None = None,
     heading: str | None = None,
+    label: str = "saliency",
 ) -> Figure:
     """Return a figure with one row per image: every method's map in [0, 1], and its score below.
+
+    ``label`` names what the maps show.
 
     A lesion mask, if any, is outlined on the image alone, where it hides no map (Iida 2022, Fig. 5,
     has it in every panel).
@@ -127,7 +130,7 @@ def examples_figure(
             _draw_panel(axes, picture, scores[method][row], None)
     for axes, name in zip(grid[0], ("image", *maps), strict=True):
         axes.set_title(_wrap(name, _PANEL_LETTERS), fontsize=10, parse_math=False)
-    _add_key(figure, grid, "saliency", masks, None)
+    _add_key(figure, grid, label, masks, None)
     if heading is not None:
         add_heading(figure, heading)
     return figure

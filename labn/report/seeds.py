@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labn.report.style import COLOURS, new_figure, polish
+from labn.report.style import looks, new_figure, polish, spread
 
-_STYLES = [(colour, marker) for marker, colour in product("osD^", COLOURS)]
 _BAND = 0.7
 """Share of a method's row that its conditions take."""
 
@@ -32,15 +31,16 @@ def seeds_figure(seeds: Mapping[tuple[str, str, str], Sequence[float]]) -> Figur
     height_in = 1.1 + row_height_in * len(methods) + 0.2 * len(conditions)
     figure = new_figure(1.8 + 2.3 * len(scores), height_in)
     panels = figure.subplots(1, len(scores), sharex=True, sharey=True, squeeze=False)[0]
+    styles = looks(len(conditions))
     for axes, score in zip(panels, scores, strict=True):
-        for number, condition in enumerate(conditions):
+        for number, (condition, look) in enumerate(zip(conditions, styles, strict=True)):
             offset = _BAND * ((number + 0.5) / len(conditions) - 0.5)
             rows = {
                 row + offset: np.asarray(seeds[condition, method, score])
                 for row, method in enumerate(methods)
                 if (condition, method, score) in seeds
             }
-            _draw_condition(axes, rows, condition, *_STYLES[number % len(_STYLES)])
+            _draw_condition(axes, rows, condition, look, _BAND / (2 * len(conditions)))
         axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
         axes.set_title(score, fontsize=10)
         polish(axes)
@@ -59,11 +59,18 @@ def _draw_condition(
     axes: Axes,
     rows: Mapping[float, np.ndarray],
     condition: str,
-    colour: str,
-    marker: str,
+    look: Mapping[str, Any],
+    band: float,
 ) -> None:
-    points = [(value, row) for row, values in rows.items() for value in values]
-    axes.plot(*zip(*points, strict=True), marker, ms=3.5, color=colour, mfc="white", zorder=3)
+    colour = look["color"]
+    points = [
+        point
+        for row, values in rows.items()
+        for point in zip(values, spread(row, len(values), band), strict=True)
+    ]
+    axes.plot(
+        *zip(*points, strict=True), look["marker"], ms=3.5, color=colour, mfc="white", zorder=3
+    )
     means = [values.mean() for values in rows.values()]
     # No bar for a single run, rather than one of length 0.
     bars = [values.std(ddof=1) if len(values) > 1 else np.nan for values in rows.values()]

@@ -11,6 +11,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -48,6 +50,12 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     figure = Figure(figsize=(width_in, height_in), layout="compressed")
     FigureCanvasAgg(figure)
     return figure
+
+
+def spread(place: float, number: int, band: float = 0.5) -> Float[np.ndarray, " n"]:
+    """Return heights about ``place`` for points in a row, so that equal ones are seen."""
+    shares: Float[np.ndarray, " n"] = (np.arange(number) + 0.5) / max(number, 1) - 0.5
+    return place + band * shares
 
 
 def add_heading(figure: Figure, text: str) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labn.report.style import BLUE, COLOURS, GREY, VERMILION, new_figure, polish
+from labn.report.style import BLUE, GREY, VERMILION, looks, new_figure, polish
 from tests.bench.growth import Growth
 from tests.bench.timing import Row
 
 _ROW_IN = 0.62
 _NAME_LETTERS = 58
 _COLUMNS = 3
+_COSTS = {"s": "time (s)", "MB": "memory (MB)"}
 
 
 def ratios_figure(rows: Sequence[Row]) -> Figure:
@@ -54,14 +54,14 @@ def growth_figure(panels: Sequence[Growth]) -> Figure:
 
 
 def _draw(axes: Axes, panel: Growth) -> None:
-    for (name, values), colour in zip(panel.lines.items(), cycle(COLOURS), strict=False):
-        axes.plot(panel.sizes, values, marker="o", label=name, color=colour)
+    for (name, values), look in zip(panel.lines.items(), looks(len(panel.lines)), strict=True):
+        axes.plot(panel.sizes, values, label=name, **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(panel.sizes, [str(size) for size in panel.sizes])
     axes.minorticks_off()
     axes.set_xlabel(panel.size)
-    axes.set_ylabel(panel.unit)
+    axes.set_ylabel(_COSTS[panel.unit])
     axes.set_title(panel.name, fontsize=10)
     axes.legend(fontsize=8)
     polish(axes)

@@ -55,7 +55,7 @@ def draw_study(
             lambda place: _draw_curves(comparison, headline, place),
         ),
         "maps": (
-            "Maps of the same images under each condition",
+            "Attention to the same images under each condition",
             lambda place: _draw_maps(comparison, headline, place),
         ),
     }
@@ -171,7 +171,8 @@ def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
     seeds = ", ".join(dict.fromkeys(str(run.seed) for run in chosen.values()))
     heading = f"Attention by condition, seed {seeds}; images by {headline} of {next(iter(chosen))}"
     heading += ", from the best to the worst"
-    save_figure(examples_figure(images, maps, texts, titles, masks, heading), place)
+    figure = examples_figure(images, maps, texts, titles, masks, heading, "attention")
+    save_figure(figure, place)
 
 
 def _one_run_each(comparison: Comparison) -> dict[str, ScoredRun]:

@@ -15,14 +15,16 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from labn.report.style import save_figure
-from labn.report.trials import (
-    TrialRecord,
+from labn.report.trial_parameters import (
     contour_figure,
-    epochs_figure,
     importances_figure,
     parallel_figure,
-    pareto_figure,
     slices_figure,
+)
+from labn.report.trials import (
+    TrialRecord,
+    epochs_figure,
+    pareto_figure,
     timeline_figure,
     trial_history_figure,
 )
@@ -84,7 +86,8 @@ def _record(study: SearchStudy, trial: FrozenTrial) -> TrialRecord:
     known = [score if math.isfinite(score) else None for score in scores]
     return TrialRecord(
         number=trial.number,
-        state=STATES[trial.state],
+        # It may be running as well as interrupted.
+        state="unfinished" if trial.state == TrialState.RUNNING else STATES[trial.state],
         parameters=trial.params,
         score=known[0],
         second_score=known[1] if len(known) > 1 else None,

@@ -7,14 +7,16 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from labn.report.trials import (
-    TrialRecord,
+from labn.report.trial_parameters import (
     contour_figure,
-    epochs_figure,
     importances_figure,
     parallel_figure,
-    pareto_figure,
     slices_figure,
+)
+from labn.report.trials import (
+    TrialRecord,
+    epochs_figure,
+    pareto_figure,
     timeline_figure,
     trial_history_figure,
 )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from labn.errors import UserError
 from labn.explain.registry import METHODS
 from labn.report.conditions import (
+    ConditionCurves,
     ConditionDifference,
+    condition_curves_figure,
     differences_figure,
     scores_figure,
     training_figure,
@@ -285,3 +289,46 @@ def test_the_mean_of_training_goes_as_far_as_all_runs_do():
 
     mean = figure.axes[0].lines[-1].get_ydata()
     assert mean == pytest.approx([0.1, 0.3])
+
+
+def test_an_interval_ends_where_the_score_does():
+    values = [1.0, 0.8, 1.0]
+    figure = scores_figure({name: {"full": values} for name in ("AUROC", "PID m=8")}, "LABN")
+    for axes, least in zip(figure.axes, (0, -1), strict=True):
+        (segment,) = axes.collections[0].get_segments()
+        assert segment[1, 0] == pytest.approx(1)
+        assert segment[0, 0] > least
+    (axes,) = scores_figure({"accuracy": {"full": [0.0, 0.1, 0.0]}}, "LABN").axes
+    assert axes.collections[0].get_segments()[0][0, 0] == pytest.approx(0)
+
+
+def test_seeds_that_coincide_are_points_side_by_side():
+    (axes,) = scores_figure({"PID": {"full": [0.5, 0.5, 0.5]}}, "LABN").axes
+    heights = axes.lines[0].get_ydata()
+    assert min(abs(a - b) for a, b in combinations(heights, 2)) > 0.1
+    assert all(abs(height) < 0.5 for height in heights)
+
+
+def test_a_condition_has_one_colour_in_all_figures_and_epochs_are_whole():
+    names = ["full", "a", "b", "c", "d"]
+    scores = scores_figure({"PID": {name: [0.1, 0.2] for name in names}}, "LABN").axes[0]
+    colours = [line.get_color() for line in scores.lines if line.get_marker() == "o"]
+    assert len(set(colours)) == 5
+
+    differences = differences_figure(
+        {"PID": [ConditionDifference(name, 0.1, 0.0, 0.2, [0.1]) for name in names[1:]]}, "full"
+    ).axes[0]
+    points = [line for line in differences.lines if line.get_marker() == "o"]
+    assert [line.get_color() for line in points] == colours[1:]
+
+    training = training_figure({"val_pid": {name: [[0.1, 0.2]] for name in names}}).axes[0]
+    means = [line for line in training.lines if line.get_label() in names]
+    assert [line.get_color() for line in means] == colours
+    assert all(tick == round(tick) for tick in training.get_xticks())
+
+    one = np.zeros((1, 3))
+    curves = {name: ConditionCurves(np.linspace(0, 1, 3), one, one) for name in names}
+    panels = condition_curves_figure(curves, "LABN", "PID").axes[:5]
+    assert [{line.get_color() for line in axes.lines} for axes in panels] == [
+        {colour} for colour in colours
+    ]
