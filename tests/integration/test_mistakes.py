@@ -94,6 +94,14 @@ def test_a_wrong_argument_is_named(labn, tmp_path, arguments, parts):
     assert_mistake(labn(*(words.get(word, word) for word in arguments)), *parts)
 
 
+@pytest.mark.parametrize("text", ['{"best_epoch": 1}', "[1]", "not JSON", None])
+def test_only_a_search_is_exported(labn, tmp_path, text):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    expected = "holds no search" if text is None else "its summary.json is not a search's"
+    assert_mistake(labn("search", "export", tmp_path), f"{tmp_path}: {expected}", "output_dir")
+
+
 def test_an_evaluation_before_the_first_epoch_names_what_to_do(labn, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()

@@ -196,8 +196,17 @@ def export_study(folder: Path) -> SearchResults:
     Raises:
         UserError: there is none.
     """
-    file = folder / "summary.json"
+    file = folder.expanduser() / "summary.json"
     if not file.is_file():
         raise UserError(f"{folder}: holds no search (no summary.json); give a search's output_dir")
-    content: SearchResults = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content: SearchResults = json.loads(file.read_text(encoding="utf-8"))
+        is_search = {"counts", "trials"} <= content.keys()
+    except (ValueError, AttributeError, OSError):
+        is_search = False
+    if not is_search:
+        raise UserError(
+            f"{folder}: its summary.json is not a search's, but maybe a run's or a study's; give a"
+            " search's output_dir"
+        )
     return content
