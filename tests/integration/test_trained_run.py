@@ -199,7 +199,7 @@ def test_a_study_whose_data_changed_is_drawn_without_maps_and_with_the_reason(
     assert drawn >= {"scores.png", "training.png"}
     assert "maps.png" not in drawn
     (line,) = lines
-    assert line.startswith("no picture of maps of the same images under each condition: ")
+    assert line.startswith("no picture of attention to the same images under each condition: ")
     assert part in line
 
 
