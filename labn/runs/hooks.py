@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from labn.config import Config, flatten
+from labn.config import Config
 from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Subset
 from labn.model.architectures import PLANS
-from labn.model.kernels import compiled
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
 from labn.runs.build import (
@@ -29,6 +28,13 @@ from labn.runs.build import (
     require_subset,
     training_batches,
 )
+from labn.runs.description import (
+    arithmetic,
+    as_markdown,
+    data_source,
+    first_lines,
+    parameters_and_places,
+)
 from labn.runs.evaluation.evaluate_run import SubsetEvaluation, log_scores
 from labn.runs.evaluation.options import EvaluationOptions, choices_of_validation
 from labn.runs.folder import RunFolder
@@ -38,7 +44,6 @@ from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings, open_entry
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
-from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import NoTracker, Tracker, environment_tags, redact
 from labn.training import checkpoint
 from labn.training.checkpoint import ModelCheckpoint, TrainingCheckpoint
@@ -47,7 +52,7 @@ from labn.training.evaluate import evaluate
 from labn.training.loop import Metrics, Trainer
 from labn.training.losses import Objective
 from labn.training.optim import build_average, build_optimizer, build_schedule
-from labn.training.precision import autocast, resolve_precision
+from labn.training.precision import autocast
 from labn.training.process_group import Group
 
 logger = logging.getLogger(__name__)
@@ -155,27 +160,23 @@ class TrainingHooks:
         )
 
     def _log_start(self) -> None:
-        self.folder.save_manifest(self.dataset.manifest)
-        self.tracker.log_params(flatten(self.config.model_dump(mode="json")))
+        config, dataset = self.config, self.dataset
+        for line in first_lines(config, self.folder, dataset, self.trainer.model, self.device):
+            self.reporter.message(line)
+        self.folder.save_manifest(dataset.manifest)
+        parameters, places = parameters_and_places(config)
+        self.tracker.log_params(parameters)
         self._num_restarts = self.folder.count_start()
         tags = {
-            "data_digest": self.dataset.digest,
+            "data_digest": dataset.digest,
             "world_size": str(self.group.size),
             "restarts": str(self._num_restarts),
-            "kernels": compiled.form(self.device),
-            "precision": resolve_precision(self.config.train, self.device),
         }
-        self.tracker.set_tags(environment_tags() | tags)
+        self.tracker.set_tags(environment_tags() | places | arithmetic(config, self.device) | tags)
         self.tracker.log_dataset(
-            self.dataset.manifest,
-            name=self.config.data.name,
-            source=self._data_source(),
-            digest=self.dataset.digest,
-        )
-
-    def _data_source(self) -> str:
-        root = self.config.data.root or "synthetic"
-        return without_secrets(str(root)) if is_remote(root) else str(root)
+            dataset.manifest, name=config.data.name, source=data_source(config),
+            digest=dataset.digest,
+        )  # fmt: skip
 
     def _resume(self) -> None:
         found = checkpoint.load_newest(self.folder.checkpoints) if self.group.is_first else None
@@ -190,14 +191,17 @@ class TrainingHooks:
             f"resuming from {path}: epoch {progress.epoch + 1}, step {progress.step} of"
             f" {self.trainer.batches.steps_per_epoch}"
         )
-        before, now = content.get("kernels"), compiled.form(self.device)
-        if before not in (None, now):
-            logger.warning(
-                "%s: was computed by %s kernels, and the rest will be by %s ones; the last digits"
-                " differ from those of a run with one kind (`labn doctor` reports why there are"
-                " no compiled ones)",
-                *(path, before, now),
-            )
+        self._warn_of_other_arithmetic(path, content)
+
+    def _warn_of_other_arithmetic(self, path: Path, content: TrainingCheckpoint) -> None:
+        for name, now in arithmetic(self.config, self.device).items():
+            before = content.get(name)
+            if before not in (None, now):
+                logger.warning(
+                    "%s: was computed with %s = %s, and the rest will be with %s; the last digits"
+                    " differ from those of a run with one (`labn doctor`, OMP_NUM_THREADS)",
+                    *(path, name, before, now),
+                )
 
     def _finish(self, num_epochs: int, best_epoch: int) -> Summary:
         """Score the best epoch with its control, and log tables, pictures and the network."""
@@ -218,6 +222,8 @@ class TrainingHooks:
             | {"best_epoch": float(best_epoch)},
             step=best_epoch,
         )
+        text = as_markdown(config, folder, dataset, scores.metrics)
+        self.tracker.set_tags({"mlflow.note.content": text})
         log_scores(self.tracker, scores)
         for path in (folder.history_picture, folder.history_file):
             self.tracker.log_artifact(path, None)
@@ -303,7 +309,10 @@ class TrainingHooks:
                 f" {self.config.loss.mask_rule}), so that L_KL teaches hardly anything"
             )
         about = {"epoch_time_s": time_s, "restarts": float(self._num_restarts)}
-        self.tracker.log_metrics(metrics | speeds | about, step=int(metrics["epoch"]))
+        logged = {
+            name: value for name, value in (metrics | speeds | about).items() if name != "epoch"
+        }
+        self.tracker.log_metrics(logged, step=int(metrics["epoch"]))
         self.reporter.epoch(metrics | speeds, self.config.train.epochs, time_s)
 
     def on_best(self, model: nn.Module, metrics: Metrics) -> None:
@@ -329,8 +338,7 @@ class TrainingHooks:
         if not self.group.is_first:
             return
         content["config"] = self._config_tree()
-        content["kernels"] = compiled.form(self.device)
-        content["precision"] = resolve_precision(self.config.train, self.device)
+        content.update(arithmetic(self.config, self.device))  # type: ignore[typeddict-item]
         path = checkpoint.step_path(self.folder.checkpoints, global_step)
         checkpoint.save_atomically(content, path)
         checkpoint.keep_newest(self.folder.checkpoints, self.config.train.keep_checkpoints)

@@ -33,6 +33,7 @@ class TrainingCheckpoint(TypedDict):
     random_states: dict[str, Any]
     config: dict[str, Any]
     kernels: NotRequired[str]
+    threads: NotRequired[str]
     precision: NotRequired[str]
 
 

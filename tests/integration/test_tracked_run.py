@@ -65,7 +65,9 @@ def test_a_killed_run_resumes_in_the_tracker_as_the_same_run(tracked):
 
 
 def test_a_tracked_run_prints_no_more_than_another(tracked):
-    beginnings = ("drew ", "resuming from ", "epoch ")
+    beginnings = (
+        "drew ", "resuming from ", "epoch ", "network: ", "data: ", "output: ", "training at ",
+    )  # fmt: skip
 
     assert [line for line in tracked.printed.splitlines() if not line.startswith(beginnings)] == []
 
@@ -79,6 +81,29 @@ def test_the_settings_are_parameters_by_their_dotted_names(tracked):
     assert params["train.epochs"] == "3"
     assert params["train.seed"] == "0"
     assert params["loss.lambda_kl"] == "1.0"
+
+
+def test_places_are_tags_since_they_tell_no_two_settings_apart(tracked):
+    data = tracked.run.data
+
+    assert data.tags["output_dir"] == str(tracked.folder)
+    assert {"output_dir", "tracking.uri", "data.cache_dir"} <= data.tags.keys()
+    assert not [name for name in data.params if name in data.tags]
+
+
+def test_the_epoch_is_the_step_and_no_metric(tracked):
+    assert "epoch" not in tracked.run.data.metrics
+
+
+def test_the_entry_describes_the_run_with_its_scores(tracked):
+    text = tracked.run.data.tags["mlflow.note.content"]
+
+    summary = json.loads((tracked.folder / "summary.json").read_text())
+    assert "lambda_cnn" in text
+    assert "is the negative class" in text
+    for name in ("val_auroc", "val_pid"):
+        assert f"| {name} | {summary['metrics'][name]:.4f} |" in text
+    assert str(tracked.folder) in text
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -167,7 +167,7 @@ def test_a_run_that_is_resumed_with_other_arithmetic_reports_it(trained, labn, t
     changed = run("train", "--resume", moved, LABN_COMPILE="0")
 
     assert changed.returncode == 0, changed.stderr
-    assert "computed by compiled kernels, and the rest will be by torch ones" in changed.stderr
+    assert "computed with kernels = compiled, and the rest will be with torch" in changed.stderr
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(labn, tmp_path):
