@@ -100,6 +100,7 @@ class FolderReader:
     def scan(self) -> Scan:
         """List the images by subset, class and name, and every defect."""
         scan = Scan([])
+        names = Counter(name_in(self.root, entry.path) for entry in self._images)
         for entry in self._images:
             path = entry.path
             name = name_in(self.root, path)
@@ -109,6 +110,11 @@ class FolderReader:
             if entry.kind is not None:
                 detail = entry.defect
                 scan.problems.append(Problem(kind=entry.kind, name=name, detail=detail, path=path))
+            elif names[name] > 1:
+                detail = "several files are shown by this name, which is not UTF-8; rename them"
+                scan.problems.append(
+                    Problem(kind="duplicate_row", name=name, detail=detail, path=path)
+                )
             else:
                 record = Record(name=name, path=path, grade=grade, label=grade, subset=subset)
                 scan.records.append(record)

@@ -149,6 +149,12 @@ def test_names_that_are_not_utf_8_become_text_and_their_files_are_read(tmp_path)
     assert reader.geometry == FolderReader(tmp_path).geometry
 
 
+def test_two_names_that_are_shown_alike_are_refused(tmp_path):
+    _write(tmp_path, "a/1.png", "b/1.png", r"b/ol\xe9.png")
+    (tmp_path / "b" / "1.png").rename(tmp_path / "b" / os.fsdecode(b"ol\xe9.png"))
+    assert _problems(FolderReader(tmp_path)) == [("duplicate_row", "b/ol\\xe9.png")] * 2
+
+
 def test_a_data_set_of_magnetograms_is_no_class_of_images(tmp_path):
     _write(tmp_path, "disks/1.png", "patches/1.png", "notes/1.png")
     for folder, text in (("disks", "file,class\n1.png,M\n"), ("notes", "file,author\n1.png,Q\n")):
