@@ -254,6 +254,7 @@ def test_a_page_holds_its_figures_and_refers_to_nothing_else(tmp_path):
     assert all(reference.startswith("data:") for reference in references.found)
     assert not re.search(r"https?://|url\(|@import|<script", html)
     assert "<td>0.500 ± 0.100</td>" in html
+    assert 'alt="Scores. Scores by condition; ID and PID are of LABN. panels: PID; ID.' in html
     assert "&lt;b&gt;full&lt;/b&gt;" in html
     assert "x &lt; y" in html
 
