@@ -216,7 +216,9 @@ class TrainingHooks:
                 trained, dataset, "validation", options, place, reporter, draws_maps=False
             ).complete()
         history, reason = self.trainer.progress.history, _REASONS[config.train.monitor]
-        save_figure(history_figure(history, best_epoch, reason), folder.history_picture)
+        random_pid = scores.metrics.get("val_pid_random")
+        picture = history_figure(history, best_epoch, reason, random_pid)
+        save_figure(picture, folder.history_picture)
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
             | {"best_epoch": float(best_epoch)},
