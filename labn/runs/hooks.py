@@ -16,6 +16,7 @@ from torch import nn
 from labn.config import Config
 from labn.data.batches import EvaluationBatches
 from labn.data.dataset import Dataset, Subset
+from labn.errors import UserError
 from labn.model.architectures import PLANS
 from labn.model.network import LABN
 from labn.report import history_figure, save_figure
@@ -178,6 +179,19 @@ class TrainingHooks:
             digest=dataset.digest,
         )  # fmt: skip
 
+    def _check_classes(self, number: int) -> None:
+        """Refuse data whose classes are not those that the run has been trained on."""
+        now, then = tuple(self.dataset.class_names), f"{number} classes"
+        is_same = len(now) == number
+        if self.folder.best_file.is_file():
+            names = tuple(self.folder.load_best()["class_names"])
+            is_same, then = now == names, ", ".join(names)
+        if not is_same:
+            raise UserError(
+                f"data.root = {self.config.data.root}: has the classes {', '.join(now)}, the run"
+                f" {then}; give data of the same classes, or another output_dir"
+            )
+
     def _resume(self) -> None:
         found = checkpoint.load_newest(self.folder.checkpoints) if self.group.is_first else None
         # Broadcast: the other ranks may not have access to the folder.
@@ -185,6 +199,7 @@ class TrainingHooks:
         if found is None:
             return
         path, content = found
+        self._check_classes(len(content["model"]["fc.bias"]))
         self.trainer.load_state(content)
         progress = self.trainer.progress
         self.reporter.message(

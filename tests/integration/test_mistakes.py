@@ -102,6 +102,21 @@ def test_only_a_search_is_exported(labn, tmp_path, text):
     assert_mistake(labn("search", "export", tmp_path), f"{tmp_path}: {expected}", "output_dir")
 
 
+@pytest.mark.parametrize("has_best", [True, False])
+def test_a_class_that_was_added_before_a_run_resumes_is_named(labn, tmp_path, tree, has_best):
+    config = folder_config(tmp_path, tree, train__epochs=1)
+    assert labn("train", config).returncode == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    if not has_best:
+        (tmp_path / "run" / "checkpoints" / "best.pt").unlink()
+    for subset in ("train", "val"):
+        shutil.copytree(tree / subset / "positive", tree / subset / "severe")
+    done = labn("train", config)
+    assert done.returncode == 2
+    assert "has the classes negative, positive, severe, the run " in done.stderr.splitlines()[-1]
+    assert "give data of the same classes" in done.stderr.splitlines()[-1]
+
+
 def test_an_evaluation_before_the_first_epoch_names_what_to_do(labn, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
