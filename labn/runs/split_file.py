@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labn.config import Config
+from labn.config import Config, LossConfig
 from labn.data.manifest import SubsetTable, split_table
 from labn.runs.build import load_dataset
 from labn.runs.reporter import Reporter
@@ -42,7 +42,8 @@ def draw_split(config: Config, reporter: Reporter, known: SubsetTable | None = N
         own = data.model_copy(update={"fold": fold} if data.folds else {})
         listener = reporter if fold == 0 else Reporter()  # each fold would say the same
         table = None if known is None else known.of_fold(data.folds, fold)
-        manifests.append(load_dataset(own, config.loss, listener, table).manifest)
+        # Losses do not decide subsets: wrong ones are the failure of a run, not of all.
+        manifests.append(load_dataset(own, LossConfig(), listener, table).manifest)
     return split_table(manifests, has_folds=data.folds is not None)
 
 
