@@ -37,6 +37,8 @@ def scored(condition, seed, fold, values):
         for name, value in zip(names, values, strict=True)
     ]
     return ScoredRun(
+        scored_in=Path(name) / "evaluation",
+        prefix="val",
         name=f"{condition}/{seed}/{fold}",
         path=Path(f"runs/{condition}/{seed}/{fold}"),
         seed=seed,
