@@ -37,7 +37,7 @@ def scored(condition, seed, fold, values):
         for name, value in zip(names, values, strict=True)
     ]
     return ScoredRun(
-        scored_in=Path(name) / "evaluation",
+        scored_in=Path(f"runs/{condition}/{seed}/{fold}/evaluation/validation"),
         prefix="val",
         name=f"{condition}/{seed}/{fold}",
         path=Path(f"runs/{condition}/{seed}/{fold}"),
