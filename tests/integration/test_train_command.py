@@ -207,8 +207,8 @@ def test_a_folder_is_not_given_to_a_run_with_other_settings(trained, labn):
     )
 
 
-def test_where_a_run_computes_and_reports_may_change(trained, labn):
-    done = labn("train", trained.config, "train.device=cpu", "data.cache_dir=/nowhere")
+def test_where_a_run_computes_and_reports_may_change(trained, labn, tmp_path):
+    done = labn("train", trained.config, "train.device=cpu", f"data.cache_dir={tmp_path}")
 
     assert done.returncode == 0
 

@@ -439,6 +439,7 @@ def test_a_deleted_run_is_named_with_what_to_do(
     client.delete_run(tracker.run_id)
     with pytest.raises(UserError) as error:
         open_mlflow(run_id=tracker.run_id)
+    client.restore_run(tracker.run_id)
     for part in ("is deleted", "mlflow runs restore", "tracking.uri=none", "tracker.json"):
         assert part in str(error.value)
 
