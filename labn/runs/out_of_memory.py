@@ -24,7 +24,7 @@ def training_memory(config: Config) -> Iterator[None]:
     settings = config.train
     if settings.accumulation_steps < settings.batch_size:
         steps = min(2 * settings.accumulation_steps, settings.batch_size)
-        fix = f"set train.accumulation_steps={steps}, which changes no result, or a smaller"
+        fix = f"set train.accumulation_steps={steps} (batch norm sees the parts), or a smaller"
     else:
         fix = "set a smaller"
     with _explained(config, "train.batch_size", settings.batch_size, f"{fix} train.batch_size"):

@@ -161,7 +161,7 @@ def test_a_trial_that_runs_out_of_memory_fails_alone_and_its_process_is_replaced
     print("\n".join(scenes.said), summary["counts"])
     reason = (
         "train.batch_size = 8 at data.image_size = 32: out of memory (CUDA out of memory. Tried to"
-        " allocate 2.00 GiB); set train.accumulation_steps=2, which changes no result, or a"
+        " allocate 2.00 GiB); set train.accumulation_steps=2 (batch norm sees the parts), or a"
         " smaller train.batch_size"
     )
     assert summary["counts"] == {"finished": 3, "failed": 1}

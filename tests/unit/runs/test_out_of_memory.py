@@ -45,7 +45,7 @@ def test_training_out_of_memory_is_one_line_with_both_sizes_and_the_fix(config):
 
     assert str(error.value) == (
         "train.batch_size = 32 at data.image_size = 224: out of memory (CUDA out of memory. Tried"
-        " to allocate 2.00 GiB); set train.accumulation_steps=4, which changes no result, or a"
+        " to allocate 2.00 GiB); set train.accumulation_steps=4 (batch norm sees the parts), or a"
         " smaller train.batch_size"
     )
     assert isinstance(error.value, RunFailed)
