@@ -252,11 +252,15 @@ def _study_name(search: SearchConfig) -> str:
     if file.is_file():
         return str(json.loads(file.read_text(encoding="utf-8"))["study"])
     # Earlier searches were named as their folders.
-    left = ("trials", "summary.json", "study.db", "study.journal")
-    is_earlier = any((folder / name).exists() for name in left)
-    name = folder.name if is_earlier else f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    name = f"{folder.name}-{uuid.uuid4().hex[:8]}" if is_new_search(folder) else folder.name
     write_json(file, {"study": name})
     return name
+
+
+def is_new_search(folder: Path) -> bool:
+    """Return whether no search has begun in a folder."""
+    left = (_IDENTITY_FILE, "trials", "summary.json", "study.db", "study.journal")
+    return not any((folder / name).exists() for name in left)
 
 
 def open_storage(url: str) -> BaseStorage:

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from labn.runs.folder import locked
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.callback import MAX_RESTARTS, TuneCallback
-from labn.sweeps.search.optuna_study import SearchStudy, epochs_of
+from labn.sweeps.search.optuna_study import SearchStudy, epochs_of, is_new_search
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.search_results import SearchResults
 from labn.sweeps.search.searcher import StudySearcher
@@ -64,12 +65,17 @@ def run_search(
         RunFailed: trials in a row failed alike, or ``should_stop`` returned True.
     """
     space = Space(search, path)
-    with locked(search.output_dir, "runs this search", name=".search.lock"):
+    with locked(search.output_dir, "runs this search", name=".search.lock"), ExitStack() as stack:
+        cluster: AbstractContextManager[None] = _cluster(search, space, reporter)
+        if is_new_search(search.output_dir):
+            # Before the data are read: what a node lacks is reported first.
+            stack.enter_context(cluster)
+            cluster = nullcontext()
         table = space.share_split(StoppingReporter(_Messages(reporter), should_stop))
         study = SearchStudy(search, space, table.digest)
         outputs = SearchOutputs(search, space, study)
         with outputs.closing():
-            problem = _search(search, space, study, outputs, reporter, should_stop)
+            problem = _search(search, space, study, outputs, reporter, should_stop, cluster)
             summary = outputs.conclude()
             if problem:
                 raise problem
@@ -94,8 +100,9 @@ def _search(
     outputs: SearchOutputs,
     reporter: SearchReporter,
     should_stop: Callable[[], bool],
+    cluster: AbstractContextManager[None],
 ) -> RunFailed | Interrupted | None:
-    """Run the rest of the budget; return what ended it early, if anything did."""
+    """Run the rest of the budget on a cluster; return what ended it early, if anything did."""
     num_done = len(study.trials) - len(study.interrupted)
     if num_done:
         reporter.message(
@@ -104,15 +111,7 @@ def _search(
         )
     if num_done >= search.trials:
         return None
-    # Tune asks for further trials only while fewer than these wait, which makes a cluster grow.
-    num_pending = str(search.trial.max_concurrent or 1)
-    os.environ.update(_TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": num_pending})
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    processes = search.trial.processes
-    keys = ("trial.workers", "trial.cpus", "trial.gpus")
-    with connected(reporter.message, lambda: check_capacity(processes, keys)):
-        check_nodes(Requirements.of(space.base, processes), reporter.message)
+    with cluster:
         status = SearchStatus(search.trials)
         callback = TuneCallback(search, space, study, outputs, status, reporter, should_stop)
         try:
@@ -123,6 +122,21 @@ def _search(
                 f"the search failed ({lines[-1]}); run the same command again to resume"
             ) from error
     return callback.problem
+
+
+@contextmanager
+def _cluster(search: SearchConfig, space: Space, reporter: SearchReporter) -> Iterator[None]:
+    """Connect to Ray for the block, and check that every node has what a trial needs."""
+    # Tune asks for further trials only while fewer than these wait, which makes a cluster grow.
+    num_pending = str(search.trial.max_concurrent or 1)
+    os.environ.update(_TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": num_pending})
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    processes = search.trial.processes
+    keys = ("trial.workers", "trial.cpus", "trial.gpus")
+    with connected(reporter.message, lambda: check_capacity(processes, keys)):
+        check_nodes(Requirements.of(space.base, processes), reporter.message)
+        yield
 
 
 def _tuner(
