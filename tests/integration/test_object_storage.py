@@ -30,7 +30,7 @@ from labn.storage.remote import Folder
 from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
-TIMEOUT_S = 60
+TIMEOUT_S = 240
 # Of 40 steps, with a checkpoint after each.
 SETTINGS = {
     "train__epochs": 10, "train__checkpoint_steps": 1, "train__log_steps": 1,

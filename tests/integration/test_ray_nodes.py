@@ -20,7 +20,7 @@ from labn.tracking import server as browsing
 from labn.training import checkpoint
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 60
+PATIENCE_S = 240
 PLACEMENTS = (
     "import json, ray; ray.init(log_to_driver=False, logging_level='error');"
     "table = ray.util.placement_group_table().values();"
