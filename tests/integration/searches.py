@@ -17,7 +17,7 @@ from command_line import ENVIRONMENT, SMALL
 if TYPE_CHECKING:
     from labn.sweeps.search.status import SearchStatus
 
-PATIENCE_S = 400
+PATIENCE_S = 800
 NUM_EPOCHS = 4
 
 
