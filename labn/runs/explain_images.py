@@ -17,7 +17,6 @@ from labn.data.readers.class_folders import MASKS
 from labn.data.readers.listing import name_in, visible
 from labn.data.readers.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
 from labn.errors import UserError, printable
-from labn.model.network import upsample_attention
 from labn.runs.explanation_outputs import (
     FILE_ENDINGS,
     TABLE_NAME,
@@ -26,6 +25,7 @@ from labn.runs.explanation_outputs import (
     write_maps,
     write_table,
 )
+from labn.runs.loaded import attention_of
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun, without_data
 
@@ -160,11 +160,7 @@ class _Explainer:
         output = self._trained.predict(pixels)
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
         for image, row, attention in zip(images, probabilities, output.attention, strict=True):
-            left, top, right, bottom = image.box
-            kept = upsample_attention(attention[None].float(), (bottom - top, right - left))[0]
-            whole = np.zeros(image.pixels.shape[:2], dtype=np.float32)
-            whole[top:bottom, left:right] = kept.cpu().numpy()
-            yield _Explained(image, row, whole)
+            yield _Explained(image, row, attention_of(image, attention))
 
     def describe(self, explained: _Explained) -> Row:
         """Return the values of one image's row."""

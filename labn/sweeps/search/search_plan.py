@@ -47,8 +47,10 @@ def plan_as_text(plan: dict[str, Any]) -> str:
 
 
 def _short(values: dict[str, Any] | None) -> str:
+    if values is None:
+        return "none"
     return ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in (values or {"none": None}).items()
-        if value is not None or not values
+        for key, value in values.items()
+        if value is not None
     )
