@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -123,6 +123,7 @@ def data_synth(
     num_images: Annotated[int, typer.Option(min=20)] = 400,
     image_size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 224,
     positive_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.5,
+    lesions: Annotated[Literal["plain", "varied"], typer.Option(help="As in settings.")] = "plain",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -140,6 +141,7 @@ def data_synth(
         positive_fraction=positive_fraction,
         seed=seed,
         image_size=image_size,
+        lesions=lesions,
     )
     print_result(
         as_json,

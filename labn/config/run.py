@@ -57,6 +57,8 @@ class SyntheticConfig(Section):
     """Images to make."""
     positive_fraction: InnerFraction = 0.5
     """Share of them with lesions."""
+    lesions: Literal["plain", "varied"] = "plain"
+    """Large spots of two kinds; or four kinds, from tiny to large, as in photographs."""
     seed: Whole = 0
     """Seed of the images."""
 
@@ -352,6 +354,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.new_images": "ignore",
     "data.on_device": "never",
     "data.split_file": None,
+    "data.synthetic.lesions": "plain",
     "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
     "loss.masked_statistics": True,

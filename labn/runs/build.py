@@ -45,6 +45,7 @@ def build_reader(data: DataConfig, report_progress: Progress | None = None) -> R
         image_size=data.image_size,
         num_images=data.synthetic.num_images,
         positive_fraction=data.synthetic.positive_fraction,
+        lesions=data.synthetic.lesions,
         seed=data.synthetic.seed,
     )
 

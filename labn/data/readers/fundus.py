@@ -7,6 +7,7 @@ vessels as dark as the dark ones.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from labn.data.readers.fundus_lesions import DISC_COLOUR, Lesions, Spots, draw_plain, draw_varied
+
 Array = NDArray[np.float64]
 
-DISC_COLOUR = (1.0, 0.86, 0.52)
 BLOOD_FILTER = (0.55, 0.28, 0.38)
 """Share of each colour that blood transmits, in a vessel or a haemorrhage."""
 VESSEL_STEP = 0.012
@@ -34,12 +36,12 @@ class _Eye:
 
 
 def paint_fundus(
-    seed: int, index: int, image_size: int, *, has_lesions: bool
+    seed: int, index: int, image_size: int, lesions: Lesions | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return a painted image (height, width, 3) and the mask of its lesions (height, width).
 
     The same arguments give the same image. The anatomy, the light and the noise do not depend on
-    ``has_lesions``, so that the two images differ only at the lesions.
+    ``lesions`` (None: a healthy eye), so that two images of one index differ only at the lesions.
     """
     children = np.random.SeedSequence([seed, index]).spawn(4)
     eye_rng, tissue_rng, lesion_rng, camera_rng = map(np.random.default_rng, children)
@@ -49,8 +51,8 @@ def paint_fundus(
     colour = _tissue(tissue_rng, eye, x, y)
     colour *= _filter(_vessels(eye_rng, eye, x, y))
     mask = np.zeros(x.shape, dtype=np.bool_)
-    if has_lesions:
-        colour, mask = _add_lesions(lesion_rng, eye, colour, x, y)
+    if lesions is not None:
+        colour, mask = _add_lesions(lesion_rng, eye, lesions, colour, x, y)
     return _photograph(camera_rng, eye, colour, x, y), mask
 
 
@@ -141,31 +143,49 @@ def _vessels(rng: np.random.Generator, eye: _Eye, x: Array, y: Array) -> Array:
 
 
 def _add_lesions(
-    rng: np.random.Generator, eye: _Eye, colour: Array, x: Array, y: Array
+    rng: np.random.Generator, eye: _Eye, lesions: Lesions, colour: Array, x: Array, y: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Return the colours with one to six lesions on the retina, away from the disc, and their mask.
+    """Return the colours with lesions on the retina, away from the disc, and their mask.
 
-    A lesion is a soft ellipse, bright (an exudate) or dark (a haemorrhage), whose long radius is
-    2 to 5 % of the image. The mask is true where a lesion is more than half opaque.
+    The mask is true where a lesion is more than half as opaque as in its middle.
     """
-    candidates = eye.centre + eye.radius * rng.uniform(-1, 1, (400, 2))
-    is_inside = np.hypot(*(candidates - eye.centre).T) < 0.83 * eye.radius
-    is_clear = np.hypot(*(candidates - eye.disc).T) > eye.disc_radius + 0.2
-    centres = candidates[is_inside & is_clear][: rng.integers(1, 7)]
     mask = np.zeros(x.shape, dtype=np.bool_)
-    for centre in centres:
-        # At least two pixels across, so that no lesion falls between pixels.
-        radius = max(0.04 + 0.05 * rng.random() ** 2, 2 / len(x))
-        angle, aspect = rng.uniform(0, np.pi), rng.uniform(0.75, 1)
-        along = np.cos(angle) * (x - centre[0]) + np.sin(angle) * (y - centre[1])
-        across = np.cos(angle) * (y - centre[1]) - np.sin(angle) * (x - centre[0])
-        opacity = _soft_disc(np.hypot(along, across / aspect), radius, 0.2 * radius)
-        if rng.random() < 0.5:
-            colour = _blend(colour, rng.uniform(0.8, 0.95) * np.array(DISC_COLOUR), 0.9 * opacity)
-        else:
-            colour = colour * _filter(opacity)
+    for group in _draw_lesions(rng, eye, lesions, len(x)):
+        opacity = np.zeros(x.shape)
+        for centre, radius, aspect, angle in zip(
+            group.centres, group.radii, group.aspects, group.angles, strict=True
+        ):
+            along = np.cos(angle) * (x - centre[0]) + np.sin(angle) * (y - centre[1])
+            across = np.cos(angle) * (y - centre[1]) - np.sin(angle) * (x - centre[0])
+            distance = np.hypot(along, across / aspect)
+            opacity = np.maximum(opacity, _soft_disc(distance, radius, group.softness * radius))
         mask |= opacity > 0.5
+        opacity *= group.opacity
+        if group.colour is None:
+            colour = colour * _filter(opacity)
+        else:
+            colour = _blend(colour, group.colour, opacity)
     return colour, mask
+
+
+def _draw_lesions(
+    rng: np.random.Generator, eye: _Eye, lesions: Lesions, image_size: int
+) -> list[Spots]:
+    """Return the lesions: ``plain`` ones are one to six large spots; see ``draw_varied``."""
+
+    def draw_places(most: int) -> Array:
+        candidates = eye.centre + eye.radius * rng.uniform(-1, 1, (400, 2))
+        is_inside = np.hypot(*(candidates - eye.centre).T) < 0.83 * eye.radius
+        is_clear = np.hypot(*(candidates - eye.disc).T) > eye.disc_radius + 0.2
+        places: Array = candidates[is_inside & is_clear][: rng.integers(1, most + 1)]
+        return places
+
+    if lesions == "varied":
+        # The smallest discs that cannot fall between pixels: in a photograph microaneurysms are
+        # as small.
+        return draw_varied(rng, lambda: draw_places(1)[0], math.sqrt(2) / image_size)
+    # At least two pixels across, so that no lesion falls between pixels.
+    return draw_plain(rng, draw_places(6), 2 / image_size)
 
 
 def _photograph(

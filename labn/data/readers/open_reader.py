@@ -7,6 +7,7 @@ from pathlib import Path
 
 from labn.data.readers import class_folders, idrid, magnetograms
 from labn.data.readers.class_folders import FolderReader
+from labn.data.readers.fundus_lesions import Lesions
 from labn.data.readers.idrid import IdridReader
 from labn.data.readers.listing import existing_folder
 from labn.data.readers.magnetograms import MagnetogramReader
@@ -32,12 +33,13 @@ def open_reader(
     num_images: int,
     positive_fraction: float,
     seed: int,
+    lesions: Lesions = "plain",
 ) -> Reader:
     """Return the reader of the data set that the configuration names.
 
     ``negative_class`` names class 0 of a tree of class folders, in which ``has_group_folders`` says
-    that each class folder holds a folder per group. The numbers describe the synthetic
-    set, which is painted if it has no root, else read from there.
+    that each class folder holds a folder per group. The numbers and ``lesions`` describe the
+    synthetic set, which is painted if it has no root, else read from there.
 
     Raises:
         UserError: the data set is unknown, or the root does not have its layout.
@@ -49,7 +51,7 @@ def open_reader(
         )
     if name == "synthetic":
         if root is None:
-            return SyntheticReader(num_images, positive_fraction, seed, image_size)
+            return SyntheticReader(num_images, positive_fraction, seed, image_size, lesions)
         return FolderReader(root)
     if root is None:
         raise UserError(f"data.root = null: {name} needs the folder of its images; set it")

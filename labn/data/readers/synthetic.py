@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labn.data.readers.fundus import paint_fundus
+from labn.data.readers.fundus_lesions import Lesions
 from labn.data.readers.reader import Record, Scan
 from labn.errors import UserError
 from labn.storage.files import write_atomically
@@ -28,12 +29,18 @@ class SyntheticReader:
     root = None
 
     def __init__(
-        self, num_images: int, positive_fraction: float, seed: int, image_size: int
+        self,
+        num_images: int,
+        positive_fraction: float,
+        seed: int,
+        image_size: int,
+        lesions: Lesions = "plain",
     ) -> None:
         self.num_images = num_images
         self.positive_fraction = positive_fraction
         self.seed = seed
         self.image_size = image_size
+        self.lesions = lesions
 
     @property
     def geometry(self) -> str:
@@ -41,6 +48,7 @@ class SyntheticReader:
         return (
             f"synthetic fundus 1, seed {self.seed}, {self.image_size} pixels,"
             f" {self.positive_fraction:g} positive"
+            f"{'' if self.lesions == 'plain' else ', varied lesions 1'}"
         )
 
     def scan(self) -> Scan:
@@ -59,7 +67,8 @@ class SyntheticReader:
         """Return one image and the mask of its lesions."""
         if record.index is None:
             raise ValueError(f"{record.name} is not in the synthetic set: it has no index")
-        return paint_fundus(self.seed, record.index, self.image_size, has_lesions=record.label == 1)
+        lesions = self.lesions if record.label == 1 else None
+        return paint_fundus(self.seed, record.index, self.image_size, lesions)
 
     def _record(self, index: int) -> Record:
         is_positive = self._positives_before(index + 1) > self._positives_before(index)
@@ -77,7 +86,13 @@ class SyntheticReader:
 
 
 def write_synthetic(
-    out: Path, *, num_images: int, positive_fraction: float, seed: int, image_size: int
+    out: Path,
+    *,
+    num_images: int,
+    positive_fraction: float,
+    seed: int,
+    image_size: int,
+    lesions: Lesions = "plain",
 ) -> None:
     """Write the set as a tree that ``FolderReader`` reads, with masks of the positives.
 
@@ -90,7 +105,7 @@ def write_synthetic(
     out = out.expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: must be a new or an empty folder; specify another one")
-    reader = SyntheticReader(num_images, positive_fraction, seed, image_size)
+    reader = SyntheticReader(num_images, positive_fraction, seed, image_size, lesions)
     masks = out / "masks" / "positive"
     for folder in (*(out / name for name in reader.class_names), masks):
         folder.mkdir(parents=True, exist_ok=True)

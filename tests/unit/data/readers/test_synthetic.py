@@ -16,8 +16,8 @@ from labn.data.readers.synthetic import SyntheticReader, write_synthetic
 from labn.errors import UserError
 
 
-def _reader(num_images=8, positive_fraction=0.5, seed=0, image_size=48):
-    return SyntheticReader(num_images, positive_fraction, seed, image_size)
+def _reader(num_images=8, positive_fraction=0.5, seed=0, image_size=48, lesions="plain"):
+    return SyntheticReader(num_images, positive_fraction, seed, image_size, lesions)
 
 
 def test_an_image_is_the_same_each_time_it_is_read_also_by_another_process():
@@ -30,9 +30,7 @@ def test_an_image_is_the_same_each_time_it_is_read_also_by_another_process():
 
 def test_seeds_and_indices_give_different_images():
     images = [
-        paint_fundus(seed, index, 32, has_lesions=False)[0].tobytes()
-        for seed in range(3)
-        for index in range(3)
+        paint_fundus(seed, index, 32, None)[0].tobytes() for seed in range(3) for index in range(3)
     ]
     assert len(set(images)) == 9
 
@@ -72,22 +70,37 @@ def test_lesions_are_few_and_small():
         assert mask.mean() <= 6 * np.pi * 0.05**2
 
 
-def test_a_positive_differs_from_its_negative_twin_only_at_its_lesions():
+def test_varied_lesions_are_from_tiny_to_large():
+    reader = _reader(num_images=60, positive_fraction=0.99, image_size=128, lesions="varied")
+    masks = [reader.lesion_mask(record) for record in reader.scan().records if record.label == 1]
+    assert all(mask.any() for mask in masks)
+    regions = [ndimage.label(mask) for mask in masks]
+    sizes = np.concatenate([np.bincount(labels.ravel())[1:] for labels, _ in regions])
+    assert np.percentile(sizes, 10) <= 4
+    assert sizes.max() >= 60
+    counts = [count for _, count in regions]
+    assert min(counts) <= 2
+    assert max(counts) >= 20
+    assert np.mean([mask.mean() for mask in masks]) < 0.02
+
+
+@pytest.mark.parametrize(("lesions", "reach_px", "least"), [("plain", 3, 20), ("varied", 8, 5)])
+def test_a_positive_differs_from_its_negative_twin_only_at_its_lesions(lesions, reach_px, least):
     for index in range(6):
-        positive, mask = paint_fundus(1, index, 96, has_lesions=True)
-        negative, nothing = paint_fundus(1, index, 96, has_lesions=False)
+        positive, mask = paint_fundus(1, index, 96, lesions)
+        negative, nothing = paint_fundus(1, index, 96, None)
         difference = np.abs(positive.astype(int) - negative).max(axis=-1)
         assert not nothing.any()
-        # Soft edges (under 1 pixel) and blur (0.5) fade over 3 pixels; then rounding alone is left.
-        assert difference[~ndimage.binary_dilation(mask, iterations=3)].max() <= 1
-        assert np.median(difference[mask]) > 20
+        # Soft edges (plain: under 1 pixel) and blur (0.5) fade; then rounding alone is left.
+        assert difference[~ndimage.binary_dilation(mask, iterations=reach_px)].max() <= 1
+        assert np.median(difference[mask]) > least
 
 
 def test_negatives_hold_pixels_as_bright_and_as_dark_as_lesions():
     retina = np.hypot(*np.mgrid[-47.5:48, -47.5:48]) < 38
     for index in range(10):
-        positive, mask = paint_fundus(2, index, 96, has_lesions=True)
-        negative, _ = paint_fundus(2, index, 96, has_lesions=False)
+        positive, mask = paint_fundus(2, index, 96, "plain")
+        negative, _ = paint_fundus(2, index, 96, None)
         lesions, tissue = positive[mask].mean(axis=-1), negative[retina].mean(axis=-1)
         # The extremes, less the camera's noise of at most 5 grey levels.
         assert tissue.max() > np.percentile(lesions, 95) - 15
@@ -109,9 +122,15 @@ def test_means_and_deviations_of_the_colours_hardly_separate_the_classes():
 def test_the_geometry_names_all_that_changes_the_pixels():
     geometries = {
         _reader(**change).geometry
-        for change in ({}, {"seed": 1}, {"image_size": 64}, {"positive_fraction": 0.4})
+        for change in (
+            {},
+            {"seed": 1},
+            {"image_size": 64},
+            {"positive_fraction": 0.4},
+            {"lesions": "varied"},
+        )
     }
-    assert len(geometries) == 4
+    assert len(geometries) == 5
     assert _reader(num_images=9).geometry == _reader().geometry
 
 
