@@ -106,7 +106,7 @@ def evaluate(
 
     Every positive image is explained by each method and scored by ID and by PID at each patch
     size. The same command again resumes where it stopped. Tables, scores and pictures go to
-    `RUN/evaluation/SUBSET`.
+    `RUN/evaluation/SUBSET`, or to `SUBSET-TERMS` for scores on other terms than a run's usual ones.
 
     **Examples**
 

@@ -17,7 +17,10 @@ _STUDY_FILE = "study.yaml"
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of scored runs.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of scored runs, or of evaluations.", show_default=False),
+    ],
     subset: SubsetOption = SubsetChoice.test,
     out: Annotated[
         Path | None,
@@ -26,23 +29,22 @@ def report(
     reference: Annotated[
         str, typer.Option(help="The method that all others are tested against.")
     ] = "LABN",
-    max_images: Annotated[
-        int | None,
-        typer.Option(help="Compare evaluations with this --max-images.", show_default="all images"),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare runs that `labn evaluate` scored: seeds of one condition, or several conditions.
 
     Writes a table with its tests (`report.md`, `report.tex`, `report.json`) and a picture. Runs
     that differ only in their seed are one condition; the others are tested against the first
-    run's. For the folder of a study (`labn ablate`), rewrites the study's report.
+    run's. For the folder of a study (`labn ablate`), rewrites the study's report. Evaluations on
+    terms of their own are named by their folders, such as `RUN/evaluation/test-points33`.
 
     **Examples**
 
         labn report runs/idrid-0 runs/idrid-1 runs/idrid-2 runs/idrid-3
 
         labn report runs/full-* runs/no-kl-* --out reports/ablation
+
+        labn report runs/*/evaluation/test-points33
 
         labn report runs/ablation-demo
     """
@@ -51,7 +53,7 @@ def report(
         return
     from labn.runs.comparison.comparison_report import report_runs
 
-    written = report_runs(runs, subset.value, out, reference, max_images)
+    written = report_runs(runs, subset.value, out, reference)
     print_result(as_json, {"out": str(written.folder)} | written.content, written.markdown.rstrip())
     if not as_json:
         typer.echo(f"written to {written.folder}", err=True)

@@ -90,7 +90,7 @@ def test_added_images_are_assigned_on_request_and_recorded_by_training(own, orig
     done = run_here("evaluate", own / "run", "data.new_images=assign", *QUICK)
 
     assert done.returncode == 0, done.stderr
-    scored = scored_by(own / "run", "test")
+    scored = scored_by(own / "run", "test-new_images")
     assert members(before, "test") < scored
     assert not scored & (members(before, "train") | members(before, "validation"))
     assert 4 <= len(scored - before.keys()) <= 24  # of 60, a fifth on average
@@ -127,7 +127,7 @@ def test_consent_leaves_missing_images_out_for_one_command(own, original):
 
     assert done.returncode == 0, done.stderr
     assert f"1 missing ({lost}); missing ones are left out" in done.stderr
-    assert scored_by(own / "run", "test") == members(before, "test") - {lost}
+    assert scored_by(own / "run", "test-changed") == members(before, "test") - {lost}
     assert subsets_of(own / "run") == before
     again = run_here("train", own / "run", "--allow-changed-data")
     assert again.returncode == 0, again.stderr

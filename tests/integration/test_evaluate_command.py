@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, write_config
+from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, run_here, write_config
 
 from labn.config import load_config
 from labn.data.readers.synthetic import write_synthetic
@@ -32,7 +32,7 @@ from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
 from labn.runs.trained import TrainedRun
 
-SMALL = ("--patch-sizes", "4,8", "--num-masks", 20)
+SMALL = ("--patch-sizes", "4,8")
 LAYER = "lambda attention 0"
 NAMES = [LAYER if name == "lambda attention" else name for name in METHODS]
 COLUMNS = [
@@ -103,7 +103,7 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     assert len(localisation) == num_positives * len(METHODS)
     assert described["settings"]["patch_sizes"] == [4, 8]
     assert described["settings"]["methods"] == list(METHODS)
-    assert described["settings"]["num_masks"] == 20
+    assert described["settings"]["num_masks"] == 500
     assert described["lambda_attention"] == {"layer": 0, "chosen_by": "the only one"}
     assert described["failures"]["num_scored"] == num_positives
     counts = sum(described["failures"][code] for code in ("IP", "OA", "IA", "WA"))
@@ -179,7 +179,7 @@ def score_some(folder, start, parts):
     torch.set_num_threads(1)
     run = TrainedRun.open(folder)
     dataset = run.load_dataset(Reporter())
-    options = EvaluationOptions.of(run.config, {"patch_sizes": (4, 8), "num_masks": 20})
+    options = EvaluationOptions.of(run.config, {"patch_sizes": (4, 8)})
     subset = dataset.subsets["test"]
     scorer = build_scorer(run, subset, options, layer=0)
     positions = chosen_positions(subset, None)[start::2]
@@ -244,32 +244,97 @@ def test_other_settings_start_afresh_and_leave_nothing_of_the_old(trained, labn)
     (folder / "failures-IP.png").write_bytes(b"of an earlier scoring")
 
     done = labn(
-        "evaluate", trained, "--methods", "random,labn", "--patch-sizes", 4, "--points", 2,
-        "--baseline", "blur",
+        "evaluate", trained, "--methods", "random,labn", "--patch-sizes", 4,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     scores, described = scores_of(trained), metrics_of(trained)
     assert set(scores["method"]) == {"random", "LABN"}
-    assert set(scores["num_points"]) == {2}
-    assert set(scores["baseline"]) == {"zero", "blur"}
-    assert "test_pid_blur_m4_LABN" in described["metrics"]
-    assert "test_pid" not in described["metrics"]
+    assert set(scores["score"]) == {"ID", "PID m=4", "PID m=4 matched"}
+    assert "test_pid_m8_LABN" not in described["metrics"]
     sheet = folder / "failures-IP.png"
     assert not sheet.exists() or sheet.read_bytes().startswith(b"\x89PNG")
+
+
+QUICK = ("--methods", "random", "--patch-sizes", 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "terms"),
+    [
+        (("--points", 5), "points5"),
+        (("--baseline", "blur", "--points", 2), "blur-points2"),
+        (("--protocol", "released"), "released"),
+        (("--protocol", "released", "--baseline", "bias"), "released-bias"),
+        (("--tolerance", 0.005), "tolerance0.005"),
+        (("--num-masks", 20), "masks20"),
+        (("--allow-changed-data",), "changed"),
+        (("data.new_images=assign",), "new_images"),
+        (
+            ("model.theta_alpha=0.1", "validation.pid_patch_size=4"),
+            "theta_alpha0.1-pid_patch_size4",
+        ),
+    ],
+)
+def test_scores_on_other_terms_have_a_folder_and_names_that_say_so(
+    original, tmp_path, given, terms
+):
+    run, plain = tmp_path / "run", tmp_path / "run/evaluation/test"
+    shutil.copytree(original, run)
+    plain.mkdir(parents=True)
+    (plain / "metrics.json").write_text("plain")
+
+    done = run_here("evaluate", run, *QUICK, *given, "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["folder"] == str(run / "evaluation" / f"test-{terms}")
+    assert [path.name for path in plain.iterdir()] == ["metrics.json"]
+    assert (plain / "metrics.json").read_text() == "plain"
+    prefix = f"test_{re.sub(r'[-.]', '_', terms)}_"
+    found = metrics_of(run, f"test-{terms}")["metrics"]
+    assert {f"{prefix}accuracy", f"{prefix}pid_m8_random"} <= found.keys()
+    assert all(name.startswith(prefix) for name in found)
+
+
+def test_what_changes_no_score_leaves_an_evaluation_the_plain_one(trained):
+    incidental = (
+        "--points",
+        3,
+        "--baseline",
+        "bias",
+        "validation.batch_size=3",
+        "train.device=cpu",
+    )
+
+    done = run_here("evaluate", trained, *QUICK, *incidental, "--json")
+
+    assert json.loads(done.stdout)["folder"] == str(trained / "evaluation" / "test")
+
+
+def test_evaluations_on_other_terms_are_reported_by_their_folder(trained, tmp_path):
+    assert run_here("evaluate", trained, *QUICK, "--points", 5).returncode == 0
+    folder = trained / "evaluation" / "test-points5"
+
+    plain = run_here("report", trained)
+    done = run_here("report", folder, "--reference", "random", "--json")
+
+    assert_mistake(plain, "the test subset is not scored", f"give {folder}, scored on other terms")
+    content = json.loads(done.stdout)
+    assert content["out"] == str(tmp_path / "report-test-points5")
+    assert content["runs"][0]["path"] == str(trained)
 
 
 def test_scores_of_some_images_do_not_pass_for_those_of_all(trained, labn):
     assert labn("evaluate", trained, *SMALL).returncode == 0
     whole = trained / "evaluation" / "test"
     before = {path.name: path.read_bytes() for path in whole.glob("[!.]*")}
+    partial = trained / "evaluation" / "test-first2"
 
     done = labn("evaluate", trained, *SMALL, "--max-images", 2, "--json")
-    report = labn("report", trained, "--max-images", 2, "--json")
+    report = labn("report", partial, "--json")
 
     assert done.returncode == report.returncode == 0, done.stderr + report.stderr
     assert {path.name: path.read_bytes() for path in whole.glob("[!.]*")} == before
-    partial = trained / "evaluation" / "test-first2"
     assert json.loads(done.stdout)["folder"] == str(partial)
     names = sorted(pd.read_csv(partial / "images.csv").query("label > 0")["name"])[:2]
     assert sorted(set(scores_of(trained, partial.name)["name"])) == names
@@ -283,18 +348,19 @@ def test_scores_of_some_images_do_not_pass_for_those_of_all(trained, labn):
 def test_areas_to_a_tolerance_agree_with_every_point_and_report_their_cost(trained, labn):
     choice = ("--methods", "LABN,random", "--patch-sizes", 4)
     assert labn("evaluate", trained, *choice, "--points", 65).returncode == 0
-    exhaustive = scores_of(trained).query("score == 'PID m=4'")
+    exhaustive = scores_of(trained, "test-points65").query("score == 'PID m=4'")
 
     assert labn("evaluate", trained, *choice, "--tolerance", 0.001).returncode == 0
 
-    adaptive = scores_of(trained).query("score != 'ID'")
+    part = "test-tolerance0.001"
+    adaptive = scores_of(trained, part).query("score != 'ID'")
     assert adaptive["name"].tolist() == exhaustive["name"].tolist()
     for column in ("insertion_auc", "deletion_auc"):
         np.testing.assert_allclose(adaptive[column], exhaustive[column], rtol=0, atol=0.001)
     assert (adaptive["num_points"] <= 2 * 65 - 2).all()
-    described = metrics_of(trained)["settings"]
+    described = metrics_of(trained, part)["settings"]
     assert (described["tolerance"], described["num_points"]) == (0.001, None)
-    folder = trained / "evaluation" / "test"
+    folder = trained / "evaluation" / part
     assert "forward passes per map" in (folder / "table2.md").read_text()
     assert not (folder / "curves.png").exists()
 
@@ -303,12 +369,13 @@ def test_the_released_protocol_is_named_apart_from_the_papers(trained, labn):
     choice = ("--methods", "LABN", "--patch-sizes", 8, "--protocol", "released")
     assert labn("evaluate", trained, *choice).returncode == 0
 
-    described, scores = metrics_of(trained), scores_of(trained)
+    part = "test-released"
+    described, scores = metrics_of(trained, part), scores_of(trained, part)
     assert set(scores.query("score == 'PID m=8'")["baseline"]) == {"black"}
     assert {"protocol": "released", "num_points": None, "ties": "together"}.items() <= described[
         "settings"
     ].items()
-    assert "test_pid_released_black_m8_LABN" in described["metrics"]
+    assert "test_released_pid_m8_LABN" in described["metrics"]
     assert "test_pid" not in described["metrics"]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitwise import assert_same
 from command_line import write_config
+from studies import write_study
 
 from labn.config import load_config
 from labn.errors import Interrupted, RunFailed, UserError
@@ -17,6 +18,8 @@ from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.plan import plan_run
 from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
+from labn.sweeps.ablation.ablation_driver import run_study
+from labn.sweeps.ablation.ablation_study import read_study
 from labn.training import checkpoint
 
 ABLATIONS = {
@@ -99,7 +102,7 @@ def test_a_plain_network_is_trained_and_scored_without_a_branch(train):
     table = history(folder)
     assert (table["val_loss"] == table["val_loss_lpb"]).all()
     assert "val_pid" not in table and "val_kept_share" not in table
-    scores = evaluate_run(folder, "test", [], Reporter(), {"patch_sizes": (8,), "num_masks": 10})
+    scores = evaluate_run(folder, "test", [], Reporter(), {"patch_sizes": (8,)})
     assert {"test_pid_m8_RISE", "test_pid_m8_matched_Grad_CAM"} <= scores.metrics.keys()
     assert not [name for name in scores.metrics if name.endswith(("_LABN", "lambda_attention"))]
     with pytest.raises(UserError, match=r"--methods LABN: the network has none"):
@@ -235,3 +238,39 @@ def test_a_plan_is_what_training_does(tmp_path, cache, train):
     rates = history(folder)["learning_rate_head"].tolist()
     # The plan names the rate at an epoch's start, the history that at its end.
     assert plan.schedule["learning_rate_head_by_epoch"][1] == pytest.approx(rates[0])
+
+
+class Progress(Reporter):
+    """A record of what was reported as done, and of how much."""
+
+    def __init__(self):
+        self.reported = []
+
+    def advance(self, task, done, total):
+        self.reported.append((task, done, total))
+
+
+def test_a_study_reports_epochs_and_scores_on_terms_of_its_own_say_so(tmp_path):
+    path = write_study(
+        tmp_path, 2, conditions={"full": {}, "no-kl": {"loss.lambda_kl": 0}}, seeds=[0],
+        evaluate={"methods": ["random"], "points": 5, "patch_sizes": [8]},
+    )  # fmt: skip
+    progress = Progress()
+
+    study = read_study(path, ["tracking.uri=none"])
+    summary = run_study(study, progress, is_serial=True)
+
+    epochs = [one for one in progress.reported if one[0].startswith("epochs")]
+    assert epochs == [
+        ("epochs, 0 of 2 runs ended, full/seed-0 0/2", 0, 4),
+        ("epochs, 0 of 2 runs ended, full/seed-0 1/2", 1, 4),
+        ("epochs, 0 of 2 runs ended, full/seed-0 2/2", 2, 4),
+        ("epochs, 1 of 2 runs ended", 2, 4),
+        ("epochs, 1 of 2 runs ended, no-kl/seed-0 0/2", 2, 4),
+        ("epochs, 1 of 2 runs ended, no-kl/seed-0 1/2", 3, 4),
+        ("epochs, 1 of 2 runs ended, no-kl/seed-0 2/2", 4, 4),
+        ("epochs, 2 of 2 runs ended", 4, 4),
+    ]
+    assert all("test_points5_pid_random" in row for row in summary.means.values())
+    assert (tmp_path / "study/full/seed-0/evaluation/test-points5/scores.parquet").is_file()
+    assert "in 5 points" in (tmp_path / "study/report/report.md").read_text()

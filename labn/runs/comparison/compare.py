@@ -124,8 +124,8 @@ def compare_runs(
         localisation=summarise_cells(collect(_joined(localised, samples, conditions)))
         if any(one is not None for one in localised)
         else {},
-        classification=_metrics(runs, samples, conditions, runs[0].prefix, CLASSIFICATION),
-        certainty=_metrics(runs, samples, conditions, runs[0].prefix, CERTAINTY),
+        classification=_metrics(runs, samples, conditions, CLASSIFICATION),
+        certainty=_metrics(runs, samples, conditions, CERTAINTY),
         agreements=compare_baselines(scores),
     )
 
@@ -163,16 +163,15 @@ def _metrics(
     runs: Sequence[ScoredRun],
     samples: Sequence[str],
     conditions: Sequence[str],
-    prefix: str,
     scores: Iterable[str],
 ) -> dict[Cell, SeedSummary]:
     """Summarise each score over the samples; that of a sample of folds is the mean over them."""
     summaries = {}
     for condition in dict.fromkeys(conditions):
         for score in scores:
-            name = f"{prefix}_{score}"
             values: dict[str, list[float]] = {}
             for run, sample, run_condition in zip(runs, samples, conditions, strict=True):
+                name = f"{run.prefix}_{score}"
                 if run_condition == condition and name in run.metrics:
                     values.setdefault(sample, []).append(run.metrics[name])
             if values:

@@ -14,7 +14,7 @@ from labn.report.style import save_figure
 from labn.report.tables import as_latex, as_markdown
 from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_tables import tables
-from labn.runs.comparison.read_runs import read_runs
+from labn.runs.comparison.read_runs import read_runs, scored_subset, split_place
 from labn.storage.files import write_atomically, write_json
 
 
@@ -32,17 +32,20 @@ def report_runs(
     subset: SubsetName,
     out: Path | None,
     reference: str,
-    max_images: int | None = None,
 ) -> RunReport:
     """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
 
-    The folder is ``out``, or else ``report`` beside the first run.
+    The folder is ``out``, or else ``report`` beside the first run; for a folder of an evaluation,
+    ``report-`` and its name.
 
     Raises:
         UserError: a run is not scored, runs are not comparable, or the folder cannot be created.
     """
-    comparison = compare_runs(read_runs(paths, subset, max_images), subset, reference)
-    folder = (paths[0].expanduser().resolve().parent / "report") if out is None else out
+    subset = scored_subset(paths, subset)
+    comparison = compare_runs(read_runs(paths, subset), subset, reference)
+    run, place = split_place(paths[0])
+    name = "report" if place in (None, subset) else f"report-{place}"
+    folder = run.resolve().parent / name if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
-from labn.runs.evaluation.options import place_of, prefix_of
+from labn.runs.evaluation.options import prefix_of
 from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
 
@@ -88,33 +88,43 @@ class ScoredRun:
         return bool(_is_matched(self.scores).any())
 
 
-def _max_images_of(scored: Path) -> int | None:
-    file = scored / "metrics.json"
-    settings = json.loads(file.read_text()).get("settings", {}) if file.is_file() else {}
-    limit: int | None = settings.get("max_images")
-    return limit
-
-
 def _is_matched(scores: pd.DataFrame) -> pd.Series:
     return scores["score"].str.endswith(MATCHED)
 
 
-def read_runs(
-    paths: Sequence[Path], subset: SubsetName, max_images: int | None = None
-) -> list[ScoredRun]:
-    """Read the scores of runs on one subset, or on its first ``max_images`` positives.
+def split_place(path: Path) -> tuple[Path, str | None]:
+    """Return the run and the name of an evaluation's folder; (path, None) for that of a run."""
+    path = path.expanduser()
+    is_of_run = (
+        path.parent.name == "evaluation" and RunFolder(path.parents[1]).config_file.is_file()
+    )
+    return (path.parents[1], path.name) if is_of_run else (path, None)
+
+
+def scored_subset(paths: Sequence[Path], subset: SubsetName) -> SubsetName:
+    """Return the subset of the first path that is an evaluation's folder, else the given one."""
+    known: tuple[SubsetName, ...] = get_args(SubsetName)
+    places = [place for path in paths if (place := split_place(path)[1])]
+    named = (name for place in places for name in known if place.partition("-")[0] == name)
+    return next(named, subset)
+
+
+def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
+    """Read the scores of runs on one subset.
+
+    A path is a run's, which has a plain evaluation, or that of one of its evaluations' folders.
 
     Raises:
         UserError: a folder is not a run or not scored, or the runs are not comparable.
     """
-    places = [path.expanduser().resolve() for path in paths]
+    places = [split_place(path)[0].resolve() for path in paths]
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise UserError(f"{path}: the same run is given twice; name each run once")
     names = [place.name for place in places]
     are_distinct = len(set(names)) == len(names)
     runs = [
-        _read_run(path, place.name if are_distinct else str(path), subset, max_images)
+        _read_run(path, place.name if are_distinct else str(path), subset)
         for path, place in zip(paths, places, strict=True)
     ]
     if not all(run.has_matched for run in runs):
@@ -124,18 +134,17 @@ def read_runs(
     return runs
 
 
-def _read_run(path: Path, name: str, subset: SubsetName, max_images: int | None) -> ScoredRun:
-    folder = RunFolder(path)
+def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
+    run, place = split_place(path)
+    folder = RunFolder(run)
     config = _read_config(folder)
-    scored, prefix = folder.evaluation(place_of(subset, max_images)), prefix_of(subset, max_images)
-    if not scored.exists() and _max_images_of(folder.evaluation(subset)) == max_images:
-        # The first release scored some of the images in the place of all.
-        scored, prefix = folder.evaluation(subset), prefix_of(subset, None)
-    partial = "" if max_images is None else f" --max-images {max_images}"
-    fix = f"run `labn evaluate {path} --subset {subset}{partial}`"
+    scored = folder.evaluation(place or subset)
+    fix = f"run `labn evaluate {run} --subset {subset}`"
     if not (scored / "scores.parquet").is_file():
+        others = sorted(folder.evaluation("").glob(f"{subset}-*/scores.parquet"))
+        given = f", or give {others[0].parent}, scored on other terms" if others else ""
         raise UserError(
-            f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}"
+            f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}{given}"
         )
     description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), fix)
     if not {"settings", "metrics"} <= description.keys():
@@ -155,13 +164,13 @@ def _read_run(path: Path, name: str, subset: SubsetName, max_images: int | None)
         localisation = None if localisation is None else localisation.replace(one_name)
     return ScoredRun(
         name=name,
-        path=path,
+        path=run,
         scored_in=scored,
         seed=config.train.seed,
         fold=config.data.fold if config.data.folds else None,
         settings=condition_settings(config),
         terms=_terms(description["settings"], scores, localisation),
-        prefix=prefix,
+        prefix=prefix_of(scored.name),
         metrics=description["metrics"],
         # Scored by consent, an image may be in no manifest.
         images=images.merge(manifest[["name", "sha256"]], on="name", how="left").fillna(""),
@@ -293,7 +302,8 @@ def _check_terms(
         raise UserError(
             f"{run.path}: scored differently from {first.path} ({'; '.join(differing[:3])}"
             f"{'; ...' if len(differing) > 3 else ''}); score it as the other by"
-            f" `{_command_like(first, run.path, subset)}`"
+            f" `{_command_like(first, run.path, subset)}`, and give the folder"
+            " that it names"
         )
 
 

@@ -34,7 +34,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_explanations,
 )
-from labn.runs.evaluation.options import EvaluationOptions, place_of, prefix_of
+from labn.runs.evaluation.options import EvaluationOptions, changes_of, prefix_of
 from labn.runs.evaluation.outputs import (
     describe,
     describe_settings,
@@ -90,7 +90,8 @@ def evaluate_run(
             it, or an option is invalid.
     """
     trained = TrainedRun.open(run, overrides)
-    options = EvaluationOptions.of(trained.config, choices or {})
+    changes = changes_of(trained.folder.load_config(), trained.config)
+    options = EvaluationOptions.of(trained.config, {**(choices or {}), "changes": changes})
     dataset = trained.load_dataset(reporter)
     if not (require_subset(dataset, subset).labels > 0).any():
         raise UserError(
@@ -99,8 +100,10 @@ def evaluate_run(
         )
     config, folder = trained.config, trained.folder
     # The tracker is opened first, so that a wrong address is reported before the work.
-    name = place_of(subset, options.max_images)
-    with folder.claimed_evaluation(name) as place, reopened_entry(config, folder) as tracker:
+    with (
+        folder.claimed_evaluation(options.place(subset)) as place,
+        reopened_entry(config, folder) as tracker,
+    ):
         evaluation = SubsetEvaluation(trained, dataset, subset, options, place, reporter)
         scores = evaluation.complete()
         tracker.log_metrics(scores.metrics, step=trained.best["epoch"])
@@ -133,7 +136,7 @@ class SubsetEvaluation:
     def complete(self) -> Scores:
         """Classify and explain; write metrics, tables and figures."""
         subset, folder, class_names = self.subset, self.folder, self.dataset.class_names
-        prefix = prefix_of(subset, self.options.max_images)
+        prefix = prefix_of(self.options.place(subset))
         parts = folder / f"parts-{fingerprint(self.trained, self.dataset.digest, self.options)}"
         with evaluation_memory(self.trained.config):
             evaluation = self._classify()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
-from labn.metrics.faithfulness import Protocol
 from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.runs.evaluation.image_scores import PerImageScores
 from labn.runs.evaluation.score_image import ID, Measure, pid_name
@@ -28,8 +27,8 @@ def explanation_metrics(
 ) -> dict[str, float]:
     """Return the mean scores of each method, by names of letters, digits and underscores.
 
-    ``<prefix>_pid`` is the network's own at the patch size of validation, against the bias image,
-    and ``<prefix>_pid_matched`` the same at matched confidence; they are omitted if that was not
+    ``<prefix>_pid`` is the network's own at the patch size of validation, and
+    ``<prefix>_pid_matched`` the same at matched confidence; they are omitted if that was not
     scored. ``<prefix>_p_image`` and ``_p_bias`` are over the scored images.
     """
     metrics = {f"{prefix}_pid_images": float(len(per_image.positions))}
@@ -39,7 +38,7 @@ def explanation_metrics(
     for measure in scorer.measures:
         for method in scorer.methods:
             mean = float(np.mean(list(per_image.values(method.name, measure.name).values())))
-            key = _key(measure, options.protocol)
+            key = _key(measure)
             metrics[f"{prefix}_{key}_{_plain(method.name)}"] = mean
             is_headline = measure.patch_size == options.preferred_patch_size
             if is_headline and key.startswith("pid_m"):
@@ -56,12 +55,10 @@ def explanation_metrics(
     return metrics
 
 
-def _key(measure: Measure, protocol: Protocol) -> str:
+def _key(measure: Measure) -> str:
     if measure.name == ID:
         return "id"
-    kind = "" if protocol == "exact" else f"_{protocol}"
-    kind += "" if measure.baseline == "bias" else f"_{measure.baseline}"
-    return f"pid{kind}_m{measure.patch_size}" + ("_matched" if measure.is_matched else "")
+    return f"pid_m{measure.patch_size}" + ("_matched" if measure.is_matched else "")
 
 
 def _plain(name: str) -> str:

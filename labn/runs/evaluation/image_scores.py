@@ -172,7 +172,8 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
     """Return a digest of the settings, weights and data that scores depend on."""
     digest = hashlib.sha256()
     score_options = asdict(options)
-    del score_options["thresholds"]  # failures are classified after scoring
+    for name in ("thresholds", "usual_points", "changes"):  # no score depends on these alone
+        del score_options[name]
     config = trained.config
     settings = [score_options, config.model.theta_alpha, trained.precision, data_digest]
     digest.update(json.dumps(settings).encode())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labn.config import Config, ModelConfig
+from labn.config import Config, ModelConfig, flatten
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION, METHODS, resolve_names
@@ -15,7 +17,10 @@ from labn.metrics.faithfulness import Protocol
 from labn.model.architectures import PLANS
 from labn.runs.evaluation.score_image import Baseline
 
-_PREFIXES: dict[SubsetName, str] = {"train": "train", "validation": "val", "test": "test"}
+_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
+_NUM_MASKS = 500
+_SCORED_BY = ("loss.", "model.", "train.precision", "validation.pid_")
+_LONGEST_PLACE = 120  # of a folder's name, which may have 255 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,8 @@ class EvaluationOptions:
     Figures and ``<prefix>_pid`` are at ``headline_patch_size``. With a ``tolerance``, curves have
     as many points as this accuracy of their areas requires, instead of ``num_points``. The
     ``protocol`` is as in ``patch_insertion_deletion``; with ``released`` the default baseline is
-    ``black``. ``thresholds`` define the kinds of failure.
+    ``black``. ``thresholds`` define the kinds of failure. ``usual_points`` are those of the run's
+    validation; ``changes`` name how the run itself was changed for this evaluation.
 
     Raises:
         UserError: an option is invalid.
@@ -36,13 +42,15 @@ class EvaluationOptions:
     num_points: int
     baseline: Baseline = "bias"
     protocol: Protocol = "exact"
-    num_masks: int = 500
+    num_masks: int = _NUM_MASKS
     max_images: int | None = None
     tolerance: float | None = None
     thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
     seed: int
     image_size: int
     preferred_patch_size: int
+    usual_points: int
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", resolve_names(self.methods))
@@ -80,6 +88,7 @@ class EvaluationOptions:
             "seed": config.train.seed,
             "image_size": image_size,
             "preferred_patch_size": validation.pid_patch_size,
+            "usual_points": validation.pid_num_points,
             "baseline": "black" if choices.get("protocol") == "released" else "bias",
         }
         options = cls(**(defaults | dict(choices)))
@@ -97,15 +106,50 @@ class EvaluationOptions:
         preferred = self.preferred_patch_size
         return preferred if preferred in self.patch_sizes else self.patch_sizes[-1]
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Words on how the scores deviate from those of a run's plain evaluation.
 
-def place_of(subset: SubsetName, max_images: int | None) -> str:
-    """Return the name of an evaluation's folder; some of the images do not pass for all."""
-    return subset if max_images is None else f"{subset}-first{max_images}"
+        Methods and patch sizes select scores, each of which has a name of its own.
+        """
+        is_exact = self.protocol == "exact"
+        has_points = is_exact and self.tolerance is None
+        found = {
+            f"first{self.max_images}": self.max_images is not None,
+            self.protocol: not is_exact,
+            self.baseline: self.baseline != ("bias" if is_exact else "black"),
+            f"points{self.num_points}": has_points and self.num_points != self.usual_points,
+            f"tolerance{self.tolerance}": self.tolerance is not None,
+            f"masks{self.num_masks}": self.num_masks != _NUM_MASKS,
+        }
+        return (*(word for word, applies in found.items() if applies), *self.changes)
+
+    def place(self, subset: SubsetName) -> str:
+        """Return the name of an evaluation's folder: the subset, and the terms if they deviate."""
+        name = "-".join((subset, *self.terms))
+        if len(name) <= _LONGEST_PLACE:
+            return name
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        return f"{name[: _LONGEST_PLACE - 9]}-{digest}"
 
 
-def prefix_of(subset: SubsetName, max_images: int | None) -> str:
-    """Return the prefix of an evaluation's metrics."""
-    return _PREFIXES[subset] if max_images is None else f"{_PREFIXES[subset]}_first{max_images}"
+def prefix_of(place: str) -> str:
+    """Return the prefix of an evaluation's metrics, by the name of its folder."""
+    subset, *terms = re.split(r"\W+", place)
+    return "_".join((_PREFIXES[subset], *terms))
+
+
+def changes_of(recorded: Config, config: Config) -> tuple[str, ...]:
+    """Return words on the settings by which scores differ from those of the run as recorded."""
+    before, now = (flatten(one.model_dump(mode="json")) for one in (recorded, config))
+    words = [
+        f"{key.rpartition('.')[2]}{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(value))}"
+        for key, value in now.items()
+        if value != before.get(key) and key.startswith(_SCORED_BY)
+    ]
+    adds = config.data.new_images == "assign" != recorded.data.new_images
+    data = {"changed": config.data.allow_changed, "new_images": adds}
+    return (*words, *(word for word, applies in data.items() if applies))
 
 
 def choices_of_validation(config: Config) -> dict[str, Any]:

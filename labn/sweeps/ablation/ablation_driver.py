@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,15 @@ def _run_all(
     num_done = len(every) - len(left)
     if num_done:
         reporter.message(f"{num_done} of {len(every)} runs are finished already")
-    session = _Session(study, reporter, should_stop, num_done, len(every))
+    session = _Session(study, reporter, should_stop, num_done, left)
     if left and is_serial:
-        session.run_here(left)
+        session.run_here()
     elif left:
         processes = study.settings.each_run.processes
         keys = ("each_run.workers", "each_run.cpus", "each_run.gpus")
         with connected(reporter.message, lambda: check_capacity(processes, keys)):
             check_nodes(Requirements.of(study.base, processes), reporter.message)
-            session.run_on_ray(left)
+            session.run_on_ray()
     if session.is_stopping:
         raise Interrupted(
             f"stopped as asked; {session.num_finished} of {len(every)} runs are finished, and the"
@@ -132,10 +133,11 @@ class _Session:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         num_finished: int,
-        num_runs: int,
+        left: Sequence[AblationRun],
     ) -> None:
         self._study, self._reporter, self._should_stop = study, reporter, should_stop
-        self.num_finished, self._num_runs = num_finished, num_runs
+        self.num_finished, self._left = num_finished, left
+        self._num_runs = num_finished + len(left)
         self.failures: dict[str, str] = {}
         self.is_stopping = False
         self._worker = Worker(
@@ -143,14 +145,17 @@ class _Session:
         )
         stop_file = f".stop-{os.getpid()}-{time.time_ns()}"
         self._stop_file = study.settings.output_dir / stop_file
+        self._epochs: dict[str, int] = {}  # by the name of a run that was started
 
-    def run_here(self, runs: Sequence[AblationRun]) -> None:
+    def run_here(self) -> None:
         """Run one after the other in this process."""
-        for run in runs:
-            self._ended(run, _complete(run, self._worker, self._should_stop))
+        for run in self._left:
+            self._show_epochs([run])
+            reporter = _EpochReporter(partial(self._show_epochs, [run]))
+            self._ended(run, _complete(run, self._worker, self._should_stop, reporter))
             self.is_stopping = self._should_stop()
 
-    def run_on_ray(self, runs: Sequence[AblationRun]) -> None:
+    def run_on_ray(self) -> None:
         """Run as tasks, as many at once as there is capacity for."""
         given = self._study.settings.each_run
         reserved = resources(given.processes)
@@ -160,16 +165,17 @@ class _Session:
             resources=reserved,
             max_retries=given.retries,
         )(_run_task)
-        left, command = list(runs), tuple(sys.argv)
+        left, command = list(self._left), tuple(sys.argv)
         pending: dict[Any, AblationRun] = {}
         while left or pending:
             self._check_stop()
-            most = max_concurrent(given.processes) or len(runs)
+            most = max_concurrent(given.processes) or len(self._left)
             while left and len(pending) < most:
                 run = left.pop(0)
                 task = remote.options(name=run.name)
                 pending[task.remote(run, self._worker, self._stop_file, command)] = run
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
+            self._show_epochs(list(pending.values()))
             for reference in ready:
                 run = pending.pop(reference)
                 try:
@@ -194,8 +200,22 @@ class _Session:
         else:
             self.num_finished += 1
             self._reporter.message(f"{run.name}: {_shown(outcome)} ({outcome.time_s or 0:.0f} s)")
-        done = self.num_finished + len(self.failures)
-        self._reporter.advance("runs", done, self._num_runs)
+        # Epochs that training stopped before need not be waited for.
+        self._epochs[run.name] = run.config.train.epochs
+        self._show_epochs([])
+
+    def _show_epochs(self, running: Sequence[AblationRun]) -> None:
+        """Report the epochs of all runs if there are new ones, with those of the running ones."""
+        epochs = {run.name: _num_epochs(run) for run in running}
+        if epochs and epochs.items() <= self._epochs.items():
+            return
+        self._epochs |= epochs
+        ended = self.num_finished + len(self.failures)
+        states = [f"{ended} of {self._num_runs} runs ended"]
+        states += [f"{run.name} {epochs[run.name]}/{run.config.train.epochs}" for run in running]
+        done = sum(self._epochs.get(run.name, 0) for run in self._left)
+        total = sum(run.config.train.epochs for run in self._left)
+        self._reporter.advance(f"epochs, {', '.join(states)}", done, total)
 
 
 def _run_task(
@@ -206,13 +226,32 @@ def _run_task(
     ``command`` is the command line of the study, for the run's entry in the tracker.
     """
     sys.argv = list(command)
-    return _complete(run, worker, stop_file.exists)
+    return _complete(run, worker, stop_file.exists, Reporter())
 
 
-def _complete(run: AblationRun, worker: Worker, should_stop: Callable[[], bool]) -> Outcome:
+def _complete(
+    run: AblationRun, worker: Worker, should_stop: Callable[[], bool], reporter: Reporter
+) -> Outcome:
     if should_stop():
         return Outcome(state="interrupted")
-    return _record(run, worker.complete(run.config, Reporter(), should_stop, run.tags))
+    return _record(run, worker.complete(run.config, reporter, should_stop, run.tags))
+
+
+class _EpochReporter(Reporter):
+    """A reporter that calls a function after each epoch."""
+
+    def __init__(self, on_epoch: Callable[[], None]) -> None:
+        self._on_epoch = on_epoch
+
+    def epoch(self, metrics: Mapping[str, float], num_epochs: int, time_s: float) -> None:
+        """Report the end of an epoch."""
+        self._on_epoch()
+
+
+def _num_epochs(run: AblationRun) -> int:
+    """Return how many epochs a run has trained, wherever it runs: its folder is shared."""
+    file = RunFolder(run.config.output_dir).history_file
+    return len(file.read_text().splitlines()) - 1 if file.is_file() else 0
 
 
 def _record(run: AblationRun, outcome: Outcome) -> Outcome:

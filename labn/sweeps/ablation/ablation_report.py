@@ -15,7 +15,8 @@ from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_report import write_report
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.read_runs import read_runs
-from labn.runs.evaluation.options import prefix_of
+from labn.runs.evaluation.options import EvaluationOptions, prefix_of, without_absent_methods
+from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.storage.files import write_atomically, write_json
 from labn.sweeps.ablation.ablation_figures import draw_study, headline_score
@@ -99,12 +100,12 @@ def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[s
 def _means(
     study: AblationStudy, finished: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
 ) -> dict[str, dict[str, float]]:
-    evaluate = study.settings.evaluate
-    prefix = prefix_of(evaluate.split, evaluate.max_images)
     means: dict[str, dict[str, float]] = {}
     for condition in study.conditions:
-        found = [outcomes[run.name] for run in finished if run.condition == condition]
+        runs = [run for run in finished if run.condition == condition]
+        found = [outcomes[run.name] for run in runs]
         metrics = [outcome.metrics for outcome in found if outcome is not None]
+        prefix = prefix_of(_scores_of(study, runs[0]).name) if runs else ""
         names = [f"{prefix}_{name}" for name in _MEANS]
         means[condition] = {
             name: fmean(one[name] for one in metrics)
@@ -114,10 +115,19 @@ def _means(
     return means
 
 
+def _scores_of(study: AblationStudy, run: AblationRun) -> Path:
+    """Return the folder of a run's evaluation by the study."""
+    evaluate, config = study.settings.evaluate, run.config
+    choices = without_absent_methods(evaluate.choices(), config.model)
+    folder = RunFolder(config.output_dir)
+    scored = folder.evaluation(EvaluationOptions.of(config, choices).place(evaluate.split))
+    # Release 0.1.0 scored on any terms in one place.
+    return scored if scored.exists() else folder.evaluation(evaluate.split)
+
+
 def _compare(study: AblationStudy, finished: Sequence[AblationRun]) -> Comparison:
     split = study.settings.evaluate.split
-    folders = [run.config.output_dir for run in finished]
-    scored = read_runs(folders, split, study.settings.evaluate.max_images)
+    scored = read_runs([_scores_of(study, run) for run in finished], split)
     named = [replace(one, name=run.name) for one, run in zip(scored, finished, strict=True)]
     methods = list(named[0].scores["method"].unique())
     reference = _OWN_METHOD if _OWN_METHOD in methods else methods[0]
