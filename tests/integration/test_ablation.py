@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 from base64 import b64decode
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from studies import (
 )
 
 from labn.sweeps.ablation import ablation_driver
+from tests.bench import results
 
 EPOCHS = 2
 
@@ -115,6 +117,27 @@ class References(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found += [value for key, value in attrs if key in ("src", "href", "srcset", "data")]
+
+
+def test_the_page_of_results_repeats_the_report(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["results", str(study.folder / "study"), "--out", str(tmp_path / "r.md")]
+    )
+
+    results.main()
+
+    page = (tmp_path / "r.md").read_text()
+    report = json.loads((study.folder / "study/report/report.json").read_text())
+    for row in report["scores"]:
+        if row["score"] == "PID m=16 matched":
+            line = next(
+                x for x in page.splitlines() if f"| {row['condition']} | {row['method']} |" in x
+            )
+            assert f"{row['mean']:.3f} ± {row['sd']:.3f} |" in line
+    for run_row in report["runs"]:
+        assert f"| {run_row['name']} |" in page
+    for picture in re.findall(r"\]\((images/.*)\)", page):
+        assert (tmp_path / picture).is_file()
 
 
 def test_the_page_opens_without_a_network(study):

@@ -30,8 +30,14 @@ from labn.runs.comparison.read_runs import ScoredRun
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
 """The classifier's scores, and their names in tables."""
-CERTAINTY = {"p_image": "p(x)", "p_bias": "p(b)", "ece": "ECE", "temperature": "temperature"}
-"""How sure the classifier is, which PID depends on."""
+CERTAINTY = {
+    "p_image": "p(x)",
+    "p_bias": "p(b)",
+    "ece": "ECE",
+    "temperature": "temperature",
+    "attended_area": "attended area",
+}
+"""What PID alone hides: how sure the classifier is, and the share of an image that LABN attends."""
 
 
 @dataclass(frozen=True, kw_only=True)
