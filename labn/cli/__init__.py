@@ -34,6 +34,7 @@ def main() -> None:
         evaluate,
         explain,
         init,
+        predict,
         report,
         sanity,
         search,

@@ -69,8 +69,8 @@ def explain_images(
             f"{run}: has no attention branch to explain images by (model.branch = none); score"
             f" other methods with `labn evaluate {run}`"
         )
-    listed = _list_images(images, out, image_suffixes(trained.config.data.name))
-    job = _Job(_Explainer(trained), _network_digest(trained), listed, out.expanduser())
+    listed = list_images(images, out, image_suffixes(trained.config.data.name), "--out")
+    job = _Job(_Explainer(trained), network_digest(trained), listed, out.expanduser())
     job.complete(reporter)
     rows = [job.rows[name] for name in listed.paths if name in job.rows]
     if not rows:
@@ -82,7 +82,7 @@ def explain_images(
     return Explanations(job.table_file, rows, job.num_kept, job.unreadable, listed.ignored)
 
 
-class _Images(NamedTuple):
+class ImageFiles(NamedTuple):
     """The images, by their names below the folder, what cannot be opened, and ignored other files.
 
     A data set's lesion masks are not images to explain.
@@ -93,25 +93,33 @@ class _Images(NamedTuple):
     ignored: list[str]
 
 
-def _list_images(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Images:
-    place, out = images.expanduser().resolve(), out.expanduser().resolve()
+def list_images(
+    images: Path, out: Path | None, suffixes: tuple[str, ...], option: str
+) -> ImageFiles:
+    """List an image, or those below a folder, without what lies in ``out``, which ``option`` names.
+
+    Raises:
+        UserError: there is no image, or ``out`` is a file or the folder of the images.
+    """
+    place = images.expanduser().resolve()
     if not place.exists():
         raise UserError(f"{images}: no such image or folder")
+    out = out and out.expanduser().resolve()
     if place == out:
         raise UserError(
-            f"--out = {out}: must not be the folder of the images, where maps would pass for"
+            f"{option} = {out}: must not be the folder of the images, where maps would pass for"
             " images; give another folder, such as explanations"
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out = {out}: is a file; give a folder")
-    listed = _Images({}, {}, [])
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"{option} = {out}: is a file; give a folder")
+    listed = ImageFiles({}, {}, [])
     if not place.is_dir():
         if place.suffix.lower() in suffixes:
             listed.paths[name_in(place.parent, place)] = place
     else:
         for entry in visible(place):
             name = name_in(place, entry.path)
-            if entry.path.is_relative_to(out):
+            if out is not None and entry.path.is_relative_to(out):
                 continue
             is_mask = entry.path.relative_to(place).parts[0] == MASKS
             if is_mask or not entry.has_suffix(suffixes):
@@ -125,7 +133,7 @@ def _list_images(images: Path, out: Path, suffixes: tuple[str, ...]) -> _Images:
     return listed
 
 
-def _network_digest(trained: TrainedRun) -> str:
+def network_digest(trained: TrainedRun) -> str:
     """Return a digest of everything but the image that an explanation depends on."""
     with trained.folder.best_file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
@@ -160,7 +168,8 @@ class _Explainer:
         output = self._trained.predict(pixels)
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
         for image, row, attention in zip(images, probabilities, output.attention, strict=True):
-            yield _Explained(image, row, attention_of(image, attention))
+            size = image.pixels.shape[:2]
+            yield _Explained(image, row, attention_of(attention, size, image.box))
 
     def describe(self, explained: _Explained) -> Row:
         """Return the values of one image's row."""
@@ -182,7 +191,7 @@ class _Explainer:
 class _Job:
     """The images to explain, and their table."""
 
-    def __init__(self, explainer: _Explainer, network: str, listed: _Images, out: Path) -> None:
+    def __init__(self, explainer: _Explainer, network: str, listed: ImageFiles, out: Path) -> None:
         self._explainer, self._network, self._images, self._out = explainer, network, listed, out
         self.table_file = out / TABLE_NAME
         self.rows = read_table(self.table_file, network)

@@ -80,9 +80,16 @@ def write_maps(
     """Write one image's map in both formats and its overlay; return their paths below ``out``."""
     files = {column: f"{name}{ending}" for column, ending in FILE_ENDINGS.items()}
     write_atomically(out / files["map_npy"], lambda file: np.save(file, attention))
-    _write_png(out / files["map_png"], np.rint(attention * 65535).astype(np.uint16))
+    write_map_png(out, name, attention)
     _write_png(out / files["overlay_png"], _overlay(pixels, attention))
     return files
+
+
+def write_map_png(out: Path, name: str, attention: Float32[np.ndarray, "h w"]) -> str:
+    """Write one image's map, 16 bits for 0 to 1; return its path below ``out``."""
+    file = f"{name}{FILE_ENDINGS['map_png']}"
+    _write_png(out / file, np.rint(attention * 65535).astype(np.uint16))
+    return file
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

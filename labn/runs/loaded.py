@@ -94,7 +94,7 @@ class TrainedModel:
             Prediction(
                 image=image.pixels,
                 probabilities=dict(zip(self.class_names, row, strict=True)),
-                attention=attention_of(image, attention),
+                attention=attention_of(attention, image.pixels.shape[:2], image.box),
             )
             for image, row, attention in zip(read, probabilities, output.attention, strict=True)
         ]
@@ -117,11 +117,13 @@ def load(run: str | Path, *overrides: str) -> TrainedModel:
     return TrainedModel(TrainedRun.open(Path(run), without_data(overrides)))
 
 
-def attention_of(image: UnlabelledImage, attention: Tensor) -> Float32[np.ndarray, "h w"]:
-    """Return alpha~ (1, h2, w2) at the size of an image; 0 outside its crop."""
-    left, top, right, bottom = image.box
+def attention_of(
+    attention: Tensor, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> Float32[np.ndarray, "h w"]:
+    """Return alpha~ (1, h2, w2) at an image's size, 0 outside (left, top, right, bottom)."""
+    left, top, right, bottom = box
     kept = upsample_attention(attention[None].float(), (bottom - top, right - left))[0]
-    whole = np.zeros(image.pixels.shape[:2], dtype=np.float32)
+    whole = np.zeros(size, dtype=np.float32)
     whole[top:bottom, left:right] = kept.cpu().numpy()
     return whole
 
