@@ -130,10 +130,10 @@ def export(
 
         labn search export runs/search-demo --to markdown
     """
-    from labn.sweeps.search.search_driver import export_study
     from labn.sweeps.search.search_results import as_markdown
+    from labn.sweeps.search.summary_file import read_summary
 
-    summary = export_study(study)
+    summary = read_summary(study)
     print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from labn.config.section import Count, Fraction, Integer, ManyRuns, Number, Section, Whole
 from labn.config.workers import Placement, ProcessesConfig, Workers
@@ -22,6 +24,10 @@ def _as_choice(value: Any) -> Any:
         if not is_plain or (isinstance(one, float) and not math.isfinite(one)):
             raise ValueError("must hold finite numbers, text, true, false, null, or lists of these")
     return value
+
+
+def _after_the_bases_own(value: Any) -> Any:
+    return [{}, value] if isinstance(value, Mapping) and "study" in value else value
 
 
 class FloatRange(Section):
@@ -117,13 +123,23 @@ class TrialConfig(ProcessesConfig):
         return replace(super().processes, placement=self.placement)
 
 
+class EarlierSearch(Section):
+    """Another search, whose best trials are tried first."""
+
+    study: Path
+    """Its folder; it must search the same keys."""
+    best: Count = 5
+    """How many of its trials."""
+
+
 class SearchConfig(ManyRuns):
     """The settings of one search. Its files go to ``output_dir``."""
 
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     """The domains to search, by dotted key."""
-    first: list[dict[str, Any]] | None = None
-    """Parameters tried first; those left out are the base's. None: the base's own."""
+    first: Annotated[list[dict[str, Any]] | None, BeforeValidator(_after_the_bases_own)] = None
+    """Parameters tried first; those left out are the base's. None: the base's own. `{study: FOLDER,
+    best: 5}`: the base's own, then the best of another search of the same keys."""
     trials: Count = 24
     """The budget; a higher one resumes a finished search."""
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -6,7 +6,6 @@ folders.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -24,7 +23,7 @@ from labn.config.search import SearchConfig
 from labn.distributed.capacity import check_capacity, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
-from labn.errors import Interrupted, RunFailed, UserError
+from labn.errors import Interrupted, RunFailed
 from labn.runs.folder import locked
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.sweeps.search.asha import AshaByEpoch
@@ -202,25 +201,3 @@ def _required(search: SearchConfig) -> tuple[str, ...]:
     constraint = search.objective.constraint
     names = [*search.objective.maximise, *([constraint.metric] if constraint else [])]
     return tuple(dict.fromkeys(names))
-
-
-def export_study(folder: Path) -> SearchResults:
-    """Return the summary in a search's folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    file = folder.expanduser() / "summary.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: holds no search (no summary.json); give a search's output_dir")
-    try:
-        content: SearchResults = json.loads(file.read_text(encoding="utf-8"))
-        is_search = {"counts", "trials"} <= content.keys()
-    except (ValueError, AttributeError, OSError):
-        is_search = False
-    if not is_search:
-        raise UserError(
-            f"{folder}: its summary.json is not a search's, but maybe a run's or a study's; give a"
-            " search's output_dir"
-        )
-    return content

@@ -22,13 +22,21 @@ from optuna.trial import BaseTrial
 from labn.config import Config, flatten, known_keys
 from labn.config.messages import describe_unknown, shown
 from labn.config.reading import resolve_base, set_key, validate
-from labn.config.search import Choices, Domain, FloatRange, IntRange, SearchConfig
+from labn.config.search import (
+    Choices,
+    Domain,
+    EarlierSearch,
+    FloatRange,
+    IntRange,
+    SearchConfig,
+)
 from labn.data.manifest import SubsetTable
 from labn.errors import UserError
 from labn.model.architectures import PLANS
 from labn.runs.reporter import Reporter
 from labn.runs.split_file import decides_subsets, share_split
 from labn.sweeps.entry import SPLIT_FILE, folds_of, with_split
+from labn.sweeps.search.summary_file import best_parameters
 
 Parameters = dict[str, Any]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -86,9 +94,13 @@ class Space:
         own = {key: settings[key] for key in self.domains}
         if self._search.first is None:
             return [self._encoded(own)] if self._holds(own) else []
-        encoded = []
+        encoded: list[Parameters] = []
         for number, given in enumerate(self._search.first):
             given = dict(given)
+            if "study" in given:
+                where = f"{self._path}: first[{number}]."
+                encoded += self._best_of(validate(EarlierSearch, given, {"": where}), where)
+                continue
             for key, value in given.items():
                 where = f"{self._path}: first[{number}].{key} = {shown(value)}"
                 if key not in self.domains:
@@ -98,6 +110,24 @@ class Space:
                     raise UserError(f"{where}: lies outside its range in space")
             encoded.append(self._encoded(own | given))
         return encoded
+
+    def _best_of(self, earlier: EarlierSearch, where: str) -> Iterator[Parameters]:
+        """Yield the best parameters of another search, encoded for this study."""
+        where = f"{where}study = {earlier.study}"
+        for number, found in best_parameters(earlier.study, earlier.best).items():
+            differing = sorted(found.keys() ^ self.domains.keys())
+            if differing:
+                raise UserError(
+                    f"{where}: must search the keys of space, but only one of the two has"
+                    f" {', '.join(differing)}; list its points under first instead"
+                )
+            for key, value in found.items():
+                if not self._holds(found, key):
+                    raise UserError(
+                        f"{where}: its trial {number} has {key} = {shown(value)}, which lies"
+                        " outside its range in space; widen it, or list other points under first"
+                    )
+            yield self._encoded(found)
 
     def draw(self, trial: BaseTrial) -> Parameters:
         """Return the parameters that a trial's sampler draws."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import optuna
@@ -71,6 +72,54 @@ def test_the_parameters_tried_first_are_the_bases_own_which_are_the_papers(tmp_p
         "loss.class_weights": "[2.0, 1.0]",
         "train.weight_decay": 0.09,
     }
+
+
+def _earlier_search(folder, trials, **changes):
+    """Write the summary of a search in which trial i has the score trials[i], None if it failed."""
+    point = {
+        "model.theta_alpha": 0.3, "loss.theta_b": 0.2, "model.split": 3,
+        "loss.class_weights": [1.0, 1.0], "train.weight_decay": 0.01,
+    }  # fmt: skip
+    rows = [
+        {
+            "number": number,
+            "state": "failed" if score is None else "finished",
+            "is_feasible": score != 0.9,
+            "point": point | {"loss.theta_b": round(0.2 + number / 10, 1)} | changes,
+            "metrics": {} if score is None else {"val_pid": score},
+        }
+        for number, score in enumerate(trials)
+    ]
+    content = {"counts": {}, "maximise": ["val_pid"], "trials": rows}
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_the_best_of_an_earlier_search_follow_the_bases_own(tmp_path):
+    study = _earlier_search(tmp_path / "earlier", [0.1, None, 0.9, 0.3, 0.2])
+    space = space_of(tmp_path, first={"study": study, "best": 2})
+
+    own, *others = map(space.decode, space.first_parameters())
+
+    assert own["model.theta_alpha"] == 0.75
+    # Trial 2 of the best score does not satisfy the constraint.
+    assert [one["loss.theta_b"] for one in others] == [0.5, 0.6]
+    assert others[0]["loss.class_weights"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("trials", "changes", "expected"),
+    [
+        ([None], {}, "no trial has finished"),
+        ([0.1], {"model.split": 99}, "its trial 0 has model.split = 99, which lies outside"),
+        ([0.1], {"loss.lambda_kl": 1.0}, "only one of the two has loss.lambda_kl"),
+    ],
+)
+def test_an_earlier_search_that_does_not_fit_is_refused(tmp_path, trials, changes, expected):
+    study = _earlier_search(tmp_path / "earlier", trials, **changes)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        space_of(tmp_path, first={"study": study}).first_parameters()
 
 
 def test_first_points_are_completed_by_the_base(tmp_path):
