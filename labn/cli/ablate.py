@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labn.cli.app import Json, Overrides, app, print_result
-from labn.cli.progress import ConsoleReporter
+from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -45,16 +45,17 @@ def ablate(
 
         labn ablate configs/ablation/demo.yaml --dry-run
     """
-    from labn.config.shipped import ABLATIONS, find_config
-    from labn.sweeps.ablation.ablation_study import read_study
+    with starting():
+        from labn.config.shipped import ABLATIONS, find_config
+        from labn.sweeps.ablation.ablation_study import read_study
 
     read = read_study(find_config(study, ABLATIONS), overrides or [])
     if dry_run:
         content = _plan(read)
         print_result(as_json, content, _plan_as_text(content))
         return
-    # Imported here: it loads Ray, whose handler of SIGTERM must be replaced afterwards.
-    from labn.sweeps.ablation.ablation_driver import run_study
+    with starting():  # Ray, whose handler of SIGTERM must be replaced afterwards
+        from labn.sweeps.ablation.ablation_driver import run_study
 
     with ConsoleReporter() as reporter, StopRequest(_NOTICE) as stop:
         summary = run_study(read, reporter, stop.is_requested, is_serial=serial)

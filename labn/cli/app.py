@@ -5,17 +5,52 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from labn.config import Config, known_keys, load_config
 from labn.config.shipped import CONFIGS, find_config
 from labn.errors import UserError
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, as help shows them."""
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+def _without_types_of_flags(params: Sequence[Any]) -> list[Any]:
+    """Let help show a flag without a type, which would read as if it took a value."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return list(params)
+
+
+class Commands(typer.Typer):
+    """Commands whose help shows flags as flags."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Return a decorator that adds a function as a command."""
+        return super().command(name, **({"cls": _Command} | options))
+
+
+app = Commands(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -104,6 +139,18 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
     if path.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
         return config.model_copy(update={"output_dir": path})
     return config
+
+
+def require_run(path: Path) -> None:
+    """Refuse a folder that is no run at once: opening one loads torch.
+
+    Raises:
+        UserError: it has no settings.
+    """
+    if not (path.expanduser() / "config.yaml").is_file():
+        raise UserError(
+            f"{path}: not a run (it has no config.yaml); give the output_dir of a training"
+        )
 
 
 def is_override(argument: Path) -> bool:

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from labn.cli.app import Json, app, print_result
+from labn.cli.app import Commands, Group, Json, app, print_result
 from labn.cli.init import write_shipped
 from labn.cli.signals import StopRequest
 from labn.config.shipped import CONFIGS
 from labn.errors import RunFailed, UserError
 
-cluster_app = typer.Typer(
+cluster_app = Commands(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Clusters by Ray's launcher or KubeRay: `labn cluster check cluster/gpu.yaml`, then `up`.",

@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
-from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
+from labn.cli.app import (
+    Commands,
+    ConfigOrRun,
+    Group,
+    Json,
+    Overrides,
+    app,
+    print_result,
+    resolve_config,
+)
 from labn.config import dump_config
 from labn.config.messages import describe_unknown
 from labn.config.reference import SCHEMAS, Key, as_markdown, describe_keys
 from labn.errors import UserError
 
-config_app = typer.Typer(
+config_app = Commands(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="What can be set, and what is set: `labn config explain loss.theta_b`.",

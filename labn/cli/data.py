@@ -9,13 +9,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
+from labn.cli.app import (
+    Commands,
+    ConfigOrRun,
+    Group,
+    Json,
+    Overrides,
+    app,
+    print_result,
+    resolve_config,
+)
 from labn.cli.progress import ConsoleReporter
 from labn.config import DataConfig
 from labn.errors import UserError
 
-data_app = typer.Typer(
-    no_args_is_help=True, help="Check a data set, fix its subsets, or make the synthetic one."
+data_app = Commands(
+    cls=Group,
+    no_args_is_help=True,
+    help="Check a data set, fix its subsets, or make the synthetic one.",
 )
 app.add_typer(data_app, name="data")
 

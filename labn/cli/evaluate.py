@@ -21,8 +21,9 @@ from labn.cli.app import (
     app,
     metrics_table,
     print_result,
+    require_run,
 )
-from labn.cli.progress import ConsoleReporter
+from labn.cli.progress import ConsoleReporter, starting
 from labn.errors import UserError
 
 _OF_ONE_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation)_")
@@ -118,6 +119,7 @@ def evaluate(
 
         labn evaluate runs/demo --tolerance 0.005 --failure-pid 0.3
     """
+    require_run(run)
     # Before torch is loaded, so that a misspelt number is refused at once.
     given = {
         "methods": None if methods is None else tuple(methods.split(",")),
@@ -134,7 +136,8 @@ def evaluate(
         # As JSON, so that every path is read as text.
         overrides = [*(overrides or []), f"data.root={json.dumps(data)}"]
     overrides = allow_changed(overrides, allow_changed_data)
-    from labn.runs.evaluation.evaluate_run import evaluate_run
+    with starting():
+        from labn.runs.evaluation.evaluate_run import evaluate_run
 
     choices |= _thresholds(failure_pid, over_attended, insufficiently_attended)
     with ConsoleReporter() as reporter:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Run, app, print_result
-from labn.cli.progress import ConsoleReporter
+from labn.cli.app import Json, Overrides, Run, app, print_result, require_run
+from labn.cli.progress import ConsoleReporter, starting
 
 if TYPE_CHECKING:
     from labn.runs.explain_images import Explanations
@@ -40,7 +40,9 @@ def explain(
 
         labn explain runs/idrid ~/eyes --out explanations/idrid train.device=cpu
     """
-    from labn.runs.explain_images import explain_images
+    require_run(run)
+    with starting():
+        from labn.runs.explain_images import explain_images
 
     with ConsoleReporter() as reporter:
         explained = explain_images(run, images, out, overrides or [], reporter)

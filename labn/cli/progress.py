@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,14 @@ _EPOCH_COLUMNS = {
     "val_auroc": "AUROC",
     "val_pid": "PID",
 }
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Show on a terminal that the command has begun, while the block loads its libraries."""
+    console = Console(stderr=True)
+    with console.status("starting") if console.is_terminal else nullcontext():
+        yield
 
 
 class ConsoleReporter(Reporter):

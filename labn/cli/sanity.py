@@ -17,8 +17,9 @@ from labn.cli.app import (
     allow_changed,
     app,
     print_result,
+    require_run,
 )
-from labn.cli.progress import ConsoleReporter
+from labn.cli.progress import ConsoleReporter, starting
 
 if TYPE_CHECKING:
     from labn.explain.randomisation import SanityRow
@@ -46,7 +47,9 @@ def sanity(
 
         labn sanity runs/idrid --subset validation --num-images 16
     """
-    from labn.runs.evaluation.sanity_check import check_run, quick_methods
+    require_run(run)
+    with starting():
+        from labn.runs.evaluation.sanity_check import check_run, quick_methods
 
     given = allow_changed(overrides, allow_changed_data)
     with ConsoleReporter() as reporter:

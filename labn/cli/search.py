@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from labn.cli.ablate import summary_as_text
-from labn.cli.app import Json, Overrides, app, is_override, print_result
-from labn.cli.progress import ConsoleReporter
+from labn.cli.app import Commands, Group, Json, Overrides, app, is_override, print_result
+from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
 
 _NOTICE = "stopping: trials resume from their last checkpoints (again to stop at once)\n"
 
 
-class _DefaultCommand(TyperGroup):
+class _DefaultCommand(Group):
     """A group that runs `run` if the first word names no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -29,7 +28,7 @@ class _DefaultCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-search_app = typer.Typer(
+search_app = Commands(
     cls=_DefaultCommand,
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -84,14 +83,14 @@ def run(
 
         labn search configs/search/demo.yaml --retrain-best 1 --seeds 3
     """
-    # Imported here, since they load Ray and Optuna.
-    from labn.cli.search_display import SearchDisplay
-    from labn.config import load_search
-    from labn.config.shipped import SEARCHES, find_config
-    from labn.sweeps.search import confirm
-    from labn.sweeps.search.default_search import default_search
-    from labn.sweeps.search.search_driver import run_search
-    from labn.sweeps.search.search_plan import plan_as_text, plan_search
+    with starting():  # Ray and Optuna
+        from labn.cli.search_display import SearchDisplay
+        from labn.config import load_search
+        from labn.config.shipped import SEARCHES, find_config
+        from labn.sweeps.search import confirm
+        from labn.sweeps.search.default_search import default_search
+        from labn.sweeps.search.search_driver import run_search
+        from labn.sweeps.search.search_plan import plan_as_text, plan_search
 
     given = overrides or []
     with ExitStack() as stack:

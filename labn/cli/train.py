@@ -20,7 +20,7 @@ from labn.cli.app import (
     print_result,
     resolve_config,
 )
-from labn.cli.progress import ConsoleReporter
+from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
 from labn.config import Config
 from labn.errors import Interrupted, RunFailed, UserError
@@ -123,17 +123,18 @@ def train(
 
 
 def _train(config: Config, workers: Workers | None, as_json: bool) -> None:
-    from labn.runs.folder import RunFolder
-    from labn.runs.train import train_run
+    with starting():
+        from labn.runs.folder import RunFolder
+        from labn.runs.train import train_run
+
+        if workers is not None:
+            from labn.distributed.train_driver import train_distributed  # loads Ray
 
     with ConsoleReporter() as reporter, StopRequest() as stop:
         try:
             if workers is None:
                 summary = train_run(config, reporter, stop.is_requested)
             else:
-                # Imported here, since it loads Ray.
-                from labn.distributed.train_driver import train_distributed
-
                 summary = train_distributed(config, workers, reporter, stop.is_requested)
         except Interrupted:
             if not RunFolder(config.output_dir).config_file.is_file():
@@ -179,8 +180,9 @@ def _parse_resources(given: list[str]) -> dict[str, float]:
 
 
 def _print_plan(config: Config, as_json: bool) -> None:
-    from labn.cli.plan import plan_as_text
-    from labn.runs.plan import plan_run
+    with starting():
+        from labn.cli.plan import plan_as_text
+        from labn.runs.plan import plan_run
 
     with ConsoleReporter() as reporter:
         plan = plan_run(config, reporter)

@@ -10,7 +10,21 @@ import pytest
 import typer
 
 import labn.cli
-from labn.cli import evaluate, report, sanity, search  # noqa: F401
+from labn.cli import (  # noqa: F401
+    ablate,
+    cluster,
+    config,
+    data,
+    doctor,
+    evaluate,
+    explain,
+    init,
+    report,
+    sanity,
+    search,
+    train,
+    ui,
+)
 from labn.cli.app import app, resolve_config
 from labn.errors import UserError
 
@@ -65,3 +79,22 @@ def test_a_path_with_an_equals_sign_is_a_path_and_not_a_setting(tmp_path, monkey
 def test_a_setting_in_the_place_of_the_configuration_is_seen(word):
     with pytest.raises(UserError, match="no configuration given"):
         resolve_config(Path(word), [])
+
+
+def every_command(command, name):
+    """Return each command and each group below one, by their names."""
+    found = {name: command}
+    for word, one in getattr(command, "commands", {}).items():
+        found |= every_command(one, f"{name} {word}")
+    return found
+
+
+def test_help_shows_flags_as_flags(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    for name, command in every_command(typer.main.get_command(app), "labn").items():
+        with pytest.raises(SystemExit):
+            command.main(["--help"], prog_name=name)
+
+        text = capsys.readouterr().out
+        assert "--help" in text, name
+        assert "<bool>" not in text, name

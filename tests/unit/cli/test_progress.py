@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from labn.cli.progress import ConsoleReporter
+from labn.cli.progress import ConsoleReporter, starting
 
 METRICS = {
     "train_loss": 2.3456, "val_loss": 2.3456, "val_accuracy": 0.5, "val_auroc": 0.5,
@@ -24,3 +24,19 @@ def test_an_epochs_line_fits_80_columns_and_has_the_time_left(capsys, time_s, le
     assert first.endswith(f" {left} left")
     assert second.startswith("epoch 111/200 ")
     assert max(len(speed), len(first), len(second)) <= 80
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_shows_that_a_command_has_begun_and_keeps_nothing_of_it(
+    capsys, monkeypatch, is_terminal
+):
+    monkeypatch.setenv("FORCE_COLOR" if is_terminal else "NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+
+    with starting():
+        pass
+
+    shown = capsys.readouterr().err
+    assert ("starting" in shown) == is_terminal
+    erase_line = "\x1b[2K"
+    assert not is_terminal or shown.rstrip().endswith(erase_line)
