@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,10 @@ from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
 
 _NOTICE = "stopping: trials resume from their last checkpoints (again to stop at once)\n"
+
+
+_WATCH_S, _SILENT_S = 2.0, 60.0
+"""Seconds between looks at a search's status, and of silence that are reported."""
 
 
 class _DefaultCommand(Group):
@@ -64,6 +70,10 @@ def run(
     show_settings: Annotated[
         bool, typer.Option("--settings", help="Show the settings of every trial.")
     ] = False,
+    watched: Annotated[
+        Path | None,
+        typer.Option("--watch", help="Show the search in this output_dir until it ends, only."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search by Ray Tune and Optuna; the same command again resumes where it stopped.
@@ -82,7 +92,12 @@ def run(
         labn search configs/search/idrid.yaml data.root=~/idrid trials=40 trial.gpus=0.5
 
         labn search configs/search/demo.yaml --retrain-best 1 --seeds 3
+
+        labn search --watch runs/search-demo
     """
+    if watched is not None:
+        _watch(watched, show_settings, as_json)
+        return
     with starting():  # Ray and Optuna
         from labn.cli.search_display import SearchDisplay
         from labn.config import load_search
@@ -134,6 +149,23 @@ def export(
 
     summary = read_summary(study)
     print_result(to is Format.json, dict(summary), as_markdown(summary).rstrip())
+
+
+def _watch(folder: Path, show_settings: bool, as_json: bool) -> None:
+    """Show the status in a search's folder until its process ends; in JSON, once."""
+    from labn.cli.search_display import SearchDisplay, status_as_text
+    from labn.sweeps.search.status import SearchStatus
+
+    status, age_s = SearchStatus.read(folder)
+    with SearchDisplay(show_settings=show_settings) as display:
+        while not status.has_ended and not as_json:
+            if age_s > _SILENT_S:
+                display.message(f"no news for {age_s:.0f} s: its process may have died")
+            display.show(status)
+            time.sleep(_WATCH_S)
+            status, age_s = SearchStatus.read(folder)
+    ended = "" if not status.has_ended else "; it has ended: `labn search export` prints it"
+    print_result(as_json, asdict(status), f"{status_as_text(status)}{ended}")
 
 
 def _say(text: str) -> None:

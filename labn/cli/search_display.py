@@ -24,6 +24,8 @@ _SECONDS_BETWEEN_LINES = 60.0
 _LINES_AROUND_ROWS = 8
 """Lines of a terminal that are kept for the status, the head of the table and messages."""
 _FEWEST_ROWS = 3
+_MOST_IMPORTANT = 5
+"""How many parameters' importances are shown."""
 
 
 class SearchDisplay(SearchReporter):
@@ -105,10 +107,15 @@ def progress_table(status: SearchStatus, width: int, height: int) -> Table:
         table.add_column(name, no_wrap=True, justify="left" if name == "state" else "right")
     # Alone of all columns it may be narrowed; its cells stay on one line.
     table.add_column("settings", overflow="ellipsis")
+    has_nodes = len({trial.node for trial in status.running.values()} - {""}) > 1
+    if has_nodes:
+        table.add_column("node", no_wrap=True)
     num_rows = max(_FEWEST_ROWS, height - _LINES_AROUND_ROWS - len(status.running))
     shown = _latest_and_best(status, num_rows)
+    captions = [_importances_as_text(status)] if status.importances else []
     if len(shown) < len(status.past):
-        table.caption = f"{len(status.past) - len(shown)} more have ended"
+        captions.insert(0, f"{len(status.past) - len(shown)} more have ended")
+    table.caption = "\n".join(fill(caption, width) for caption in captions) or None
     for trial in (*shown, *status.running.values()):
         settings = Text(_short_settings(trial), no_wrap=True, overflow="ellipsis")
         scores = [
@@ -118,8 +125,14 @@ def progress_table(status: SearchStatus, width: int, height: int) -> Table:
         is_best = status.best is not None and status.best[0] == trial.number
         state = "best so far" if is_best else trial.state
         epochs = f"{trial.epoch}/{trial.num_epochs}"
-        table.add_row(str(trial.number), state, epochs, *scores, settings)
+        node = [trial.node] if has_nodes else []
+        table.add_row(str(trial.number), state, epochs, *scores, settings, *node)
     return table
+
+
+def _importances_as_text(status: SearchStatus) -> str:
+    shares = [f"{key.rpartition('.')[2]} {share:.2f}" for key, share in status.importances.items()]
+    return f"importance: {', '.join(shares[:_MOST_IMPORTANT])}"
 
 
 def _latest_and_best(status: SearchStatus, num_rows: int) -> list[TrialStatus]:

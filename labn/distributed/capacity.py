@@ -30,6 +30,12 @@ def live_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
+def node_name(node: str) -> str:
+    """Return the host name of a live node by its id; empty if there is no such node."""
+    names = (one["NodeManagerHostname"] for one in live_nodes() if one["NodeID"] == node)
+    return next(names, "")
+
+
 def num_lost(nodes: Collection[str]) -> int:
     """Return how many of these nodes, by Ray's ids, are no longer up."""
     return len(set(nodes) - {node["NodeID"] for node in live_nodes()}) if nodes else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sqlite3
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def test_what_a_search_leaves_behind(whole, labn):
     row = exported["trials"][exported["best"]]
     assert best.model.theta_alpha == row["point"]["model.theta_alpha"]
     assert labn("train", place / "best.yaml", "--dry-run").returncode == 0
+
+
+def test_a_search_is_watched_by_its_folder(whole, labn):
+    folder, _, _ = whole
+
+    done = labn("search", "--watch", folder / "search")
+    status = json.loads(labn("search", "--watch", folder / "search", "--json").stdout)
+
+    best = max(
+        (t for t in trials_of(folder) if t.state == TrialState.COMPLETE), key=lambda t: t.value
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("4 of 4 trials: ")
+    assert f"best trial {best.number}: val_pid {best.value:.3f}" in done.stdout
+    assert status["has_ended"]
+    assert sorted(map(int, status["past"])) == [0, 1, 2, 3]
+    assert {trial["node"] for trial in status["past"].values()} == {socket.gethostname()}
 
 
 def test_a_finished_search_does_nothing_more_unless_it_is_given_more(whole, labn):

@@ -12,9 +12,17 @@ from optuna.trial import TrialState
 from ray.tune import Callback, Stopper
 
 from labn.config.search import SearchConfig
-from labn.distributed.capacity import demand, max_concurrent, num_lost, num_slots, supply
+from labn.distributed.capacity import (
+    demand,
+    max_concurrent,
+    node_name,
+    num_lost,
+    num_slots,
+    supply,
+)
 from labn.errors import Interrupted, RunFailed
 from labn.sweeps.search.optuna_study import STATES, SearchStudy, epochs_of, metrics_of
+from labn.sweeps.search.search_figures import importances
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
 from labn.sweeps.search.status import (
@@ -56,6 +64,7 @@ class TuneCallback(Unpickled, Callback):
         self._last_run_s = time.monotonic()
         self._nodes: dict[int, set[str]] = {}
         self._next_check_s, self._next_count_s, self._num_fitting = 0.0, 0.0, -1
+        self._next_write_s = 0.0
         self._most_at_once: int | None = None
         self.problem: RunFailed | Interrupted | None = None
         self.stopper = _Stop(self)
@@ -89,16 +98,18 @@ class TuneCallback(Unpickled, Callback):
         if OUTCOME in result:
             self._conclude(number, Outcome(**result[OUTCOME]))
             return
+        running = self._status.running.get(number)
         if NODE in result:
             self._nodes.setdefault(number, set()).add(result[NODE])
+            if running is not None:
+                running.node = node_name(result[NODE])
             return
         metrics = {key: value for key, value in result.items() if isinstance(value, float)}
         metrics["epoch"] = float(result["epoch"])
         self._study.record_epoch(number, metrics)
-        running = self._status.running.get(number)
         if running is not None:
             running.epoch, running.metrics = int(metrics["epoch"]), metrics
-        self._reporter.show(self._status)
+        self._show()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report that a trial's process has ended; Tune starts another."""
@@ -156,7 +167,7 @@ class TuneCallback(Unpickled, Callback):
                 f"waiting for capacity: a trial {demand(processes)}; the cluster has"
                 f" {supply(processes)}, some of it in use"
             )
-        self._reporter.show(self._status)
+        self._show()
 
     def _status_of(self, number: int, state: str) -> TrialStatus:
         parameters = self._study.parameters(self._study.optuna.trials[number])
@@ -183,6 +194,7 @@ class TuneCallback(Unpickled, Callback):
         self._outputs.trial_ended(number, outcome)
         if self._status.num_ended % 10 == 0:
             self._outputs.draw()
+            self._status.importances = importances(self._study)
 
     def _count_failures(self, outcome: Outcome) -> None:
         if outcome.state != "failed":
@@ -203,7 +215,20 @@ class TuneCallback(Unpickled, Callback):
 
     def _message(self, text: str) -> None:
         self._reporter.message(text)
+        self._show()
+
+    def _show(self) -> None:
+        """Show the status here, and to those who watch the folder."""
         self._reporter.show(self._status)
+        now_s = time.monotonic()
+        if now_s >= self._next_write_s:
+            self._next_write_s = now_s + _CHECK_S
+            self._status.write(self._search.output_dir)
+
+    def end(self) -> None:
+        """Write the last status."""
+        self._status.has_ended = True
+        self._status.write(self._search.output_dir)
 
 
 class _Stop(Unpickled, Stopper):

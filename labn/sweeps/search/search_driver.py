@@ -120,6 +120,8 @@ def _search(
             raise RunFailed(
                 f"the search failed ({lines[-1]}); run the same command again to resume"
             ) from error
+        finally:
+            callback.end()
     return callback.problem
 
 

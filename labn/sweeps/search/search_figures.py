@@ -63,7 +63,7 @@ def _figures(study: SearchStudy) -> Iterator[tuple[str, Figure]]:
         front = {trial.number for trial in study.front()}
         yield "pareto", pareto_figure(trials, names, front)
     yield "history", trial_history_figure(trials, names[0])
-    shares = _importances(study)
+    shares = importances(study)
     if shares:
         num_finished = sum(trial.state == "finished" for trial in trials)
         yield "importances", importances_figure(shares, names[0], num_finished)
@@ -132,7 +132,7 @@ def _of_all(study: SearchStudy, is_log: dict[str, bool]) -> dict[str, bool]:
     }
 
 
-def _importances(study: SearchStudy) -> dict[str, float]:
+def importances(study: SearchStudy) -> dict[str, float]:
     """Return the parameters' importances for the first score; nothing from too few trials."""
     verbosity = optuna.logging.get_verbosity()
     # Optuna warns of every parameter that has one value only.

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from labn.cli.search_display import progress_table
+from labn.errors import UserError
 from labn.sweeps.search.status import SearchStatus, TrialStatus
 
 PARAMETERS = {
@@ -59,3 +60,40 @@ def test_ended_trials_stay_and_of_many_the_latest_and_the_best():
     assert numbers[0] == 0  # the best
     assert numbers[-3:] == [39, 40, 41]
     assert any("more have ended" in line for line in lines)
+
+
+def test_several_nodes_and_the_most_important_settings_are_shown():
+    status = make_status(4)
+    status.running[4].node, status.running[5].node = "gpu-a", "gpu-b"
+    status.importances = {f"loss.{name}": 0.4 - i / 20 for i, name in enumerate("abcdefg")}
+
+    lines = lines_of(status, 80)
+
+    assert max(map(len, lines)) <= 80
+    assert sum("gpu-a" in line for line in lines) == 1
+    assert any(
+        line.strip() == "importance: a 0.40, b 0.35, c 0.30, d 0.25, e 0.20" for line in lines
+    )
+
+
+def test_a_status_is_read_by_another_process_as_it_was_written(tmp_path):
+    status = make_status(12)
+    status.num_ended_here = 12
+    status.start_s -= 120
+
+    status.write(tmp_path)
+    read, age_s = SearchStatus.read(tmp_path)
+
+    assert 0 <= age_s < 60
+    assert read.left_s == pytest.approx(status.left_s, abs=60)
+    assert read.best == status.best
+    assert read.past == status.past
+    assert read.running == status.running
+
+
+def test_a_folder_without_a_status_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no status\.json"):
+        SearchStatus.read(tmp_path)
+    (tmp_path / "status.json").write_text('{"num_trials": 3}')
+    with pytest.raises(UserError, match="holds no search that can be watched"):
+        SearchStatus.read(tmp_path)
