@@ -57,6 +57,10 @@ MEANINGS = {
         "frames of the sun whose times do not tell their subsets",
         "training draws all subsets at random: frames hours apart may be trained and scored on",
     ),
+    "mixed_orientation": (
+        "images whose first row may be the south in some and the north in others",
+        "training keeps them as they are: check one of each, and convert one kind",
+    ),
     "converted_channels": (
         "images of another number of channels than the data set's",
         "training converts them: grey is repeated to RGB, colour reduced to luma",

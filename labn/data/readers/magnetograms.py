@@ -22,7 +22,7 @@ from labn.data.readers.listing import (
     name_in,
     visible,
 )
-from labn.data.readers.reader import Problem, Record, Scan, SubsetName
+from labn.data.readers.reader import SUBSETS, Problem, Record, Scan, SubsetName
 from labn.errors import UserError, printable
 
 LAYOUT = (
@@ -51,7 +51,8 @@ class MagnetogramReader:
     Yearly arrays: 2010-2015 are for training, 2016 for validation, 2017 for test. In a folder,
     a column ``partition`` or ``split`` assigns the subset, else the year (of a time column, or of
     a date in the name), provided that every image is of 2010-2017. A time that cannot be read is
-    a defect, since a random split would divide series of frames.
+    a defect, since a random split would divide series of frames; so is one of another year, where
+    the other images have all three subsets.
 
     Raises:
         UserError: the root has no such layout.
@@ -262,7 +263,9 @@ def _scan_folder(root: Path, scan: Scan) -> None:
         return
     scan.others[table] = "table"
     years, undated = _years(rows)
-    has_known_years = bool(years) and all(year in YEAR_SUBSETS for year in years.values())
+    known = [year in YEAR_SUBSETS for year in years.values()]
+    by_year = {YEAR_SUBSETS.get(year) for year in years.values()}
+    has_known_years = by_year.issuperset(SUBSETS) or (bool(known) and all(known))
     files = FileIndex(root, SUFFIXES, is_deep=True)
     for row in rows:
         where = f"line {row.line} of {table.name}"
@@ -273,12 +276,17 @@ def _scan_folder(root: Path, scan: Scan) -> None:
                     "bad_table", printable(row.file), f"{where}: {undated[row.line]}", path
                 )
             subset = _row_subset(row, where)
-            if has_known_years:
-                subset = YEAR_SUBSETS[years[row.line]]
+            if has_known_years and row.line in years:
+                subset = YEAR_SUBSETS.get(years[row.line])
+                if subset is None:
+                    detail = f"{where} is of {years[row.line]}, the others of 2010 to 2017, which"
+                    detail += " are assigned by year; take it out, or add a column split for all"
+                    raise Defect("bad_table", printable(row.file), detail, path)
             scan.records.append(_record(row, name_in(root, path), where, path, None, subset))
         except Defect as defect:
             scan.problems.append(defect.problem)
-    scan.problems.extend(_random_subsets(rows, years))
+    scan.problems.extend(_random_subsets(rows, years, has_known_years))
+    scan.problems.extend(_mixed_rows(scan.records))
     files.add_rest(scan, table.name, lambda path: name_in(root, path))
 
 
@@ -303,16 +311,30 @@ def _years(rows: Sequence[FlareRow]) -> tuple[dict[int, int], dict[int, str]]:
     return years, undated if is_needed else {}
 
 
-def _random_subsets(rows: Sequence[FlareRow], years: Mapping[int, int]) -> Iterable[Problem]:
+def _random_subsets(
+    rows: Sequence[FlareRow], years: Mapping[int, int], has_known_years: bool
+) -> Iterable[Problem]:
     """Report images whose subsets are drawn, so that frames of one series may be divided."""
-    other = next((line for line, year in years.items() if year not in YEAR_SUBSETS), None)
-    if rows[0].subset is not None or (years and other is None):
+    if rows[0].subset is not None or has_known_years:
         return
     reason = "no image has a time: name it by a date or add a column time"
-    if other is not None:
+    if years:
+        other = next(line for line, year in years.items() if year not in YEAR_SUBSETS)
         reason = f"line {other} is of {years[other]}, and only 2010 to 2017 are assigned by year"
     detail = f"{reason}. All subsets are drawn at random; a column split would assign them"
     yield Problem(kind="random_subsets", name="labels.csv", detail=detail)
+
+
+def _mixed_rows(records: Sequence[Record]) -> Iterable[Problem]:
+    """Report pictures beside FITS images, whose rows start at the other pole as a rule."""
+    pictures = [one.name for one in records if one.path.suffix.lower() in IMAGE_SUFFIXES]
+    num_fits = sum(one.path.suffix.lower() in FITS_SUFFIXES for one in records)
+    if pictures and num_fits:
+        detail = (
+            f"{num_fits} FITS images are read south first, as stored, beside {len(pictures)}"
+            f" pictures, such as {pictures[0]}, which are drawn north first as a rule"
+        )
+        yield Problem(kind="mixed_orientation", name="labels.csv", detail=detail)
 
 
 def _row_subset(row: FlareRow, where: str) -> SubsetName | None:

@@ -17,6 +17,7 @@ ProblemKind = Literal[
     "unlisted_file",  # an image that no row names
     "unread_file",  # a file beside the images, in a format that is not read
     "random_subsets",  # frames of a series of which no time tells the subset
+    "mixed_orientation",  # pictures beside FITS images, which are stored upside down
     "unreadable_file",  # cannot be decoded, or is not what its name says
     "label_out_of_range",
     "duplicate_row",  # one image named by several rows
@@ -58,7 +59,9 @@ class Problem:
     @property
     def is_fatal(self) -> bool:
         """Whether training refuses a data set with this defect."""
-        return self.kind not in ("unlisted_file", "unread_file", "random_subsets")
+        return self.kind not in (
+            "unlisted_file", "unread_file", "random_subsets", "mixed_orientation",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

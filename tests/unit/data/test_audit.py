@@ -197,7 +197,7 @@ def test_what_the_reader_reports_is_kept_with_its_weight(reader, kind):
     reader.problems.append(Problem(kind=kind, name="row 7", detail="something is wrong"))
     (finding,) = audit(reader).findings
     assert (finding.kind, finding.names) == (kind, ("row 7",))
-    is_minor = kind in ("unlisted_file", "unread_file", "random_subsets")
+    is_minor = kind in ("unlisted_file", "unread_file", "random_subsets", "mixed_orientation")
     assert finding.severity == ("warning" if is_minor else "error")
     assert finding.detail == "row 7: something is wrong"
 

@@ -178,12 +178,32 @@ def test_the_year_of_a_time_column_or_of_the_name_decides_the_subset(tmp_path):
     assert [r.subset for r in scan.records] == ["train", "validation", "test"]
 
 
-def test_one_image_of_another_year_leaves_all_without_a_subset_and_that_is_said(tmp_path):
+def test_an_image_of_another_year_beside_the_known_ones_is_a_defect_never_a_random_split(tmp_path):
+    names = ["20150307.png", "20180101.png", "20160101.png", "20170101.png"]
+    scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
+    assert _problems(scan) == [("bad_table", "20180101.png")]
+    assert "line 2 of labels.csv is of 2018" in scan.problems[0].detail
+    assert "column split" in scan.problems[0].detail
+
+
+def test_years_that_do_not_assign_all_subsets_assign_none_and_that_is_said(tmp_path):
     names = ["20150307.png", "20180101.png"]
     scan = _write_folder(tmp_path, "".join(f"{name},0\n" for name in names), names).scan()
     assert [r.subset for r in scan.records] == [None, None]
     assert _problems(scan) == [RANDOM]
     assert "line 2 is of 2018" in scan.problems[0].detail
+
+
+def test_pictures_beside_fits_images_are_reported_since_their_rows_run_the_other_way(tmp_path):
+    table = "file,class,split\na.fits,0,train\nb.png,0,train\n"
+    reader = _write_folder(tmp_path, table, ["b.png"])
+    _write_fits(tmp_path / "a.fits", np.zeros((6, 8), "f4"))
+
+    (problem,) = reader.scan().problems
+
+    assert (problem.kind, problem.is_fatal) == ("mixed_orientation", False)
+    assert problem.detail.startswith("1 FITS images are read south first, as stored, beside 1 pict")
 
 
 @pytest.mark.parametrize(
