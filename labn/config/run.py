@@ -48,6 +48,8 @@ class AugmentConfig(Section):
     """Largest shift, in standard deviations of the training pixels."""
     contrast: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Largest relative change of the distance from the image's mean."""
+    colour: NonNegative = 0.0
+    """Largest shift of each channel by itself, in standard deviations of the training pixels."""
 
 
 class SyntheticConfig(Section):
@@ -347,6 +349,7 @@ class Config(Section):
 
 EARLIER_VALUES: dict[str, Any] = {
     "data.allow_changed": False,
+    "data.augment.colour": 0.0,
     "data.fold": 0,
     "data.folds": None,
     "data.group_by": None,

@@ -84,7 +84,7 @@ class SamplerConfig(Section):
     """The sampler of parameters."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
-    """Optuna's sampler."""
+    """Optuna's sampler. gp learns from finished trials alone: give it `pruning: null`."""
     seed: Whole = 0
     """Seed of the draws."""
     startup_trials: Count = 8

@@ -16,8 +16,8 @@ class Augmentation:
     """The augmentations and the largest amount of each; none by default.
 
     Amounts are drawn uniformly between minus and plus the largest. ``zoom`` and ``contrast`` are
-    relative (0.1 is a factor of 0.9 to 1.1), ``brightness`` is in units of the pixels passed, and
-    half of the images are flipped.
+    relative (0.1 is a factor of 0.9 to 1.1), ``brightness`` and ``colour``, a shift of each channel
+    by itself, are in units of the pixels passed, and half of the images are flipped.
     """
 
     horizontal_flip: bool = False
@@ -26,25 +26,29 @@ class Augmentation:
     zoom: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    colour: float = 0.0
 
 
-def draw_changes(num_images: int, generator: torch.Generator) -> Float[Tensor, "6 b"]:
+def draw_changes(
+    num_images: int, generator: torch.Generator, num_channels: int = 0
+) -> Float[Tensor, "draws b"]:
     """Draw the random numbers of the augmentations, in [0, 1), one column per image.
 
-    The numbers do not depend on the enabled augmentations, so that disabling one leaves the
-    others unchanged.
+    Six of them, which do not depend on the enabled augmentations, so that disabling one leaves the
+    others unchanged; and one for each of the channels whose colour is changed.
     """
-    return torch.rand(6, num_images, generator=generator, device=generator.device)
+    size = (6 + num_channels, num_images)
+    return torch.rand(size, generator=generator, device=generator.device)
 
 
 def change_batch(
-    images: Float[Tensor, "b c h w"], augmentation: Augmentation, draws: Float[Tensor, "6 b"]
+    images: Float[Tensor, "b c h w"], augmentation: Augmentation, draws: Float[Tensor, "draws b"]
 ) -> Float[Tensor, "b c h w"]:
     """Augment every image by its column of ``draw_changes``."""
     if not len(images):  # the shard of a small last batch may be empty
         return images
     flip_x, flip_y = draws[:2].to(images.device) < 0.5
-    turn, scale, brightness, contrast = (2 * draws[2:] - 1).to(images.device)
+    turn, scale, brightness, contrast, *channels = (2 * draws[2:] - 1).to(images.device)
     if augmentation.horizontal_flip:
         images = torch.where(_per_image(flip_x), images.flip(3), images)
     if augmentation.vertical_flip:
@@ -57,6 +61,9 @@ def change_batch(
         images = mean + (images - mean) * _per_image(1 + contrast * augmentation.contrast)
     if augmentation.brightness:
         images = images + _per_image(brightness * augmentation.brightness)
+    if augmentation.colour:
+        shift_bc = augmentation.colour * torch.stack(channels, dim=1)
+        images = images + shift_bc[:, :, None, None]
     return images
 
 

@@ -183,7 +183,8 @@ class TrainingBatches:
             end = len(order) if step == last_step else start + self._batch_size
             words = np.random.SeedSequence([self._seed, epoch, step]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(words[0]))
-            draws = draw_changes(end - start, generator)
+            num_coloured = self._subset.images.shape[-1] if self._augment.colour else 0
+            draws = draw_changes(end - start, generator, num_coloured)
             rows = self._shard(end - start)
             positions = order[start:end][rows]
             # Rows of the bias image are read as image 0 and replaced: one gather for all rows.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,6 @@ from pathlib import Path
 import optuna
 from optuna.exceptions import OptunaError
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,9 +22,9 @@ from labn.runs.folder import INCIDENTAL_KEYS
 from labn.storage.files import write_json
 from labn.sweeps.search.samplers import make_sampler, quiet_optuna
 from labn.sweeps.search.space import Parameters, Space
+from labn.sweeps.search.study_storage import open_storage, storage_url
 from labn.sweeps.worker import Outcome
 from labn.tracking import redact
-from labn.tracking.store import store_url
 
 STATES = {
     TrialState.COMPLETE: "finished",
@@ -37,7 +34,6 @@ STATES = {
 }
 """Our names of Optuna's states; a running trial without a process is interrupted."""
 
-_JOURNAL = "journal:"
 _EPOCHS, _METRICS, _SPREAD = "epochs", "metrics", "spread"
 _REASON, _TIME_S, _DUPLICATE, _DEFINITION = "reason", "time_s", "duplicate_of", "definition"
 _DIGEST = "data.digest"
@@ -47,14 +43,6 @@ _NUM_TRIES = 50
 """How many draws are tried for parameters that are new."""
 _NUM_TRUSTED = 3
 """How many of these draws are the sampler's; the rest are random."""
-
-
-def storage_url(search: SearchConfig) -> str:
-    """Return the URL of the storage of a search's study."""
-    if search.storage is None and os.environ.get("LABN_SHARED"):
-        # On a cluster the folder is usually on NFS, where SQLite's locks do not work.
-        return f"{_JOURNAL}{search.output_dir}/study.journal"
-    return search.storage or f"sqlite:///{search.output_dir}/study.db"
 
 
 class SearchStudy:
@@ -261,17 +249,6 @@ def is_new_search(folder: Path) -> bool:
     """Return whether no search has begun in a folder."""
     left = (_IDENTITY_FILE, "trials", "summary.json", "study.db", "study.journal")
     return not any((folder / name).exists() for name in left)
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open or create a study's storage: the URL of a database, or ``journal:FILE``."""
-    if url.startswith(_JOURNAL):
-        file = Path(url.removeprefix(_JOURNAL)).expanduser()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(file)))
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return RDBStorage(store_url(url))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

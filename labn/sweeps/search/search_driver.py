@@ -110,6 +110,11 @@ def _search(
         )
     if num_done >= search.trials:
         return None
+    if search.sampler.name == "gp" and search.pruning is not None:
+        reporter.message(
+            "sampler.name = gp: learns from finished trials alone, and pruning leaves few, so"
+            " that it draws nearly at random; set pruning=null, or sampler.name=tpe"
+        )
     with cluster:
         status = SearchStatus(search.trials)
         callback = TuneCallback(search, space, study, outputs, status, reporter, should_stop)

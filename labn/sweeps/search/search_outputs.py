@@ -14,10 +14,11 @@ from labn.runs.folder import RunFolder
 from labn.runs.tracked import closing_entry, log_settings
 from labn.storage.files import write_atomically, write_json
 from labn.sweeps.entry import close_run_entry, open_sweep_entry
-from labn.sweeps.search.optuna_study import SearchStudy, metrics_of, storage_url
+from labn.sweeps.search.optuna_study import SearchStudy, metrics_of
 from labn.sweeps.search.search_figures import draw_figures
 from labn.sweeps.search.search_results import SearchResults, as_markdown, summarise
 from labn.sweeps.search.space import Space
+from labn.sweeps.search.study_storage import storage_url
 from labn.sweeps.search.trial import run_folders
 from labn.sweeps.worker import Outcome
 from labn.tracking import Status, redact

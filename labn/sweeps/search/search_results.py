@@ -17,11 +17,11 @@ from labn.sweeps.search.optuna_study import (
     metrics_of,
     reason_of,
     spread_of,
-    storage_url,
     time_of,
 )
 from labn.sweeps.search.space import Parameters
 from labn.sweeps.search.status import parameters_as_text
+from labn.sweeps.search.study_storage import storage_url
 from labn.sweeps.search.trial import trial_folder
 from labn.tracking import redact
 

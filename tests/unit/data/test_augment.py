@@ -15,6 +15,7 @@ ALL_ON = {
     "zoom": 0.2,
     "brightness": 0.3,
     "contrast": 0.4,
+    "colour": 0.2,
 }
 
 
@@ -23,7 +24,8 @@ def make_images(batch: int = 8, channels: int = 3, height: int = 12, width: int 
 
 
 def augment(images, seed: int = 0, **changes):
-    draws = draw_changes(len(images), torch.Generator().manual_seed(seed))
+    num_coloured = images.shape[1] if "colour" in changes else 0
+    draws = draw_changes(len(images), torch.Generator().manual_seed(seed), num_coloured)
     return change_batch(images, Augmentation(**changes), draws)
 
 
@@ -148,6 +150,17 @@ def test_brightness_shifts_all_pixels_of_an_image_alike():
     # Float32 differences of values below 8.
     assert torch.allclose(shifts, per_image.view(-1, 1, 1, 1).expand_as(shifts), atol=2e-6)
     assert 0.27 < per_image.abs().max() <= 0.3 + 1e-6 and per_image.min() < 0 < per_image.max()
+
+
+def test_colour_shifts_each_channel_by_itself():
+    images = make_images(batch=200, height=4, width=4)
+    shifts = augment(images, colour=0.3) - images
+    per_channel = shifts.mean(dim=(2, 3))
+    assert torch.allclose(shifts, per_channel[..., None, None].expand_as(shifts), atol=2e-6)
+    assert (per_channel.abs().amax(dim=0) > 0.27).all()
+    assert per_channel.abs().max() <= 0.3 + 1e-6
+    between = torch.corrcoef(per_channel.T)[~torch.eye(3, dtype=torch.bool)]
+    assert between.abs().max() < 0.3
 
 
 def test_contrast_scales_the_distance_from_the_images_mean():

@@ -22,6 +22,7 @@ ALL_ON = Augmentation(
     rotation_deg=20.0,
     zoom=0.1,
     brightness=0.2,
+    colour=0.1,
     contrast=0.2,
 )
 

@@ -20,9 +20,9 @@ from labn.sweeps.search.optuna_study import (
     is_feasible,
     metrics_of,
     reason_of,
-    storage_url,
 )
 from labn.sweeps.search.space import Space
+from labn.sweeps.search.study_storage import storage_url
 from labn.sweeps.search.trial import trial_configs
 from labn.sweeps.worker import Outcome
 
