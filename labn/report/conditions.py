@@ -193,6 +193,7 @@ def _rows(panels: Mapping[str, object], rows: Sequence[str]) -> tuple[Figure, It
     for axes, title in zip(made, panels, strict=True):
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))  # long numbers would overlap
         polish(axes)
     made[0].set_yticks(range(len(rows)), rows, parse_math=False)
     made[0].set_ylim(len(rows) - 0.5, -0.5)

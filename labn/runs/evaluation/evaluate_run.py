@@ -234,7 +234,7 @@ class SubsetEvaluation:
         titles = []
         for position in positions:
             name, label = images.names[position], self.dataset.class_names[images.labels[position]]
-            pid = f", PID {pids[name]:.2f}" if name in pids else ""
+            pid = f", PID {pids[name]:z.2f}" if name in pids else ""
             found = prediction(self.dataset.class_names, evaluation, position)
             titles.append(f"{name} ({label}){pid}\n{found}")
         heading = (

@@ -99,7 +99,7 @@ def draw_examples(
         for name in values
     }
     texts = {
-        name: [f"{score.split()[0]} {scores[names[position]]:.2f}" for position in shown]
+        name: [f"{score.split()[0]} {scores[names[position]]:z.2f}" for position in shown]
         for name, scores in values.items()
     }
     classes = scorer.trained.class_names
@@ -129,7 +129,7 @@ def draw_failures(
             continue
         maps = np.stack([scorer.maps(position)["LABN"] for position in shown])
         titles = [
-            f"{subset.names[position]}, PID {pids[subset.names[position]]:.2f}\n"
+            f"{subset.names[position]}, PID {pids[subset.names[position]]:z.2f}\n"
             f"{prediction(scorer.trained.class_names, evaluation, position)},"
             f" attended {failures.attended[position]:.1%}"
             for position in shown

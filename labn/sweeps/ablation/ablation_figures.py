@@ -165,7 +165,7 @@ def _draw_maps(comparison: Comparison, headline: str, place: Path) -> None:
             images, masks = pixels, lesion_masks(subset, positions)
         maps[condition] = trained.attention(pixels, images.shape[1:3])
     texts = {
-        condition: [f"PID {values[condition][name]:.2f}" for name in names] for condition in maps
+        condition: [f"PID {values[condition][name]:z.2f}" for name in names] for condition in maps
     }
     titles = [f"{order[number]}\n{number + 1} of {len(order)}" for number in places]
     seeds = ", ".join(dict.fromkeys(str(run.seed) for run in chosen.values()))

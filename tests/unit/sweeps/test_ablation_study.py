@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from html.parser import HTMLParser
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -333,3 +333,16 @@ def test_a_condition_has_one_colour_in_all_figures_and_epochs_are_whole():
     assert [{line.get_color() for line in axes.lines} for axes in panels] == [
         {colour} for colour in colours
     ]
+
+
+def test_the_numbers_below_a_panel_do_not_overlap_however_small_the_scores():
+    values = {"full": [-0.000795, -0.00065], "no-kl": [-0.00071, -0.00066]}
+    figure = scores_figure({f"PID m={size} matched": values for size in (2, 4, 8, 16)}, "LABN")
+
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        assert len(boxes) > 1
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
