@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from labn.config.section import Count, Integer, ManyRuns, Section, Whole
+from labn.config.section import Count, Fraction, Integer, ManyRuns, Section, Whole
 from labn.config.workers import ProcessesConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
@@ -66,6 +66,8 @@ class StudyConfig(ManyRuns):
     subset are then over the images of all folds."""
     evaluate: EvaluateConfig = EvaluateConfig()
     each_run: EachRunConfig = EachRunConfig()
+    register_min_auroc: Fraction = 0.6
+    """The best network is registered if its validation AUROC is at least this; 0.5 is chance."""
 
     @field_validator("conditions")
     @classmethod

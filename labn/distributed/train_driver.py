@@ -8,6 +8,7 @@ restart, of workers by Ray or of the command by a person, resumes from the newes
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +101,7 @@ class _Driver:
             train_loop_config={
                 "config": config.model_dump(mode="json"),
                 "mailbox": self._mailbox,
+                "command": list(sys.argv),
             },
             torch_config=ReleasingTorchConfig(),
             scaling_config=ray.train.ScalingConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -136,6 +137,7 @@ class _PreemptionNotice:
 
 def work(given: dict[str, Any]) -> None:
     """Train as one of the workers."""
+    sys.argv = given["command"]  # for the run's entry in the tracker
     mailbox = given["mailbox"]
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size())

@@ -246,7 +246,7 @@ class TrainingHooks:
             self.tracker.log_artifact(path, None)
         log_settings(self.tracker, folder.config_file)
         if config.tracking.log_model:
-            self.tracker.log_model(trained.model.cpu(), trained.example)
+            self.tracker.log_model(trained.model.cpu(), trained.preparation)
         return Summary(
             run=str(folder.path),
             num_epochs=num_epochs,

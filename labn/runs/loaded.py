@@ -18,6 +18,7 @@ from labn.data.readers.unlabelled import UnlabelledImage, as_read, read_unlabell
 from labn.model.network import upsample_attention
 from labn.report.maps import overlay
 from labn.runs.trained import TrainedRun, without_data
+from labn.tracking.labn_served import as_bytes
 
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 _MAX_BATCH_SIZE = 8
@@ -130,31 +131,12 @@ def attention_of(
 
 def _as_pixels(image: Image.Image | np.ndarray | Tensor, num_channels: int) -> np.ndarray:
     """Return an image in memory as bytes (h, w, c) with the network's number of channels."""
-    if isinstance(image, Image.Image):
-        if image.mode[0] in "IF":
-            raise ValueError(f"image: got a PIL image of mode {image.mode}, must have 8 bits")
-        return _as_pixels(
-            np.asarray(image.convert("L" if num_channels == 1 else "RGB")), num_channels
-        )
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        if image.is_floating_point():
-            # NaN compares false with everything, so test for valid values.
-            if not bool(((image >= 0) & (image <= 1)).all()):
-                raise ValueError(f"image: got a tensor of {image.dtype} outside [0, 1]")
-            image = (image.float() * 255).round().to(torch.uint8)
-        image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
-    pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels.repeat(num_channels, axis=2)
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 3
-        or pixels.shape[2] != num_channels
-        or not pixels.size
-    ):
-        raise ValueError(
-            f"image: got shape {tuple(image.shape)} of {image.dtype}, must be (h, w) or"
-            f" (h, w, {num_channels}) of uint8, or a tensor ({num_channels}, h, w)"
-        )
-    return np.ascontiguousarray(pixels)
+    if not isinstance(image, Tensor):
+        return as_bytes(image, num_channels)
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        # NaN compares false with everything, so test for valid values.
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise ValueError(f"image: got a tensor of {image.dtype} outside [0, 1]")
+        image = (image.float() * 255).round().to(torch.uint8)
+    return as_bytes((image.permute(1, 2, 0) if image.ndim == 3 else image).numpy(), num_channels)

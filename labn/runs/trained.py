@@ -14,11 +14,13 @@ from torch import Tensor
 from labn.config import Config
 from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics, Dataset
+from labn.data.readers.unlabelled import crops
 from labn.errors import UserError
 from labn.model.network import LABN, LABNOutput, upsample_attention
 from labn.runs.build import load_dataset, place_network, restore_network
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
+from labn.tracking import Preparation
 from labn.training.checkpoint import ModelCheckpoint
 from labn.training.device import choose_device
 from labn.training.precision import Precision, autocast, resolve_precision
@@ -79,10 +81,16 @@ class TrainedRun:
         return ChannelStatistics(mean=best["mean"], std=best["std"], bias_image=best["bias_image"])
 
     @property
-    def example(self) -> Float32[np.ndarray, "1 c h w"]:
-        """An input batch of one image, of the mean training colour."""
-        image: Float32[np.ndarray, "c h w"] = torch.zeros_like(self.best["bias_image"]).numpy()
-        return image[None]
+    def preparation(self) -> Preparation:
+        """How images are prepared for the network, as an exported network carries it."""
+        mean, std = (self.best[name].flatten().tolist() for name in ("mean", "std"))
+        return Preparation(
+            class_names=self.class_names,
+            image_size=self.config.data.image_size,
+            mean=mean,
+            std=std,
+            crops=crops(self.config.data.name),
+        )
 
     def load_dataset(self, reporter: Reporter) -> Dataset:
         """Load the data set, with the subsets and statistics of training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -85,11 +86,13 @@ def validation_metrics(run: Path) -> dict[str, float]:
 class Worker:
     """A worker that trains and scores runs, each in ``processes``.
 
-    Without ``evaluate``, the metrics of a run are those of its training.
+    Without ``evaluate``, the metrics of a run are those of its training. ``command`` is the command
+    line of the process that made the worker, which every run's entry in the tracker shows.
     """
 
     processes: Workers
     evaluate: EvaluateConfig | None = None
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
 
     @property
     def terms(self) -> dict[str, Any]:
@@ -109,6 +112,7 @@ class Worker:
         other runs of the sweep continue.
         """
         start_s, folder = time.monotonic(), config.output_dir
+        sys.argv = list(self.command)
         try:
             # The processes of a killed sweep may still be exiting.
             with locked(folder, "works on this run", wait_s=TAKE_OVER_S, name=".worker.lock"):

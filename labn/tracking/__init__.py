@@ -10,7 +10,7 @@ from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.models import register_model
 from labn.tracking.provenance import environment_tags, redact
 from labn.tracking.resilient import ResilientTracker
-from labn.tracking.servable import save_servable
+from labn.tracking.servable import Preparation, save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.store import resolve_uri
 from labn.tracking.tracker import CallRefused, NoTracker, Status, Tracker
@@ -18,6 +18,7 @@ from labn.tracking.tracker import CallRefused, NoTracker, Status, Tracker
 __all__ = [
     "CallRefused",
     "NoTracker",
+    "Preparation",
     "Status",
     "Tracker",
     "environment_tags",

@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from labn.errors import UserError
 from labn.tracking.provenance import redact
 from labn.tracking.quiet import quiet
-from labn.tracking.servable import save_servable
+from labn.tracking.servable import Preparation, save_servable
 from labn.tracking.store import artifact_root, opening, resolve_uri, store_url
 from labn.tracking.tracker import CallRefused, Status, Tracker
 
@@ -139,10 +137,10 @@ class MlflowTracker(Tracker):
         with _refusals():
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags=[])])
 
-    def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
+    def log_model(self, model: torch.nn.Module, preparation: Preparation) -> None:
         """Log the network as ``model``, to be loaded from ``runs:/{run_id}/model``."""
         with tempfile.TemporaryDirectory() as scratch:
-            save_servable(model, example, Path(scratch, _MODEL_NAME))
+            save_servable(model, preparation, Path(scratch, _MODEL_NAME))
             self.log_saved_model(Path(scratch, _MODEL_NAME))
 
     def log_saved_model(self, folder: Path) -> None:

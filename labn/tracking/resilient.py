@@ -10,13 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from labn.tracking.provenance import redact
-from labn.tracking.servable import save_servable
+from labn.tracking.servable import Preparation, save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.tracker import CallRefused, Status, Tracker
 
@@ -90,12 +88,12 @@ class ResilientTracker(Tracker):
             "log_dataset", manifest=manifest, name=name, source=redact(source), digest=digest
         )
 
-    def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
+    def log_model(self, model: torch.nn.Module, preparation: Preparation) -> None:
         """Log the network so that it predicts without this package, if it can be exported."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "model")
             try:
-                save_servable(model, example, folder)
+                save_servable(model, preparation, folder)
             # torch.export fails in many ways, at the end of a run that has its checkpoints.
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())

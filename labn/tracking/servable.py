@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from labn.tracking import labn_served
 from labn.tracking.quiet import quiet
+
+_IMPORTED = ("mlflow", "numpy", "pillow", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a network's images are prepared, and the names of its classes.
+
+    ``mean`` and ``std`` are per channel of pixels in [0, 1]; ``crops`` are pairs of the size
+    (width, height) of an image and the box (left, top, right, bottom) that is kept of it.
+    """
+
+    class_names: Sequence[str]
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    crops: Sequence[tuple[tuple[int, int], tuple[int, int, int, int]]] = ()
 
 
 class _Outputs(torch.nn.Module):
@@ -31,27 +50,27 @@ class _Outputs(torch.nn.Module):
         }
 
 
-def save_servable(
-    model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"], folder: Path
-) -> None:
+def save_servable(model: torch.nn.Module, preparation: Preparation, folder: Path) -> None:
     """Export a network with its softmax to a new folder, on the CPU and in evaluation mode.
 
-    ``mlflow.pyfunc.load_model(folder).predict`` maps (n, c, h, w) float32 to ``probabilities``
-    (n, classes) and ``attention`` (n, 1, h2, w2), for any n; ``mlflow.pytorch.load_model``
-    returns the program itself. ``mlflow.pytorch.save_model`` is not used because its models cannot
+    ``mlflow.pyfunc.load_model(folder).predict`` takes images of bytes (``labn_served``) and returns
+    ``probabilities`` (n, classes) and ``attention`` (n, 1, h2, w2), for any n;
+    ``mlflow.pytorch.load_model`` returns the program itself, which takes standardised images
+    (n, c, h, w). ``mlflow.pytorch.save_model`` is not used because its models cannot
     predict more than one tensor, and have a fixed batch size where a network does not export with
     a free one: here that raises.
     """
     with quiet():
         import mlflow.pyfunc
-        from mlflow.models import Model, infer_signature
+        from mlflow.models import Model, ModelSignature, infer_signature
 
     served = _Outputs(copy.deepcopy(model).cpu().eval())
     for parameter in served.parameters():
         # The archive writer treats channels_last weights as views of a larger tensor.
         parameter.data = parameter.data.contiguous()
+    side, num_channels = preparation.image_size, len(preparation.mean)
     # torch.export treats a batch size of one as a constant.
-    images = torch.from_numpy(np.repeat(example, 2, axis=0).astype(np.float32))
+    images = torch.zeros(2, num_channels, side, side)
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in served(images).items()}
         program = torch.export.export(
@@ -61,24 +80,28 @@ def save_servable(
     description.add_flavor(
         "pytorch", model_data="data/program", pytorch_version=str(torch.__version__), code=None
     )
+    carried = asdict(preparation)
+    mean_colour = np.array([preparation.mean]) * np.full((1, side, side, num_channels), 255)
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "program")
         data.mkdir()
         torch.export.save(program, data / "model.pt2")
+        Path(data, labn_served.PREPARATION).write_text(json.dumps(carried), encoding="utf-8")
         mlflow.pyfunc.save_model(
             str(folder),
             mlflow_model=description,
             loader_module=labn_served.__name__.rsplit(".", 1)[-1],
             data_path=str(data),
             code_paths=[labn_served.__file__],
-            signature=infer_signature(images.numpy(), outputs),
-            # Saved as JSON text, of which sixteenths need a third.
-            input_example=np.round(images[:1].numpy() * 16) / 16,
+            # Of the outputs only: one of the inputs would refuse PIL images and mixed sizes.
+            signature=ModelSignature(outputs=infer_signature(images.numpy(), outputs).outputs),
+            input_example=mean_colour.round().astype(np.uint8),
+            metadata=json.loads(json.dumps(carried)),
             pip_requirements=_requirements(),
         )
 
 
 def _requirements() -> list[str]:
     # A local version ("2.9.0+cu130") is not on the index that a server would install from.
-    names: dict[str, Any] = {name: metadata.version(name) for name in ("mlflow", "numpy", "torch")}
+    names: dict[str, Any] = {name: metadata.version(name) for name in _IMPORTED}
     return [f"{name}=={version.split('+')[0]}" for name, version in names.items()]

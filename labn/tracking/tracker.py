@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+
+from labn.tracking.servable import Preparation
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -48,7 +48,7 @@ class Tracker:
     def log_dataset(self, manifest: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
         """Log which images the run saw: one row of ``manifest`` per image."""
 
-    def log_model(self, model: torch.nn.Module, example: Float[np.ndarray, "1 c h w"]) -> None:
+    def log_model(self, model: torch.nn.Module, preparation: Preparation) -> None:
         """Log the network so that it predicts without this package (``save_servable``)."""
 
     def log_saved_model(self, folder: Path) -> None:

@@ -36,7 +36,8 @@ def write_study(folder: Path, epochs: int = 6, **changes: Any) -> Path:
         "train": SMALL["train"] | {"epochs": epochs, "checkpoint_steps": 1},
         "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}", "log_model": False},
     }
-    tree = {"base": base, "conditions": CONDITIONS, "seeds": SEEDS} | changes
+    tree = {"base": base, "conditions": CONDITIONS, "seeds": SEEDS, "register_min_auroc": 0}
+    tree |= changes
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(tree | {"output_dir": str(folder / "study")}))
     return path
@@ -167,5 +168,5 @@ def check_registered(study: SimpleNamespace) -> None:
     assert "neither made nor tested for decisions about patients" in version.description
     loaded = mlflow.pyfunc.load_model(client.get_model_version_download_uri(
         "labn-synthetic", version.version))  # fmt: skip
-    outputs = loaded.predict(np.zeros((3, 3, 32, 32), dtype=np.float32))
+    outputs = loaded.predict(np.zeros((3, 40, 50, 3), dtype=np.uint8))
     assert outputs["probabilities"].sum(axis=1) == pytest.approx(1, abs=1e-5)

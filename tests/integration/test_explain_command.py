@@ -24,6 +24,8 @@ from labn.runs import explain_images as explaining
 from labn.runs.loaded import load
 from labn.runs.reporter import Reporter
 from labn.runs.train import train_run
+from labn.runs.trained import TrainedRun, without_data
+from labn.tracking import save_servable
 from labn.training import checkpoint
 
 CAMERA_SIZE, FUNDUS_BOX = (60, 40), (6, 0, 50, 40)
@@ -562,3 +564,19 @@ def test_an_image_in_memory_that_cannot_be_taken_exactly_is_refused(trained, ima
 
     with pytest.raises(ValueError, match=message):
         model(image)
+
+
+@pytest.mark.parametrize("kind", ["folder", "idrid"])
+def test_an_exported_network_takes_images_as_the_run_itself_does(trained, tmp_path, kind):
+    """It crops, resizes and standardises them; an image of the camera's size is cropped."""
+    run, _ = trained(kind)
+    opened = TrainedRun.open(run, without_data())
+    save_servable(opened.model, opened.preparation, tmp_path / "model")
+    import mlflow.pyfunc
+
+    images = [Image.fromarray(paint(n, 1, size)) for n, size in enumerate([CAMERA_SIZE, (50, 44)])]
+
+    answer = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(images)
+
+    expected = [list(one.probabilities.values()) for one in load(run).predict(images)]
+    np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-5)

@@ -63,13 +63,13 @@ def tracker_uri():
         thread.join()
 
 
-def write_study(folder, uri, conditions):
+def write_study(folder, uri, conditions, floor=0.6):
     base = SMALL | {
         "data": SMALL["data"] | {"cache_dir": str(folder / "cache")},
         "train": SMALL["train"] | {"epochs": 1, "warmup_epochs": 0},
         "tracking": {"uri": uri, "log_model": False},
     }
-    tree = {"base": base, "conditions": conditions, "seeds": [0]}
+    tree = {"base": base, "conditions": conditions, "seeds": [0], "register_min_auroc": floor}
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(tree | {"output_dir": str(folder / "study")}))
     return path
@@ -105,6 +105,7 @@ def test_a_network_that_cannot_be_exported_is_reported_and_breaks_no_study(
         tmp_path,
         f"sqlite:///{tmp_path}/mlflow.db",
         {"full": {}, "no-kl": {"loss.lambda_kl": 0}},
+        floor=0,
     )
     with monkeypatch.context() as broken:
         broken.setattr(torch.export, "export", cannot_export)
@@ -123,3 +124,16 @@ def test_a_network_that_cannot_be_exported_is_reported_and_breaks_no_study(
 
     assert again.returncode == 0, again.stderr
     assert "registered " in again.stderr and ", version 1" in again.stderr
+
+
+def test_a_network_at_chance_is_not_registered(tmp_path, labn):
+    path = write_study(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", {"full": {}}, floor=1)
+
+    done = labn("ablate", path, "--serial")
+
+    assert done.returncode == 0, done.stderr
+    assert "full/seed-0 is not registered: its val_auroc is 0." in done.stderr
+    assert "below register_min_auroc = 1 (0.5 is chance)" in done.stderr
+    assert not (tmp_path / "study" / "report" / "model_card.md").exists()
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("select * from registered_models").fetchall() == []

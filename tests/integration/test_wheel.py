@@ -12,7 +12,16 @@ import pytest
 from command_line import ENVIRONMENT, TIMEOUT_S
 
 REPOSITORY = Path(__file__).parents[2]
-SHIPPED = ("labn", "configs", "cluster", "tune", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = (
+    "labn",
+    "configs",
+    "cluster",
+    "tune",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +36,11 @@ def installed(tmp_path_factory):
         place = REPOSITORY / name
         copy = shutil.copytree if place.is_dir() else shutil.copy
         copy(place, source / name)
+    git = ["git", "-C", source, "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for words in ("init --quiet", "add .", "commit --quiet --no-verify --message all"):
+        subprocess.run([*git, *words.split()], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True)
+    (folder / "commit.txt").write_text(commit.stdout)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", source, "-w", folder / "dist"],
@@ -57,11 +71,14 @@ def user(installed, tmp_path):
     return run
 
 
-def test_the_commands_find_what_they_need_in_the_wheel(user, tmp_path):
+def test_the_commands_find_what_they_need_in_the_wheel(user, installed, tmp_path):
     work = tmp_path / "work"
     where = user("-c", "import labn; print(labn.__file__)", script=())
     assert str(REPOSITORY) not in where.stdout, where
     assert user("--version").stdout.startswith("labn ")
+    built_from = (installed.parent / "commit.txt").read_text()
+    script = "from labn.tracking.provenance import package_commit; print(package_commit())"
+    assert user("-c", script, script=()).stdout == built_from
 
     small = ["data.image_size=32", "data.synthetic.num_images=40", "train.epochs=1"]
     small += ["train.warmup_epochs=0", "validation.pid_num_points=3", "tracking.log_model=false"]

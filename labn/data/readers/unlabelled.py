@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from labn.data.readers.idrid import fundus_box
+from labn.data.readers import idrid
 from labn.data.readers.image_files import IMAGE_SUFFIXES, read_image
 from labn.data.readers.magnetograms import SUFFIXES, read_magnetogram
 
@@ -49,5 +49,10 @@ def read_unlabelled(path: Path, data_name: str, num_channels: int) -> Unlabelled
 def as_read(pixels: UInt8[ndarray, "height width c"], data_name: str) -> UnlabelledImage:
     """Return a decoded image with the crop that a data set called ``data_name`` keeps."""
     height, width = pixels.shape[:2]
-    box = fundus_box(width, height) if data_name == "idrid" else (0, 0, width, height)
+    box = dict(crops(data_name)).get((width, height), (0, 0, width, height))
     return UnlabelledImage(pixels=pixels, box=box)
+
+
+def crops(data_name: str) -> tuple[tuple[tuple[int, int], tuple[int, int, int, int]], ...]:
+    """Return which images are cropped: their size, and the box that is kept."""
+    return ((idrid.CAMERA_SIZE, idrid.FUNDUS_BOX),) if data_name == "idrid" else ()

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from labn.tracking.provenance import package_commit
+
 Status = Literal["ok", "warn", "fail"]
 
 MIN_PYTHON = (3, 11)
@@ -49,6 +51,7 @@ def run_checks(
 ) -> list[Check]:
     """Return the checks of all that a run needs; nothing is created, and Ray is not started."""
     checks = [
+        _check_code(),
         _check_python(),
         _check_torch(),
         _check_accelerator(),
@@ -79,6 +82,12 @@ def as_json(checks: Sequence[Check]) -> dict[str, Any]:
     statuses = {check.status for check in checks}
     worst = next((status for status in ("fail", "warn") if status in statuses), "ok")
     return {"status": worst, "checks": [asdict(check) for check in checks]}
+
+
+def _check_code() -> Check:
+    commit = package_commit()
+    known = f"commit {commit}" if commit else "commit not known, because it was built without git"
+    return Check("labn", "ok", f"{importlib.metadata.version('labn')}, {known}")
 
 
 def _check_python() -> Check:

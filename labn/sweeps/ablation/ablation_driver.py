@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -165,7 +164,7 @@ class _Session:
             resources=reserved,
             max_retries=given.retries,
         )(_run_task)
-        left, command = list(self._left), tuple(sys.argv)
+        left = list(self._left)
         pending: dict[Any, AblationRun] = {}
         while left or pending:
             self._check_stop()
@@ -173,7 +172,7 @@ class _Session:
             while left and len(pending) < most:
                 run = left.pop(0)
                 task = remote.options(name=run.name)
-                pending[task.remote(run, self._worker, self._stop_file, command)] = run
+                pending[task.remote(run, self._worker, self._stop_file)] = run
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
             self._show_epochs(list(pending.values()))
             for reference in ready:
@@ -218,14 +217,8 @@ class _Session:
         self._reporter.advance(f"epochs, {', '.join(states)}", done, total)
 
 
-def _run_task(
-    run: AblationRun, worker: Worker, stop_file: Path, command: tuple[str, ...]
-) -> Outcome:
-    """Complete a run as a Ray task; save it and stop once ``stop_file`` exists.
-
-    ``command`` is the command line of the study, for the run's entry in the tracker.
-    """
-    sys.argv = list(command)
+def _run_task(run: AblationRun, worker: Worker, stop_file: Path) -> Outcome:
+    """Complete a run as a Ray task; save it and stop once ``stop_file`` exists."""
     return _complete(run, worker, stop_file.exists, Reporter())
 
 

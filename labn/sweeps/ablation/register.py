@@ -26,12 +26,14 @@ from labn.tracking import register_model, save_servable
 logger = logging.getLogger(__name__)
 
 _SCORE = "val_pid"
+_QUALITY = "val_auroc"
 
 
 def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
     """Register the best run of the condition with the best mean validation PID.
 
-    Return the file of its model card; None where no run is finished or nothing is tracked.
+    Return the file of its model card; None where no run is finished or nothing is tracked, or the
+    network's AUROC is below ``register_min_auroc``.
     """
     finished = [
         run
@@ -49,6 +51,14 @@ def register_best(study: AblationStudy, reporter: Reporter) -> Path | None:
     condition = max(by_condition, key=lambda name: by_condition[name])
     runs = [run for run in finished if run.condition == condition]
     best = max(runs, key=lambda run: scores[run.name])
+    auroc = validation_metrics(best.config.output_dir)[_QUALITY]
+    floor = study.settings.register_min_auroc
+    if auroc < floor:
+        reporter.message(
+            f"{best.name} is not registered: its {_QUALITY} is {auroc:.3f}, below"
+            f" register_min_auroc = {floor:g} (0.5 is chance)"
+        )
+        return None
     card = _card(study, best, runs)
     file = study.settings.output_dir / "report" / "model_card.md"
     write_atomically(file, card)
@@ -85,7 +95,7 @@ def _log_network(run: AblationRun) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch, "model")
         try:
-            save_servable(trained.model, trained.example, exported)
+            save_servable(trained.model, trained.preparation, exported)
         except Exception as error:
             raise RunFailed(f"the network cannot be exported ({describe_error(error)})") from error
         with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:
@@ -114,8 +124,9 @@ def _card(study: AblationStudy, best: AblationRun, runs: Sequence[AblationRun]) 
         f"- Chosen by {_SCORE}: the mean over the condition's seeds (n = {len(runs)}) was the"
         " highest, and this seed's the highest among them. Its own value is therefore biased"
         " upwards.",
-        f"- Input: float32 of {config.data.image_size} x {config.data.image_size} pixels,"
-        " standardised as in training. Output: probabilities and attention.",
+        "- Input: images of any size, as a list of PIL images or arrays of bytes; the model resizes"
+        f" them to {config.data.image_size} x {config.data.image_size} pixels and standardises"
+        " them. Output: probabilities and attention.",
         f"- Scored on the {study.settings.evaluate.split} subset.",
         "- For research only. It was neither made nor tested for decisions about patients or"
         " warnings.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from labn.errors import RunFailed, UserError
 from labn.runs.reporter import Reporter
 from labn.sweeps import worker
 from labn.sweeps.worker import Outcome, Worker, describe_error
+from labn.tracking import environment_tags
 
 SCORING = EvaluateConfig(methods=("LABN",), patch_sizes=(4, 8))
 
@@ -65,6 +67,18 @@ def test_a_run_that_is_scored_has_those_metrics_and_the_terms_they_were_taken_by
     assert (outcome.state, outcome.metrics) == ("finished", {"test_pid": 0.5})
     assert outcome.terms == SCORING.model_dump(mode="json")
     assert calls == ["train", ("test", (4, 8)), "scored"]
+
+
+def test_a_run_is_tracked_under_the_command_of_its_sweep(config, calls, monkeypatch):
+    """Ray's processes have command lines of their own."""
+    command = ["labn", "search", "mine.yaml"]
+    monkeypatch.setattr(sys, "argv", command)
+    made = Worker(processes=Workers(num=1))
+    monkeypatch.setattr(sys, "argv", ["default_worker.py", "--node-ip"])
+
+    made.complete(config, Reporter(), lambda: False)
+
+    assert environment_tags()["command"] == "labn search mine.yaml"
 
 
 def test_scoring_ends_where_a_stop_is_asked_for(config, calls):

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
     NoTracker,
+    Preparation,
     Tracker,
     open_tracker,
     resolve_uri,
@@ -33,6 +35,7 @@ from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.resilient import ResilientTracker
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+PREPARATION = Preparation(class_names=("no", "yes"), image_size=8, mean=(0.25,), std=(0.5,))
 
 
 class Output(NamedTuple):
@@ -156,9 +159,10 @@ def test_a_kept_network_predicts_both_outputs_for_any_batch(
 ) -> None:
     torch.manual_seed(0)
     network = TinyNetwork().train()
-    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    images = ((pixels[:, None] / 255 - 0.25) / 0.5).astype(np.float32)
     network(torch.from_numpy(images))  # moves the running statistics away from their start
-    tracker.log_model(network, images[:1])
+    tracker.log_model(network, PREPARATION)
     assert network.training
 
     if tracker.run_id is None:
@@ -172,12 +176,23 @@ def test_a_kept_network_predicts_both_outputs_for_any_batch(
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(images))
     for num_images in (1, 2, 5):
-        answer = loaded.predict(images[:num_images])
+        answer = loaded.predict(pixels[:num_images])
         # The exported program runs the same kernels; only their fusion may differ.
         np.testing.assert_allclose(
             answer["probabilities"], expected.logits[:num_images].softmax(-1), atol=1e-6
         )
         np.testing.assert_allclose(answer["attention"], expected.attention[:num_images], atol=1e-6)
+    pictures = [Image.fromarray(image) for image in pixels]
+    of_pictures = loaded.predict([pictures[0].resize((40, 20)), *pictures])
+    np.testing.assert_array_equal(of_pictures["probabilities"][1:], answer["probabilities"])
+    with pytest.raises(ValueError, match=r"got shape \(8, 8\) of float32, must be .* of uint8"):
+        loaded.predict(images[:, 0])
+    carried = loaded.metadata.metadata
+    assert (carried["class_names"], carried["mean"], carried["std"]) == (
+        ["no", "yes"],
+        [0.25],
+        [0.5],
+    )
     assert {spec.name for spec in loaded.metadata.signature.outputs.inputs} == set(answer)
     assert loaded.metadata.run_id == tracker.run_id
     program = mlflow.pytorch.load_model(f"runs:/{tracker.run_id}/model")
@@ -191,7 +206,7 @@ def test_an_upload_that_broke_off_is_taken_up_again(
     tmp_path: Path,
 ) -> None:
     tracker = open_mlflow()
-    save_servable(TinyNetwork(), np.zeros((1, 1, 8, 8), np.float32), tmp_path / "model")
+    save_servable(TinyNetwork(), PREPARATION, tmp_path / "model")
 
     def break_off(*_: Any) -> None:
         raise ConnectionError("gone")
@@ -212,7 +227,7 @@ def test_a_kept_network_needs_neither_this_package_nor_its_class(
     open_mlflow: Callable[..., MlflowTracker], client: Any
 ) -> None:
     tracker = open_mlflow()
-    tracker.log_model(TinyNetwork(), np.zeros((1, 1, 8, 8), np.float32))
+    tracker.log_model(TinyNetwork(), PREPARATION)
     run = client.get_run(tracker.run_id)
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert model.status == "READY"
@@ -220,7 +235,7 @@ def test_a_kept_network_needs_neither_this_package_nor_its_class(
         "import sys, numpy, mlflow.pyfunc\n"
         "sys.modules['labn'] = None\n"
         f"model = mlflow.pyfunc.load_model({model.artifact_location!r})\n"
-        "print(model.predict(numpy.ones((3, 1, 8, 8), 'float32'))['attention'].shape)\n"
+        "print(model.predict(numpy.ones((3, 30, 20), 'uint8'))['attention'].shape)\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -234,7 +249,7 @@ def test_a_network_that_exports_with_one_batch_size_only_is_refused(tmp_path: Pa
             return super().forward(images.view(2, 1, 8, 8))
 
     with pytest.raises(Exception, match="batch"):
-        save_servable(Rigid(), np.zeros((1, 1, 8, 8), np.float32), tmp_path / "model")
+        save_servable(Rigid(), PREPARATION, tmp_path / "model")
 
 
 def test_metrics_that_are_not_finite_are_left_out(

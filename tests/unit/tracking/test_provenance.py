@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labn.tracking import environment_tags, redact
+from labn.tracking import environment_tags, provenance, redact
+from labn.tracking.provenance import package_commit
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,30 @@ def test_without_a_checkout_or_without_git_there_is_no_commit(
     assert "git.commit" not in environment_tags()
     monkeypatch.setenv("PATH", "")
     assert "git.commit" not in environment_tags()
+
+
+def test_the_commit_of_this_package_is_its_checkouts_or_the_one_that_its_wheel_carries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "labn" / "tracking" / "here.py"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labn" / "tracking").mkdir(parents=True)
+    assert package_commit() is None
+    assert "labn.commit" not in environment_tags()
+    _git("init", "--quiet")
+    _git("commit", "--quiet", "--allow-empty", "--no-verify", "--message", "first")
+    assert package_commit() == _git("rev-parse", "HEAD")
+    (tmp_path / "labn" / "commit.txt").write_text("0123abc-dirty\n")
+    assert environment_tags()["labn.commit"] == "0123abc-dirty"
+
+
+def test_an_installed_package_has_not_the_commit_of_a_checkout_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "venv" / "site-packages" / "labn"
+    (package / "tracking").mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "tracking" / "here.py"))
+    monkeypatch.chdir(tmp_path)
+    _git("init", "--quiet")
+    _git("commit", "--quiet", "--allow-empty", "--no-verify", "--message", "another project's")
+    assert package_commit() is None

@@ -25,6 +25,7 @@ from labn.errors import UserError
 from labn.tracking import (
     CallRefused,
     NoTracker,
+    Preparation,
     open_tracker,
     resilient,
 )
@@ -32,6 +33,7 @@ from labn.tracking.resilient import ResilientTracker
 from labn.tracking.spool import Spool
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+PREPARATION = Preparation(class_names=("no", "yes"), image_size=4, mean=(0.2, 0.3), std=(0.5, 0.5))
 
 FOREVER_S = 3600.0
 
@@ -222,7 +224,7 @@ def test_a_network_waits_like_any_record(
 
     tracker = wrap()
     flaky.is_down = True
-    tracker.log_model(Network(), np.zeros((1, 2, 4, 4), np.float32))
+    tracker.log_model(Network(), PREPARATION)
     flaky.is_down = False
     tracker.finish("FINISHED")
     (_, files), finish = flaky.calls
@@ -236,7 +238,7 @@ def test_a_network_that_cannot_be_exported_is_a_warning_and_the_run_continues(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tracker = wrap()
-    tracker.log_model(torch.nn.Linear(4, 2), np.zeros((1, 2, 4, 4), np.float32))
+    tracker.log_model(torch.nn.Linear(4, 2), PREPARATION)
     tracker.finish("FINISHED")
     (warning,) = warnings_in(caplog)
     assert "cannot be exported and is not tracked (AttributeError: " in warning
