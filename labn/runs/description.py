@@ -10,7 +10,7 @@ from torch import nn
 
 from labn.config import Config, flatten
 from labn.data.dataset import Dataset
-from labn.model.kernels import compiled
+from labn.model.kernels import compiled, compiled_lambda
 from labn.runs.folder import RunFolder
 from labn.storage.remote import is_remote, without_secrets
 from labn.tracking import redact
@@ -24,9 +24,10 @@ _SCORES = ("val_auroc", "val_accuracy", "val_pid", "val_pid_matched", "val_pid_r
 def arithmetic(config: Config, device: torch.device) -> dict[str, str]:
     """Return what the last digits of results depend on, besides the settings."""
     own = {"kernels": compiled.form(device), "precision": resolve_precision(config.train, device)}
-    # Sums in another order round differently.
-    threads = {"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}
-    return own | threads
+    if device.type != "cpu":
+        return own
+    # Sums in another order round differently; the width of vectors decides the form of a layer.
+    return own | {"threads": str(torch.get_num_threads()), "vectors": compiled_lambda.vectors()}
 
 
 def parameters_and_places(config: Config) -> tuple[dict[str, Any], dict[str, str]]:

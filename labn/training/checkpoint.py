@@ -22,7 +22,8 @@ class TrainingCheckpoint(TypedDict):
 
     Batches and augmentation are functions of (seed, epoch, step), so ``progress`` is the
     sampler's position too. ``kernels`` is the value of ``labn.model.kernels.compiled.form`` and
-    ``precision`` the resolved one, both absent from the first checkpoints.
+    ``precision`` the resolved one; these, ``threads`` and ``vectors`` are absent from the first
+    checkpoints.
     """
 
     model: dict[str, Any]
@@ -34,6 +35,7 @@ class TrainingCheckpoint(TypedDict):
     config: dict[str, Any]
     kernels: NotRequired[str]
     threads: NotRequired[str]
+    vectors: NotRequired[str]
     precision: NotRequired[str]
 
 

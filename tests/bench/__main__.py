@@ -17,7 +17,7 @@ from pathlib import Path
 import mlflow
 import torch
 
-from labn.model.kernels import compiled
+from labn.model.kernels import compiled, compiled_lambda
 from labn.report.style import save_figure
 from tests.bench import layers, network, pictures, scores, search, timing, trained, trials, workers
 from tests.bench.growth import Growth, measure_growth
@@ -85,6 +85,7 @@ def _sections(
 
     return {
         "layers": layers.lambda_layer_rows,
+        "shapes": layers.shape_rows,
         "step": network.training_step_rows,
         "evaluation": network.evaluation_rows,
         "memory": lambda _: network.training_memory_rows(),
@@ -140,6 +141,7 @@ def machine() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "kernels": compiled.form(torch.device("cpu")),
+        "vectors": compiled_lambda.vectors(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
     }

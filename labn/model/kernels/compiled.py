@@ -27,7 +27,7 @@ from labn.storage.files import locked, put_in_place
 logger = logging.getLogger(__name__)
 
 # No -ffast-math: it reorders sums, and makes the whole process flush denormals.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _COMPILE_TIMEOUT_S = 300
 
 
@@ -91,15 +91,18 @@ def _compile(source: Path, target: Path) -> None:
     # In the same folder, so that an atomic rename puts it in place.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         built = Path(scratch, "kernel.so")
-        command = [chosen, *_FLAGS, *_vector_flags(), str(source), "-o", str(built)]
+        command = [chosen, *_FLAGS, *_machine_flags(), str(source), "-o", str(built)]
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
         )
         put_in_place(built, target)
 
 
-def _vector_flags() -> list[str]:
-    return ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+def _machine_flags() -> list[str]:
+    """Return the flags that choose instructions: this CPU's, or those that LABN_MARCH names."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    widest = ["-mprefer-vector-width=512"] if is_x86 else []
+    return [f"-march={os.environ.get('LABN_MARCH', 'native')}", *widest]
 
 
 def _digest(source: Path) -> str:
@@ -108,5 +111,5 @@ def _digest(source: Path) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     cpu = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
     digest = hashlib.sha256(source.read_bytes())
-    digest.update(repr((_FLAGS, _vector_flags(), platform.machine(), cpu)).encode())
+    digest.update(repr((_FLAGS, _machine_flags(), platform.machine(), cpu)).encode())
     return digest.hexdigest()[:16]

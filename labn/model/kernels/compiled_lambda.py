@@ -27,6 +27,17 @@ def is_available(like: Tensor) -> bool:
     return library(SOURCE) is not None
 
 
+def vector_bytes() -> int:
+    """Return the size of the kernel's vectors, which follows the CPU; 0 without the kernel."""
+    kernel = library(SOURCE)
+    return 0 if kernel is None else int(kernel.labn_vector_bytes())
+
+
+def vectors() -> str:
+    """Return how wide the kernel's vectors are, which decides where it is used; for people."""
+    return f"{8 * vector_bytes()} bits" if vector_bytes() else "none"
+
+
 def apply_lambdas(
     queries: Float[Tensor, "b m h k"],
     values: Float[Tensor, "b m v"],

@@ -1,12 +1,14 @@
-"""The choice of a layer's implementation, by device, type and shape.
+"""The choice of a layer's implementation, by device, width of vectors, shape and batch size.
 
 The implementations of one function agree up to rounding. On one machine the choice depends on
-nothing else, so that a resumed run reproduces the uninterrupted one bit by bit.
+nothing else, so that a resumed run reproduces the uninterrupted one bit by bit. It follows from
+`python -m tests.bench shapes`, which compares all forms at every shape of the networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +27,29 @@ PositionLambda = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 """Queries, values, kernel and the map's size to y: a function in ``position_lambda``."""
 _MAX_DENSE_POSITIONS = 256
 _MIN_VALUES_FOR_TILES = 16
+
+
+class DenseRange(NamedTuple):
+    """Where ``position_lambda.dense`` is faster than the compiled form.
+
+    On small maps, once their batch has so many values that its products fill the machine.
+    """
+
+    max_positions: int
+    min_values: int
+    min_values_per_position: float
+
+    def holds(self, num_images: int, num_positions: int, value_depth: int) -> bool:
+        """Return whether it is for a batch, by the values of all its images at one position."""
+        least = max(self.min_values, self.min_values_per_position * num_positions)
+        return num_positions <= self.max_positions and num_images * value_depth >= least
+
+
+_DENSE_RANGES = {64: DenseRange(64, 768, 0), 32: DenseRange(256, 128, 2.5)}
+"""By the bytes of the compiled form's vectors; wide ones help it more than they help products.
+
+AVX512 has 64, AVX2 32. Those of ARM (16) have not been measured, and are treated as AVX2's.
+"""
 
 
 def is_accelerator(x: Tensor) -> bool:
@@ -57,7 +82,7 @@ def lambdas(
     with torch.autocast(queries.device.type, enabled=False):
         # The bias is the same for every position's lambda, as the content lambda is.
         content = content + bias[:, None]
-        if (apply_all := _choose_whole_layer(queries)) is not None:
+        if (apply_all := _choose_whole_layer(queries, values, map_size)) is not None:
             # Channels last in and out, as the surrounding convolutions prefer.
             y_bmhv = apply_all(
                 queries.permute(0, 3, 1, 2),
@@ -74,9 +99,14 @@ def lambdas(
         return y_bhvm.reshape(y_bhvm.shape[0], -1, *map_size)
 
 
-def _choose_whole_layer(queries: Tensor) -> Callable[..., Tensor] | None:
+def _choose_whole_layer(
+    queries: Tensor, values: Tensor, map_size: tuple[int, int]
+) -> Callable[..., Tensor] | None:
     """Choose what applies content and position lambdas together, if anything does."""
     if compiled_lambda.is_available(queries):
+        dense = _DENSE_RANGES.get(compiled_lambda.vector_bytes(), _DENSE_RANGES[32])
+        if dense.holds(len(values), map_size[0] * map_size[1], values.shape[1]):
+            return position_lambda.dense_with_content
         return compiled_lambda.apply_lambdas
     if is_accelerator(queries) and not _is_exporting():
         return product_lambda.apply_lambdas

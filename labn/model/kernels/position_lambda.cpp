@@ -2,9 +2,10 @@
 //
 //   lambda[k,v,m] = content[k,v] + sum_d W[k,d] v[m+d,v],    y[m,h,v] = sum_k q[m,h,k] lambda[k,v,m]
 //
-// A vector holds one position of 16 (float) or 8 (double) values v, so that a transform has no
-// shuffles and a lambda meets its query while it is in a register. Two keys k, being real, are the
-// real and the imaginary part of one complex map. Only one such pair of maps exists at a time.
+// Two keys k, being real, are the real and the imaginary part of one complex map: a pair. A vector
+// holds one position of as many values v as it has lanes or, with fewer values, of several pairs of
+// keys: lane p S + s is value s of pair p. So a transform has no shuffles and a lambda meets its
+// query while it is in a register. Only one vector's maps exist at a time.
 //
 // Layouts, last axis fastest: q, dq [image][position][head][key]; v, dv [image][position][value];
 // y, g [image][position][head][value]; content [image][key][value]; W [key][row][column].
@@ -25,7 +26,15 @@
 
 namespace {
 
+// That of a register: wider vectors would live in memory, and take three times as long.
+#if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kAlignment = 64;
 
 template <class T>
 struct VectorOf {
@@ -66,7 +75,7 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t size)
-      : data_(static_cast<T*>(std::aligned_alloc(kVectorBytes, bytes(size))), &std::free) {
+      : data_(static_cast<T*>(std::aligned_alloc(kAlignment, bytes(size))), &std::free) {
     if (!data_) std::abort();
     std::memset(static_cast<void*>(data_.get()), 0, bytes(size));
   }
@@ -75,7 +84,7 @@ class Buffer {
 
  private:
   static size_t bytes(size_t size) {
-    return (std::max<size_t>(size, 1) * sizeof(T) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+    return (std::max<size_t>(size, 1) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
   }
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
@@ -125,6 +134,91 @@ class LaneSums {
   int count_ = 0;
   Vec<T> waiting_[kLanes<T>];
 };
+
+// --------------------------------------------------- vectors of L / S slots, each of S lanes
+
+// Lane l of the result is lane I[l] of x.
+template <class V, int... I>
+INLINE V pick(V x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, I...);
+}
+
+template <class Lane, int... I>
+constexpr auto lanes_of(Lane, std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, Lane::of(I)...>();
+}
+
+// Lane l of the result is lane Lane::of(l) of x.
+template <class T, class Lane>
+INLINE Vec<T> picked(Vec<T> x) {
+  return pick(x, lanes_of(Lane(), std::make_integer_sequence<int, kLanes<T>>()));
+}
+
+template <int S>
+struct InSlot {
+  static constexpr int of(int l) { return l % S; }
+};
+template <int S, int Part>
+struct PairOfSlot {
+  static constexpr int of(int l) { return 2 * (l / S) + Part; }
+};
+template <int D>
+struct Across {
+  static constexpr int of(int l) { return l ^ D; }
+};
+template <class T, int S>
+struct FirstTwo {
+  static constexpr int of(int l) { return (l / 2 * S + l % 2) % kLanes<T>; }
+};
+
+// `count` <= S numbers, in every slot.
+template <class T, int S>
+INLINE Vec<T> load_slots(const T* from, int count) {
+  if constexpr (S == kLanes<T>) return load<T>(from, count);
+  Vec<T> x = {};
+  if (count == S)
+    std::memcpy(&x, from, S * sizeof(T));
+  else
+    std::memcpy(&x, from, count * sizeof(T));
+  return picked<T, InSlot<S>>(x);
+}
+
+// A pair of numbers for each slot, in all its lanes, as real and imaginary part; zero after `count`.
+template <class T, int S>
+INLINE Complex<T> load_pairs(const T* from, int count) {
+  constexpr int P = kLanes<T> / S;
+  if constexpr (P == 1) return {Vec<T>{} + from[0], Vec<T>{} + (count > 1 ? from[1] : T(0))};
+  Vec<T> x = {};
+  if (count >= 2 * P)
+    std::memcpy(&x, from, 2 * P * sizeof(T));
+  else
+    std::memcpy(&x, from, count * sizeof(T));
+  return {picked<T, PairOfSlot<S, 0>>(x), picked<T, PairOfSlot<S, 1>>(x)};
+}
+
+// The reverse: stores the sums over each slot's lanes.
+template <class T, int S>
+INLINE void store_pair_sums(T* to, Complex<T> z, int count) {
+  Vec<T> x = fold<1>(z.re, z.im, std::make_integer_sequence<int, kLanes<T>>());
+  if constexpr (S > 2) x += picked<T, Across<2>>(x);
+  if constexpr (S > 4) x += picked<T, Across<4>>(x);
+  if constexpr (S > 2) x = picked<T, FirstTwo<T, S>>(x);
+  constexpr int size = 2 * kLanes<T> / S;
+  if (count >= size)
+    std::memcpy(to, &x, size * sizeof(T));
+  else
+    std::memcpy(to, &x, count * sizeof(T));
+}
+
+// The sum over slots, in every slot.
+template <class T, int S>
+INLINE Vec<T> sum_of_slots(Vec<T> x) {
+  if constexpr (S < kLanes<T>) {
+    x += picked<T, Across<S>>(x);
+    return sum_of_slots<T, 2 * S>(x);
+  }
+  return x;
+}
 
 // ------------------------------------------------------------------------------------- transforms
 
@@ -178,6 +272,11 @@ INLINE void dft5(Complex<T>& a, Complex<T>& b, Complex<T>& c, Complex<T>& d, Com
 template <class T>
 INLINE Complex<T> times(Complex<T> a, T re, T im) {
   return {a.re * re - a.im * im, a.re * im + a.im * re};
+}
+
+template <class T>
+INLINE Complex<T> times(Complex<T> a, Complex<T> b) {
+  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
 }
 
 template <class T>
@@ -318,20 +417,30 @@ struct Sizes {
 
 template <class T>
 struct Layout : Sizes {
-  explicit Layout(const Sizes& sizes)
+  Layout(const Sizes& sizes, int slots)
       : Sizes(sizes),
         // As far as a tap can reach within the map, so that no sum wraps round to the other side.
         rows(height + std::min(field / 2, height - 1)),
         columns(width + std::min(field / 2, width - 1)),
         positions(height * width),
         pairs((keys + 1) / 2),
+        slots(slots),
+        vectors((pairs + slots - 1) / slots),
         groups((values + kLanes<T> - 1) / kLanes<T>),
         half(columns.size / 2 + 1),
         pitch(columns.size + 1),
         spectrum(int64_t(rows.size) * columns.size) {}
 
+  // Where a pair's number at frequency (fx, fy) lies in the spectra, and all of them end.
+  int64_t at(int64_t pair, int64_t fx, int64_t fy) const {
+    return (((pair / slots * columns.size) + fx) * rows.size + fy) * 2 * slots + pair % slots * 2;
+  }
+  int64_t vector_size() const { return spectrum * 2 * slots; }
+
   Plan<T> rows, columns;
-  int64_t positions, pairs, groups;
+  int64_t positions, pairs;
+  int64_t slots, vectors;  // pairs in a vector, and vectors of them
+  int64_t groups;          // of values, a vector's each
   int64_t half;      // columns of a real map's spectrum; the others are their conjugates
   int64_t pitch;     // of a row in a map; odd, so that a column does not fall into few cache sets
   int64_t spectrum;  // frequencies of a map
@@ -356,7 +465,7 @@ struct Workspace {
   Buffer<T> dots;
 };
 
-// Kernel spectra, [pair][fx][fy] of (re, im): scalars, shared by all images.
+// Kernel spectra, [vector][fx][fy][slot] of (re, im), shared by all images.
 template <class T>
 using Spectra = std::vector<T>;
 
@@ -380,7 +489,7 @@ Spectra<T> kernel_spectra(const Layout<T>& l, const T* kernel) {
   constexpr int L = kLanes<T>;
   const int64_t area = l.field * l.field, ny = l.rows.size, nx = l.columns.size;
   const T scale = T(1) / T(l.spectrum);
-  Spectra<T> spectra(l.pairs * l.spectrum * 2);
+  Spectra<T> spectra(l.vectors * l.vector_size());
   Buffer<Complex<T>> map(ny * nx), scratch(2 * std::max(ny, nx));
   Complex<T>* at = map.get();
   for (int64_t first = 0; first < l.pairs; first += L) {
@@ -402,7 +511,7 @@ Spectra<T> kernel_spectra(const Layout<T>& l, const T* kernel) {
           l.rows, scratch.get(), ny, ny, [&](int i) INLINED { return at[i * nx + x]; },
           [&](int i, Complex<T> z) INLINED {
             for (int64_t lane = 0; lane < count; ++lane) {
-              T* to = &spectra[(((first + lane) * nx + x) * ny + i) * 2];
+              T* to = &spectra[l.at(first + lane, x, i)];
               to[0] = z.re[lane];
               to[1] = z.im[lane];
             }
@@ -428,7 +537,7 @@ void kernel_gradient(const Layout<T>& l, const Spectra<T>& dspectra, T* dkernel)
           [&](int i) INLINED {
             Complex<T> z = {};
             for (int64_t lane = 0; lane < count; ++lane) {
-              const T* from = &dspectra[(((first + lane) * nx + x) * ny + i) * 2];
+              const T* from = &dspectra[l.at(first + lane, x, i)];
               z.re[lane] = from[0];
               z.im[lane] = from[1];
             }
@@ -451,15 +560,18 @@ void kernel_gradient(const Layout<T>& l, const Spectra<T>& dspectra, T* dkernel)
 
 // ---------------------------------------------------------------------- one group of one image's v
 
-template <class T>
+// In vectors of slots of S lanes; with one slot, of the whole vector, all groups add to dq.
+template <class T, int S>
 class Group {
+  static constexpr int P = kLanes<T> / S;
+
  public:
   Group(const Layout<T>& layout, const Spectra<T>& spectra, Workspace<T>& workspace, int64_t group)
       : l(layout),
         spectra_(spectra),
         w(workspace),
         first_(group * kLanes<T>),
-        count_(int(std::min<int64_t>(kLanes<T>, layout.values - first_))) {}
+        count_(int(std::min<int64_t>(S, layout.values - first_))) {}
 
   // v^ = F(v), half of it.
   void transform_values(const T* v) {
@@ -469,7 +581,7 @@ class Group {
       transform<false, T>(
           l.columns, w.scratch.get(), l.width, l.half,
           [&](int x) INLINED {
-            return Complex<T>{load<T>(from + x * l.values, count_), Vec<T>{}};
+            return Complex<T>{load_slots<T, S>(from + x * l.values, count_), Vec<T>{}};
           },
           [&](int fx, Complex<T> z) INLINED { map[y * l.pitch + fx] = z; });
     }
@@ -479,11 +591,11 @@ class Group {
     }
   }
 
-  // y += q lambda for every pair of keys.
+  // y += q lambda for every vector of pairs of keys.
   void apply(const T* q, const T* content, T* y) {
-    for (int64_t pair = 0; pair < l.pairs; ++pair) {
-      make_lambdas(pair);
-      const Keys keys = keys_of(pair);
+    for (int64_t vector = 0; vector < l.vectors; ++vector) {
+      make_lambdas(vector);
+      const Keys keys = keys_of(vector);
       const Complex<T> constant = constant_of(content, keys);
       for (int64_t row = 0; row < l.height; ++row) {
         finish_row(row);
@@ -493,9 +605,9 @@ class Group {
           const T* q_at = q + position * l.heads * l.keys + keys.first;
           T* y_at = y + position * l.heads * l.values + first_;
           for (int64_t h = 0; h < l.heads; ++h, q_at += l.keys, y_at += l.values) {
-            Vec<T> sum = q_at[0] * z.re;
-            if (pair) sum += load<T>(y_at, count_);
-            if (keys.both) sum += q_at[1] * z.im;
+            const Complex<T> q_h = load_pairs<T, S>(q_at, keys.count);
+            Vec<T> sum = sum_of_slots<T, S>(q_h.re * z.re + q_h.im * z.im);
+            if (vector) sum += load<T>(y_at, count_);
             store<T>(y_at, sum, count_);
           }
         }
@@ -508,9 +620,9 @@ class Group {
                      T* dspectra) {
     std::memset(static_cast<void*>(w.dvalues.get()), 0,
                 l.half * l.rows.size * sizeof(Complex<T>));
-    for (int64_t pair = 0; pair < l.pairs; ++pair) {
-      make_lambdas(pair);
-      const Keys keys = keys_of(pair);
+    for (int64_t vector = 0; vector < l.vectors; ++vector) {
+      make_lambdas(vector);
+      const Keys keys = keys_of(vector);
       const Complex<T> constant = constant_of(content, keys);
       Complex<T> total = {};
       for (int64_t row = 0; row < l.height; ++row) {
@@ -518,9 +630,12 @@ class Group {
         differentiate_row(row, keys, constant, q, g, dq, total);
         begin_row(row);
       }
-      store<T>(dcontent + keys.first * l.values + first_, total.re, count_);
-      if (keys.both) store<T>(dcontent + (keys.first + 1) * l.values + first_, total.im, count_);
-      differentiate_spectra(pair, dspectra + pair * l.spectrum * 2);
+      for (int k = 0; k < keys.count; ++k) {
+        const Vec<T> part = k % 2 ? total.im : total.re;
+        for (int i = 0; i < count_; ++i)
+          dcontent[(keys.first + k) * l.values + first_ + i] = part[k / 2 * S + i];
+      }
+      differentiate_spectra(vector, dspectra + vector * l.vector_size());
     }
     finish_values(dv);
   }
@@ -528,14 +643,22 @@ class Group {
  private:
   struct Keys {
     int64_t first;
-    bool both;
+    int count;
   };
 
-  Keys keys_of(int64_t pair) const { return {2 * pair, 2 * pair + 1 < l.keys}; }
+  Keys keys_of(int64_t vector) const {
+    const int64_t first = vector * 2 * P;
+    return {first, int(std::min<int64_t>(2 * P, l.keys - first))};
+  }
 
   Complex<T> constant_of(const T* content, Keys keys) const {
-    const T* from = content + keys.first * l.values + first_;
-    return {load<T>(from, count_), keys.both ? load<T>(from + l.values, count_) : Vec<T>{}};
+    Complex<T> z = {};
+    for (int k = 0; k < keys.count; ++k) {
+      Vec<T>& part = k % 2 ? z.im : z.re;
+      for (int i = 0; i < count_; ++i)
+        part[k / 2 * S + i] = content[(keys.first + k) * l.values + first_ + i];
+    }
+    return z;
   }
 
   // v^ at a frequency of the half that is not kept is the conjugate of v^ at minus the frequency.
@@ -563,15 +686,17 @@ class Group {
   }
 
   // Columns of F*(v^ P^) into the map; its rows are still to be transformed.
-  void make_lambdas(int64_t pair) {
-    const T* kernel = spectra_.data() + pair * l.spectrum * 2;
+  void make_lambdas(int64_t vector) {
+    const T* kernel = spectra_.data() + vector * l.vector_size();
     for (int64_t fx = 0; fx < l.columns.size; ++fx) {
-      const T* k = kernel + fx * l.rows.size * 2;
+      const T* k = kernel + fx * l.rows.size * 2 * P;
       Complex<T>* map = w.map.get() + fx;
       with_values(fx, [&](auto values) INLINED {
         transform<true, T>(
             l.rows, w.scratch.get(), l.rows.size, l.height,
-            [&](int fy) INLINED { return times<T>(values(fy), k[2 * fy], k[2 * fy + 1]); },
+            [&](int fy) INLINED {
+              return times<T>(values(fy), load_pairs<T, S>(k + 2 * P * fy, 2 * P));
+            },
             [&](int y, Complex<T> z) INLINED { map[y * l.pitch] = z; });
       });
     }
@@ -599,9 +724,10 @@ class Group {
   void differentiate_row(int64_t row, Keys keys, Complex<T> constant, const T* q, const T* g, T* dq,
                          Complex<T>& total) {
     T* dots = w.dots.get();
-    std::fill_n(dots, l.width * l.heads * 2, T(0));
+    if (P == 1) std::fill_n(dots, l.width * l.heads * 2, T(0));
     LaneSums<T> sums(dots);
     const int64_t queries = l.heads * l.keys, outputs = l.heads * l.values;
+    T* dq_at = dq + row * l.width * queries + keys.first;
     for (int64_t x = 0; x < l.width; ++x) {
       const int64_t position = row * l.width + x;
       const Complex<T> z = {w.row[x].re + constant.re, w.row[x].im + constant.im};
@@ -609,48 +735,60 @@ class Group {
       const T* g_at = g + position * outputs + first_;
       Complex<T> dz = {};
       for (int64_t h = 0; h < l.heads; ++h, q_at += l.keys, g_at += l.values) {
-        const Vec<T> g_h = load<T>(g_at, count_);
-        sums.push(g_h * z.re);
-        sums.push(g_h * z.im);
-        dz.re += q_at[0] * g_h;
-        if (keys.both) dz.im += q_at[1] * g_h;
+        const Vec<T> g_h = load_slots<T, S>(g_at, count_);
+        const Complex<T> q_h = load_pairs<T, S>(q_at, keys.count);
+        const Complex<T> dq_h = {g_h * z.re, g_h * z.im};
+        if constexpr (P == 1) {
+          sums.push(dq_h.re);
+          sums.push(dq_h.im);
+        } else {
+          store_pair_sums<T, S>(dq_at + (x * l.heads + h) * l.keys, dq_h, keys.count);
+        }
+        dz.re += q_h.re * g_h;
+        dz.im += q_h.im * g_h;
       }
       w.row[x] = dz;
       total.re += dz.re;
       total.im += dz.im;
     }
-    sums.flush();
-    T* dq_at = dq + row * l.width * queries + keys.first;
-    for (int64_t i = 0; i < l.width * l.heads; ++i) {
-      dq_at[i * l.keys] += dots[2 * i];
-      if (keys.both) dq_at[i * l.keys + 1] += dots[2 * i + 1];
+    if constexpr (P == 1) {
+      sums.flush();
+      for (int64_t i = 0; i < l.width * l.heads; ++i)
+        for (int k = 0; k < keys.count; ++k) dq_at[i * l.keys + k] += dots[2 * i + k];
     }
   }
 
   // With dz^ = F(dz): the gradient of P^ is conj(v^) dz^ summed over values, that of v^ conj(P^) dz^.
-  void differentiate_spectra(int64_t pair, T* dspectra) {
-    const T* kernel = spectra_.data() + pair * l.spectrum * 2;
+  void differentiate_spectra(int64_t vector, T* dspectra) {
+    const T* kernel = spectra_.data() + vector * l.vector_size();
     const int ny = l.rows.size;
     for (int64_t fx = 0; fx < l.columns.size; ++fx) {
-      const T* k = kernel + fx * ny * 2;
+      const T* k = kernel + fx * ny * 2 * P;
       Complex<T>* dz = w.column.get();
       column_forward(fx, [&](int fy, Complex<T> z) INLINED { dz[fy] = z; });
-      LaneSums<T> sums(dspectra + fx * ny * 2);
+      T* dk = dspectra + fx * ny * 2 * P;
+      LaneSums<T> sums(dk);
       const bool is_kept = fx < l.half;
       Complex<T>* dvalues = w.dvalues.get() + (is_kept ? fx : l.columns.size - fx) * ny;
       with_values(fx, [&](auto values) INLINED {
         for (int fy = 0; fy < ny; ++fy) {
           const Complex<T> z = dz[fy], v = values(fy);
-          sums.push(v.re * z.re + v.im * z.im);
-          sums.push(v.re * z.im - v.im * z.re);
-          const Complex<T> d = times<T>(z, k[2 * fy], -k[2 * fy + 1]);
+          const Complex<T> dp = times<T>(z, {v.re, -v.im});
+          if constexpr (P == 1) {
+            sums.push(dp.re);
+            sums.push(dp.im);
+          } else {
+            store_pair_sums<T, S>(dk + 2 * P * fy, dp, 2 * P);
+          }
+          const Complex<T> p = load_pairs<T, S>(k + 2 * P * fy, 2 * P);
+          const Complex<T> d = times<T>(z, {p.re, -p.im});
           // Only the real part of F*(dv^) is wanted: conjugates may stand at minus the frequency.
           Complex<T>& to = dvalues[is_kept || fy == 0 ? fy : ny - fy];
           to.re += d.re;
           to.im += is_kept ? d.im : -d.im;
         }
       });
-      sums.flush();
+      if constexpr (P == 1) sums.flush();
     }
   }
 
@@ -670,7 +808,9 @@ class Group {
       transform<true, T>(
           l.columns, w.scratch.get(), l.half, l.width,
           [&](int fx) INLINED { return from[fx]; },
-          [&](int x, Complex<T> z) INLINED { store<T>(to + x * l.values, z.re, count_); });
+          [&](int x, Complex<T> z) INLINED {
+            store<T>(to + x * l.values, sum_of_slots<T, S>(z.re), count_);
+          });
     }
   }
 
@@ -683,10 +823,10 @@ class Group {
 
 // ------------------------------------------------------------------------------------- all images
 
-template <class T>
+template <class T, int S>
 void forward(const Sizes& sizes, int threads, const T* q, const T* v, const T* content,
              const T* kernel, T* y) {
-  const Layout<T> l(sizes);
+  const Layout<T> l(sizes, kLanes<T> / S);
   const Spectra<T> spectra = kernel_spectra(l, kernel);
 #pragma omp parallel num_threads(threads)
   {
@@ -694,7 +834,7 @@ void forward(const Sizes& sizes, int threads, const T* q, const T* v, const T* c
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < l.images * l.groups; ++task) {
       const int64_t b = task / l.groups;
-      Group<T> group(l, spectra, workspace, task % l.groups);
+      Group<T, S> group(l, spectra, workspace, task % l.groups);
       group.transform_values(v + b * l.positions * l.values);
       group.apply(q + b * l.positions * l.heads * l.keys, content + b * l.keys * l.values,
                   y + b * l.positions * l.heads * l.values);
@@ -702,12 +842,12 @@ void forward(const Sizes& sizes, int threads, const T* q, const T* v, const T* c
   }
 }
 
-template <class T>
+template <class T, int S>
 void backward(const Sizes& sizes, int threads, const T* q, const T* v, const T* content,
               const T* kernel, const T* g, T* dq, T* dv, T* dcontent, T* dkernel) {
-  const Layout<T> l(sizes);
+  const Layout<T> l(sizes, kLanes<T> / S);
   const Spectra<T> spectra = kernel_spectra(l, kernel);
-  const int64_t size = l.pairs * l.spectrum * 2;
+  const int64_t size = l.vectors * l.vector_size();
   // One per image, not one per thread, so that no sum depends on which thread took which image.
   Buffer<T> dspectra(l.images * size);
   Spectra<T> sum(size);
@@ -719,7 +859,7 @@ void backward(const Sizes& sizes, int threads, const T* q, const T* v, const T* 
       const int64_t queries = l.positions * l.heads * l.keys;
       std::fill_n(dq + b * queries, queries, T(0));
       for (int64_t i = 0; i < l.groups; ++i) {
-        Group<T> group(l, spectra, workspace, i);
+        Group<T, S> group(l, spectra, workspace, i);
         group.transform_values(v + b * l.positions * l.values);
         group.differentiate(q + b * queries, content + b * l.keys * l.values,
                             g + b * l.positions * l.heads * l.values, dq + b * queries,
@@ -737,18 +877,34 @@ void backward(const Sizes& sizes, int threads, const T* q, const T* v, const T* 
   kernel_gradient(l, sum, dkernel);
 }
 
+// Calls run with the number of lanes of a slot: the least power of two from 2 on that holds all
+// values, or a whole vector.
+template <class T, int S = 2, class Run>
+void with_slots(const Sizes& sizes, Run run) {
+  if constexpr (S < kLanes<T>)
+    if (sizes.values > S) return with_slots<T, 2 * S>(sizes, run);
+  run(std::integral_constant<int, S>());
+}
+
 }  // namespace
+
+extern "C" int labn_vector_bytes() { return kVectorBytes; }
 
 #define EXPORT(T, NAME)                                                                          \
   extern "C" void labn_forward_##NAME(const int64_t* sizes, int threads, const T* q, const T* v, \
                                       const T* content, const T* kernel, T* y) {                 \
-    forward<T>(*reinterpret_cast<const Sizes*>(sizes), threads, q, v, content, kernel, y);       \
+    const Sizes& all = *reinterpret_cast<const Sizes*>(sizes);                                   \
+    with_slots<T>(all, [&](auto slot) {                                                          \
+      forward<T, slot>(all, threads, q, v, content, kernel, y);                                  \
+    });                                                                                          \
   }                                                                                              \
   extern "C" void labn_backward_##NAME(const int64_t* sizes, int threads, const T* q,            \
                                        const T* v, const T* content, const T* kernel,            \
                                        const T* g, T* dq, T* dv, T* dcontent, T* dkernel) {      \
-    backward<T>(*reinterpret_cast<const Sizes*>(sizes), threads, q, v, content, kernel, g, dq,   \
-                dv, dcontent, dkernel);                                                          \
+    const Sizes& all = *reinterpret_cast<const Sizes*>(sizes);                                   \
+    with_slots<T>(all, [&](auto slot) {                                                          \
+      backward<T, slot>(all, threads, q, v, content, kernel, g, dq, dv, dcontent, dkernel);      \
+    });                                                                                          \
   }
 EXPORT(float, float32)
 EXPORT(double, float64)

@@ -37,6 +37,15 @@ def dense(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int
     return y_bhmv.transpose(2, 3)
 
 
+def dense_with_content(
+    q_bmhk: Tensor, v_bmv: Tensor, c_bkv: Tensor, w_krr: Tensor, map_size: tuple[int, int]
+) -> Tensor:
+    """Apply content lambdas, too; all have positions first, as ``compiled_lambda`` has them."""
+    q_bhkm = q_bmhk.permute(0, 2, 3, 1)
+    y_bhvm = dense(q_bhkm, v_bmv.mT, w_krr, map_size)
+    return (y_bhvm + torch.einsum("bhkm,bkv->bhvm", q_bhkm, c_bkv)).permute(0, 3, 1, 2)
+
+
 def tiled(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]) -> Tensor:
     """Cut the map into tiles; each sees its own positions and a margin of the kernel's reach."""
     (b, h, k, _), (height, width) = q_bhkm.shape, map_size

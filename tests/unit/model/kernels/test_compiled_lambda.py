@@ -4,6 +4,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,12 +26,24 @@ SHAPES = {
     "larger than the kernel": (1, (11, 20), 1, 2, 19, 5),
     "several vectors of values": (1, (6, 5), 4, 16, 40, 7),
     "more keys than lanes": (1, (3, 4), 2, 37, 3, 3),
+    "several pairs of keys in a vector": (2, (6, 5), 4, 16, 2, 5),
+    "pairs of keys that fill no vector": (2, (5, 4), 2, 7, 4, 3),
+    "vectors with idle lanes": (2, (4, 5), 3, 13, 7, 5),
 }
 
 
 @pytest.fixture(autouse=True)
 def fresh_library():
     yield
+    compiled.library.cache_clear()
+
+
+@pytest.fixture(params=["native", "haswell"])
+def instructions(request, monkeypatch):
+    """Compile for this CPU, and for the instructions of AVX2, whose vectors are half as wide."""
+    if request.param != "native" and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the CPU's own instructions are the others, or the same")
+    monkeypatch.setenv("LABN_MARCH", request.param)
     compiled.library.cache_clear()
 
 
@@ -58,6 +71,7 @@ def with_gradients(function, inputs, map_size, weights):
 @needs_compiler
 @pytest.mark.parametrize("path", [by_fft, dense])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.usefixtures("instructions")
 def test_results_and_gradients_are_those_of_the_forms_in_torch(shape, path):
     inputs = make_case(0, shape)
     weights = torch.randn(
@@ -71,7 +85,8 @@ def test_results_and_gradients_are_those_of_the_forms_in_torch(shape, path):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("side", "num_values"), [(56, 16), (28, 32), (7, 128)])
+@pytest.mark.parametrize(("side", "num_values"), [(56, 16), (28, 32), (7, 128), (28, 2), (20, 7)])
+@pytest.mark.usefixtures("instructions")
 def test_float32_is_exact_to_rounding_at_the_networks_own_sizes(side, num_values):
     shape = (2, (side, side), 4, 16, num_values, 23)
     inputs = make_case(2, shape)
@@ -105,6 +120,32 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_values", [2, 20])
+def test_the_other_images_of_a_batch_change_no_bit(num_values):
+    inputs = [tensor.float() for tensor in make_case(8, (3, (6, 7), 4, 6, num_values, 5))]
+    weights = torch.randn((*inputs[0].shape[:3], num_values))
+    *together, _ = with_gradients(apply_lambdas, inputs, (6, 7), weights)
+    for image in range(3):
+        alone = [tensor[image : image + 1] for tensor in inputs[:3]]
+        *one, _ = with_gradients(apply_lambdas, [*alone, inputs[3]], (6, 7), weights[image])
+        assert all(torch.equal(a, b[image : image + 1]) for a, b in zip(one, together, strict=True))
+
+
+@needs_compiler
+def test_the_vectors_are_as_wide_as_the_instructions(monkeypatch):
+    cpu = Path("/proc/cpuinfo").read_text()
+    if " avx2 " not in cpu:
+        pytest.skip("not an x86 CPU with AVX2")
+    assert compiled_lambda.vectors() == ("512 bits" if "avx512f" in cpu else "256 bits")
+    monkeypatch.setenv("LABN_MARCH", "haswell")
+    compiled.library.cache_clear()
+    assert compiled_lambda.vectors() == "256 bits"
+    monkeypatch.setenv("LABN_COMPILE", "0")
+    compiled.library.cache_clear()
+    assert compiled_lambda.vectors() == "none"
 
 
 @needs_compiler

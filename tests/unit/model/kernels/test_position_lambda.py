@@ -6,7 +6,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from labn.model.kernels import position_lambda as module
-from labn.model.kernels.position_lambda import by_fft, dense, tiled
+from labn.model.kernels.position_lambda import by_fft, dense, dense_with_content, tiled
 
 PATHS = [dense, tiled, by_fft]
 
@@ -119,6 +119,15 @@ def test_a_single_tap_moves_the_values_and_leaves_the_border_empty(path):
     expected[:-1, 2:] = values.view(9, 8)[1:, :-2]
     moved = path(queries, values, kernel, (9, 8)).view(9, 8)
     torch.testing.assert_close(moved, expected, rtol=0, atol=ROUNDING)
+
+
+def test_the_dense_form_with_content_adds_the_content_lambda():
+    queries, values, kernel = make_case(10, map_size=(4, 5), field=3)
+    content = torch.from_numpy(np.random.default_rng(11).standard_normal((2, 2, 4)))
+    found = dense_with_content(queries.permute(0, 3, 1, 2), values.mT, content, kernel, (4, 5))
+    position = torch.from_numpy(slow_position_lambda(queries, values, kernel, (4, 5)))
+    expected = position + torch.einsum("bhkm,bkv->bhvm", queries, content)
+    torch.testing.assert_close(found.permute(0, 2, 3, 1), expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("path", PATHS)
