@@ -187,6 +187,8 @@ class TrainConfig(Section):
     """Draw each class equally often."""
     accumulation_steps: Count = 1
     """Parts in which a batch is computed, to save memory."""
+    recompute: Literal["none", "blocks"] = "none"
+    """Keep only the inputs of bottlenecks for the backward pass: less memory, slower steps."""
     gradient_clip: Positive | None = None
     """Largest norm of the gradient."""
     ema_decay: InnerFraction | None = None
@@ -307,6 +309,12 @@ class Config(Section):
             raise ConfigProblem(
                 "train.cuda_graphs", True, "needs the compiled network; set train.compile=true"
             )
+        if self.train.recompute != "none" and self.train.compile:
+            raise ConfigProblem(
+                "train.recompute",
+                self.train.recompute,
+                "is not for a compiled network; set train.compile=false or train.recompute=none",
+            )
         if self.validation.pid_patch_size > self.data.image_size:
             raise ConfigProblem(
                 "validation.pid_patch_size",
@@ -371,6 +379,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "train.min_auroc": 0.0,
     "train.monitor": "val_loss",
     "train.precision": "float32",
+    "train.recompute": "none",
     "validation.pid_centre": False,
 }
 """For each key that is newer than the first release, or had another default, what that one did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -62,9 +63,16 @@ class Bottleneck(nn.Module):
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
+        self.recompute = False
+        """Whether training keeps only the input, and the backward pass computes the rest again."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Return the transformed input plus the input, projected where their shapes differ."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return kernels.block(self._transform, self, x)
+        return self._transform(x)
+
+    def _transform(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         shortcut = x
         if self.downsample is not None:
             projection, bn = self.downsample

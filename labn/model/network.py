@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from labn.model.architectures import PLANS
 from labn.model.attention_branch import AttentionBranch, NoBranch
-from labn.model.backbone import Stem, build_bottlenecks, init_convolutions
+from labn.model.backbone import Bottleneck, Stem, build_bottlenecks, init_convolutions
 from labn.model.kernels.half import at_least_float32
 
 Branch = Literal["attention", "none"]
@@ -125,6 +125,12 @@ class LABN(nn.Module):
         for module in self._frozen_modules():
             module.requires_grad_(requires_grad=False)
         self.train(self.training)
+
+    def recompute_blocks(self, enabled: bool) -> None:
+        """Let training keep the bottlenecks' inputs only, and recompute the rest."""
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.recompute = enabled
 
     def train(self, mode: bool = True) -> LABN:
         """Set the mode of all modules, but evaluation mode for those that are frozen."""

@@ -37,6 +37,7 @@ INCIDENTAL_KEYS = (
     "data.allow_changed",
     "train.device",
     "train.force_precision",
+    "train.recompute",
     "train.storage",
 )
 

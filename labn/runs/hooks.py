@@ -138,6 +138,7 @@ class TrainingHooks:
                 " worker's share of a batch, and keeps the first worker's"
             )
         model.freeze(config.train.freeze)
+        model.recompute_blocks(config.train.recompute == "blocks")
         optimizer = build_optimizer(model, config.train)
         batches = training_batches(self.dataset, config.data, config.train, device, group)
         average = build_average(model, config.train)

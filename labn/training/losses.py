@@ -6,8 +6,7 @@ L_LPB / L_LAB cross-entropies, L_KL divergence between the predictions for x and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from labn.model.kernels.batch_norm import kept_statistics
 from labn.model.network import LABNOutput, upsample_attention
 
 MaskRule = Literal["share", "threshold"]
@@ -92,20 +91,6 @@ def prediction_divergence(
     """Return KL(p(x) || p(x~)) of each image, in nats, from logits (Iida 2022, eq. 11)."""
     log_p, log_p_masked = logits.log_softmax(dim=1), masked_logits.log_softmax(dim=1)
     return F.kl_div(log_p_masked, log_p, reduction="none", log_target=True).sum(dim=1)
-
-
-@contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norm as they are; normalise as always."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 @dataclass(frozen=True, kw_only=True)

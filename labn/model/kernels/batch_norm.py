@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def normalise(
@@ -31,3 +35,17 @@ def _with_matching_gradient(x: Tensor) -> Tensor:
         copy = Tensor.clone if len(x) == 1 else Tensor.contiguous
         x.register_hook(lambda gradient: copy(gradient, memory_format=layout))  # type: ignore[no-untyped-call]
     return x
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norm as they are; normalise as always."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -133,6 +133,11 @@ def nested(key, value):
     return f"{SMALLEST}{section}:\n  {leaf}: {value}\n"
 
 
+def test_a_compiled_network_recomputes_no_blocks(tmp_path):
+    message = message_for(write(tmp_path, SMALLEST), "train.compile=true", "train.recompute=blocks")
+    assert "train.recompute = blocks: is not for a compiled network" in message
+
+
 @pytest.mark.parametrize(("key", "value", "rule"), WRONG_VALUES)
 @pytest.mark.parametrize("source", ["file", "command line"])
 def test_a_wrong_value_is_named_with_its_source_key_rule_and_fix(

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from labn.model.architectures import PLANS
 from labn.model.attention_branch import BranchOutput
+from labn.model.backbone import Bottleneck
+from labn.model.kernels import compiled_norm
 from labn.model.network import build_model, threshold_attention, upsample_attention
 
 
@@ -231,6 +234,33 @@ def test_the_explanation_is_the_attention_interpolated_bilinearly(size):
 def test_arguments_out_of_range_are_refused_by_name(arguments, named):
     with pytest.raises(ValueError, match=named):
         build_model(**arguments)
+
+
+@pytest.mark.parametrize("min_values", [0, 1 << 20], ids=["compiled norms", "torch's norms"])
+def test_recomputed_blocks_change_no_bit_and_keep_less(min_values, monkeypatch):
+    monkeypatch.setattr(compiled_norm, "_MIN_VALUES", min_values)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = images.contiguous(memory_format=torch.channels_last)
+    results, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = build_model("lambda_cnn", split=1, branch_width=8).train()
+        for block in (m for m in network.modules() if isinstance(m, Bottleneck)):
+            torch.nn.init.ones_(block.bn3.weight)  # no block is the identity
+        network.recompute_blocks(recompute)
+        sizes = []
+        with saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            output = network(images)
+        kept.append(sum(sizes))
+        (output.logits.square().sum() + output.branch_logits.square().sum()).backward()
+        gradients = {
+            f"d{name}": p.grad for name, p in network.named_parameters() if p.grad is not None
+        }
+        results.append(output._asdict() | dict(network.state_dict()) | gradients)
+    without, blocks = results
+    assert without.keys() == blocks.keys()
+    assert [name for name in without if not torch.equal(without[name], blocks[name])] == []
+    assert kept[1] < kept[0] / 2
 
 
 @pytest.mark.slow
