@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-import urllib.parse
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,8 +14,6 @@ from labn.cli.app import app
 from labn.cli.signals import StopRequest
 from labn.errors import RunFailed, UserError
 
-_STUDY_FILE = "study.yaml"
-_METRICS = ("test_pid", "test_auroc", "test_accuracy", "best_val_pid", "best_val_auroc")
 _POLL_S = 0.2
 
 
@@ -43,18 +40,22 @@ def ui(
     from labn.tracking import redact
     from labn.tracking import server as browsing
 
-    uri = _tracker_of(path)
+    uri, run_id = _tracker_of(path)
     if uri == "none":
         raise UserError(
             f"{path or 'MLFLOW_TRACKING_URI'}: names no tracker, so there is nothing to show"
         )
     if browsing.is_server(uri):
-        typer.echo("\n".join(_advice(redact(uri).rstrip("/"), path, None)))
+        address = redact(uri).rstrip("/")
+        typer.echo(f"MLflow: {address}")
+        typer.echo(f"  its experiments: {address}/#/experiments?workflowType=machine_learning")
         return
-    experiments = browsing.list_experiments(uri)
+    pages = browsing.pages(uri, run_id)
     _check_free(host, port)
     with StopRequest("stopping\n") as stop, browsing.serving(uri, host, port) as server:
-        typer.echo("\n".join(_advice(f"http://{host}:{port}", path, experiments)))
+        typer.echo(f"MLflow: http://{host}:{port}")
+        for name, page in pages.items():
+            typer.echo(f"  {name}: http://{host}:{port}{page}")
         typer.echo("Ctrl-C stops it", err=True)
         while not stop.is_requested():
             if server.poll() is not None:
@@ -62,14 +63,14 @@ def ui(
             time.sleep(_POLL_S)
 
 
-def _tracker_of(path: Path | None) -> str:
-    """Return the tracker's address of a folder's or a file's run, or the default one."""
+def _tracker_of(path: Path | None) -> tuple[str, str | None]:
+    """Return the tracker's address of a folder's or a file's run, or the default; and its run."""
     from labn.config.run import default_tracking_uri
     from labn.config.strict_yaml import read_yaml
     from labn.runs.folder import RunFolder
 
     if path is None:
-        return default_tracking_uri()
+        return default_tracking_uri(), None
     if path.is_dir():
         folder, file = RunFolder(path), path / "config.yaml"
         if not folder.tracker_file.is_file() and not file.is_file():
@@ -80,10 +81,10 @@ def _tracker_of(path: Path | None) -> str:
         file = path
         folder = RunFolder(Path(str(read_yaml(file).get("output_dir", ""))))
     if folder.tracker_file.is_file():
-        return str(json.loads(folder.tracker_file.read_text())["uri"])
+        return str(json.loads(folder.tracker_file.read_text())["uri"]), folder.tracker_run_id
     tracking = read_yaml(file).get("tracking") or {}
     given = tracking.get("uri") if isinstance(tracking, dict) else None
-    return str(given or default_tracking_uri())
+    return str(given or default_tracking_uri()), None
 
 
 def _check_free(host: str, port: int) -> None:
@@ -97,32 +98,3 @@ def _check_free(host: str, port: int) -> None:
                 f"--host {host} --port {port}: not available ({error.strerror});"
                 f" specify another, such as --port {port % 65535 + 1}"
             ) from None
-
-
-def _advice(address: str, path: Path | None, experiments: list[Any] | None) -> list[str]:
-    """Return lines on where to look, and which columns to compare."""
-    lines = [f"MLflow: {address}"]
-    known = {one.name: one.id for one in experiments or [] if one.name != "Default"}
-    lines += [f"  {name}: {address}/#/experiments/{key}/runs" for name, key in known.items()]
-    metrics = ", ".join(_METRICS)
-    if path is not None and (path / _STUDY_FILE).is_file():
-        return lines + _advice_on_study(address, path, known, metrics)
-    return [*lines, f"columns to compare: metrics {metrics}; select runs, then Compare"]
-
-
-def _advice_on_study(address: str, path: Path, known: dict[str, str], metrics: str) -> list[str]:
-    from labn.runs.tracked import experiment_name
-    from labn.sweeps.ablation.ablation_study import read_study
-
-    study = read_study(path / _STUDY_FILE, needs_data=False)
-    experiment, title = experiment_name(study.base), study.settings.title
-    lines = [f"study {title}: expand its run in {experiment}"]
-    if experiment in known:
-        wanted = urllib.parse.quote(f"tags.study = '{title}'")
-        link = f"{address}/#/experiments/{known[experiment]}/runs?searchFilter={wanted}"
-        lines.append(f"  its runs alone: {link}")
-    parameters = ", ".join(next(iter(study.differing().values())))
-    return [
-        *lines,
-        f"columns to compare: tags condition, seed; parameters {parameters}; metrics {metrics}",
-    ]

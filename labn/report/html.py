@@ -13,29 +13,46 @@ from labn.report.tables import Cell, Estimate, Table
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a1a1a; background: #fff; }
+       color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-div { overflow-x: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; }
+@media (max-width: 40rem) { dl { display: block; } }
+nav ul { columns: 16rem; padding-left: 1.2rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; }
-caption { caption-side: bottom; text-align: left; color: #595959; padding-top: .4rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
          white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 .text { text-align: left; }
 img { max-width: 100%; height: auto; }
-figure { margin: 1rem 0; } figcaption { font-weight: 600; }
+figure { margin: 1rem 0; } figcaption { color: #595959; padding-top: .4rem; }
 """.strip()
+_CSS_PIXELS_PER_INCH = 96
+_LEAST_SCALE = 0.75
+"""How far a figure shrinks on a narrow screen before it scrolls, so that its words stay legible."""
 
 
 def page(
     title: str,
-    lines: Sequence[str],
+    conclusion: Sequence[str],
+    facts: Sequence[tuple[str, str]],
     figures: Mapping[str, Path],
     tables: Iterable[tuple[str, Table]],
 ) -> str:
-    """Return a self-contained page: a title, lines of text, figures and tables."""
-    paragraphs = "\n".join(f"<p>{escape(line)}</p>" for line in lines)
-    pictures = "\n".join(_figure(name, path) for name, path in figures.items())
-    sections = "\n".join(f"<h2>{escape(name)}</h2>\n{_table(table)}" for name, table in tables)
+    """Return a self-contained page: the conclusion, facts, contents, figures and tables."""
+    sections = {name: _figure(name, path) for name, path in figures.items()}
+    sections |= {name: _table(name, table) for name, table in tables}
+    paragraphs = "\n".join(f"<p>{escape(line)}</p>" for line in conclusion)
+    about = "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in facts)
+    links = "\n".join(
+        f'<li><a href="#section-{number}">{escape(name)}</a></li>'
+        for number, name in enumerate(sections)
+    )
+    body = "\n".join(
+        f'<h2 id="section-{number}">{escape(name)}</h2>\n{content}'
+        for number, (name, content) in enumerate(sections.items())
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -50,8 +67,16 @@ def page(
 <body>
 <h1>{escape(title)}</h1>
 {paragraphs}
-{pictures}
-{sections}
+<dl>
+{about}
+</dl>
+<nav aria-label="Contents">
+<h2>Contents</h2>
+<ul>
+{links}
+</ul>
+</nav>
+{body}
 </body>
 </html>
 """
@@ -61,14 +86,23 @@ def _figure(name: str, path: Path) -> str:
     content = base64.b64encode(path.read_bytes()).decode("ascii")
     with Image.open(path) as picture:
         described = picture.info.get("Description", "")
+        dots_per_inch = picture.info.get("dpi", (_CSS_PIXELS_PER_INCH,))[0]
+        width = picture.width / dots_per_inch * _CSS_PIXELS_PER_INCH
     alternative = f"{name}. {described}" if described else name
-    return (
-        f"<figure><figcaption>{escape(name)}</figcaption>"
-        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{content}"></figure>'
+    return _scrolling(
+        name,
+        f'<img style="min-width: {round(_LEAST_SCALE * width)}px" alt="{escape(alternative)}"'
+        f' src="data:image/png;base64,{content}">',
     )
 
 
-def _table(table: Table) -> str:
+def _scrolling(name: str, content: str) -> str:
+    """Return what scrolls within itself where the screen is too narrow, also by the keyboard."""
+    label = escape(name)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{content}</div>'
+
+
+def _table(name: str, table: Table) -> str:
     is_text = [
         all(not isinstance(row[j], (int, Estimate)) for row in table.rows)
         for j in range(len(table.columns))
@@ -83,9 +117,11 @@ def _table(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
+    content = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    # Outside of what scrolls: a caption within would be as wide as the table.
     return (
-        f"<div><table>\n<caption>{escape(table.caption)}</caption>\n"
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>"
+        f"<figure>{_scrolling(name, f'<table>{content}</table>')}\n"
+        f"<figcaption>{escape(table.caption)}</figcaption></figure>"
     )
 
 

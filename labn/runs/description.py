@@ -62,10 +62,18 @@ def first_lines(
 def as_markdown(
     config: Config, folder: RunFolder, dataset: Dataset, metrics: Mapping[str, float]
 ) -> str:
-    """Return the description of a run's entry: what it is, its scores, where its pictures are."""
+    """Return the description of a run's entry: its scores, what it is, where its pictures are.
+
+    The tracker's page shows the first few lines of it.
+    """
+    named = {"AUROC": "val_auroc", "accuracy": "val_accuracy", "PID": "val_pid"}
+    named["random maps' PID"] = "val_pid_random"
+    best = [f"{name} {metrics[key]:.3f}" for name, key in named.items() if key in metrics]
     rows = [f"| {name} | {metrics[name]:.4f} |" for name in _SCORES if name in metrics]
     return "\n".join(
         [
+            f"**{', '.join(best)}** on validation, at the best epoch.",
+            "",
             f"A {config.model.backbone} (B = {config.model.split}) on {config.data.name}:"
             f" {_sizes(dataset)}; {_classes(dataset)}.",
             "",

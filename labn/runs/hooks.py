@@ -238,7 +238,7 @@ class TrainingHooks:
         self.tracker.log_metrics(
             {f"best_{name}": value for name, value in scores.metrics.items()}
             | {"best_epoch": float(best_epoch)},
-            step=best_epoch,
+            step=0,  # which MLflow's page draws as a bar, not as a curve of one point
         )
         text = as_markdown(config, folder, dataset, scores.metrics)
         self.tracker.set_tags({"mlflow.note.content": text})

@@ -14,6 +14,7 @@ from labn.tracking.servable import Preparation, save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.store import resolve_uri
 from labn.tracking.tracker import CallRefused, NoTracker, Status, Tracker
+from labn.tracking.views import image_in_description
 
 __all__ = [
     "CallRefused",
@@ -22,6 +23,7 @@ __all__ = [
     "Status",
     "Tracker",
     "environment_tags",
+    "image_in_description",
     "open_tracker",
     "redact",
     "register_model",

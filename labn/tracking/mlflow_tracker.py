@@ -22,6 +22,7 @@ from labn.tracking.quiet import quiet
 from labn.tracking.servable import Preparation, save_servable
 from labn.tracking.store import artifact_root, opening, resolve_uri, store_url
 from labn.tracking.tracker import CallRefused, Status, Tracker
+from labn.tracking.views import view_of_all_runs
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,8 @@ class MlflowTracker(Tracker):
             try:
                 kind = {"mlflow.experimentKind": "custom_model_development"}  # selects its page
                 root = artifact_root(self._uri)
-                return str(self._client.create_experiment(name, root, tags=kind))
+                tags = kind | view_of_all_runs()
+                return str(self._client.create_experiment(name, root, tags=tags))
             except MlflowException:
                 # Another client of the same server may have created it first.
                 found = self._client.get_experiment_by_name(name)

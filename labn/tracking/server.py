@@ -1,4 +1,4 @@
-"""The tracker in a browser: a store's experiments, and MLflow's server."""
+"""The tracker in a browser: the pages of a store, and MLflow's server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from labn.errors import RunFailed, UserError
 from labn.tracking.mlflow_tracker import unreachable_as_user_error
 from labn.tracking.provenance import redact
 from labn.tracking.store import opening, resolve_uri, sqlite_path, store_url
+from labn.tracking.views import link_to_all_runs, links
 
 _START_S, _STOP_S, _POLL_S = 90, 10, 0.2
 _ENVIRONMENT = {
@@ -28,16 +28,10 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """The environment's proxy would not reach a server of this machine."""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment of a store."""
+def pages(uri: str, run_id: str | None) -> dict[str, str]:
+    """Return the pages of a store by what they show, as paths behind the server's address.
 
-    name: str
-    id: str
-
-
-def list_experiments(uri: str) -> list[Experiment]:
-    """Return the experiments of a store, the most recently changed first.
+    They are those of a run, if one is given, and of the experiments, the last changed first.
 
     Raises:
         UserError: the store is a file that does not exist, or cannot be opened.
@@ -52,8 +46,11 @@ def list_experiments(uri: str) -> list[Experiment]:
         from mlflow import MlflowClient
 
         client = MlflowClient(store_url(uri))
-        found = client.search_experiments(order_by=["last_update_time DESC"])
-    return [Experiment(one.name, str(one.experiment_id)) for one in found]
+        experiments = client.search_experiments(order_by=["last_update_time DESC"])
+        found = links(client, run_id) if run_id else {}
+        return found | {
+            one.name: link_to_all_runs(client, one) for one in experiments if one.name != "Default"
+        }
 
 
 def is_server(uri: str) -> bool:

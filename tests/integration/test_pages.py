@@ -117,19 +117,27 @@ def loaded_pictures(browser):
     return [width for one in pictures if (width := one.get_property("naturalWidth"))]
 
 
-def test_the_address_that_ui_prints_lists_the_study_and_its_children_expand(
-    browser, address, study
-):
-    link = re.search(r"labn/synthetic: (\S+)", address.output)[1]
+def test_the_address_that_ui_prints_shows_the_studys_runs_and_what_to_compare(browser, address):
+    link = re.search(r"runs of study: (\S+)", address.output)[1]
 
     browser.get(link)
 
-    page = see(browser, "labn/synthetic", "3 matching runs")
-    assert "study-full-0" not in page
-    row = browser.find_element(By.CSS_SELECTOR, f".ag-row[row-id='{study.ids['study']}']")
-    row.find_element(By.TAG_NAME, "button").click()
-    see(browser, "study-full-0", "study-no-kl-0")
+    page = see(browser, "2 matching runs", "study-full-0", "study-no-kl-0", "test_pid")
+    assert "runs of study" in page  # the saved view
+    assert "Agent versions" not in page  # of the mode for language models
     assert "127.0.0.1" in link
+
+
+def test_the_page_of_a_studys_entry_begins_with_its_table_and_picture(browser, address, study):
+    link = re.search(r"^  study: (\S+)", address.output, re.MULTILINE)[1]
+
+    browser.get(link)
+
+    page = see(browser, "Description", "AUROC", "no-kl")
+    assert page.index("AUROC") < page.index("loss.lambda_kl")
+    WebDriverWait(browser, PATIENCE_S).until(
+        lambda _: max(loaded_pictures(browser), default=0) > 500
+    )
 
 
 def test_two_runs_show_what_differs_between_them(browser, address, study):

@@ -18,12 +18,12 @@ from labn.errors import Interrupted, RunFailed
 from labn.runs.folder import RunFolder, locked
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.runs.tracked import closing_entry, log_settings
-from labn.sweeps.ablation.ablation_report import StudySummary, summarise
+from labn.sweeps.ablation.ablation_report import PICTURES, StudySummary, summarise
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
 from labn.sweeps.ablation.register import register_best
 from labn.sweeps.entry import close_run_entry, open_sweep_entry
 from labn.sweeps.worker import Outcome, Worker
-from labn.tracking import Tracker
+from labn.tracking import Tracker, image_in_description
 
 _POLL_S = 0.5
 _LONGEST_NOTE = 7500
@@ -118,7 +118,12 @@ def _log_report(entry: Tracker, summary: StudySummary, files: Sequence[Path]) ->
         for name, value in row.items()
     }
     entry.log_metrics(means, step=0)
-    entry.set_tags({"mlflow.note.content": summary.note[:_LONGEST_NOTE]})
+    shown = [path for path in files if path.name in ("scores.png", "maps.png")]
+    pictures = "\n\n".join(
+        image_in_description(path.stem, entry.run_id or "", f"report/{path.name}") for path in shown
+    )
+    note = summary.note.replace(PICTURES, pictures)
+    entry.set_tags({"mlflow.note.content": note[:_LONGEST_NOTE]})
     for path in files:
         entry.log_artifact(path, "report")
 

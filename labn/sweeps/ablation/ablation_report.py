@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from labn.report.html import page
-from labn.report.tables import as_markdown
-from labn.runs.comparison.compare import Comparison, compare_runs
+from labn.report.tables import Cell as TableCell
+from labn.report.tables import Column, Estimate, Table, as_markdown
+from labn.runs.comparison.compare import CLASSIFICATION, Comparison, compare_runs
 from labn.runs.comparison.comparison_report import write_report
 from labn.runs.comparison.comparison_tables import tables
+from labn.runs.comparison.differences import Cell, Difference
 from labn.runs.comparison.read_runs import read_runs
+from labn.runs.description import data_source
 from labn.runs.evaluation.options import EvaluationOptions, prefix_of, without_absent_methods
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
@@ -22,16 +27,20 @@ from labn.storage.files import write_atomically, write_json
 from labn.sweeps.ablation.ablation_figures import draw_study, headline_score
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
 from labn.sweeps.worker import Outcome
+from labn.tracking.provenance import package_commit
 
 _MEANS = ("pid", "pid_random", "pid_matched", "p_image", "p_bias", "auroc", "accuracy", "tss")
 _OWN_METHOD = "LABN"
+_SIGNIFICANT = 0.05
+PICTURES = "(pictures)"
+"""Stands for the pictures in the note of a study."""
 
 
 @dataclass(frozen=True)
 class StudySummary:
     """The runs of a study, their states, and the files of the report.
 
-    ``note`` is Markdown: the conditions, and the table that compares them.
+    ``note`` is Markdown: a table of the conditions, ``PICTURES`` where they go, and the details.
     """
 
     title: str
@@ -149,8 +158,8 @@ def _write(
     body = report.markdown.removeprefix("# ")  # a page has one title
     head = f"# {summary.title}\n\n{summary.note}{lines}"
     write_atomically(folder / "report.md", f"{head}{sections}\n{body}")
-    conditions = [f"{name}: {settings_as_text(row)}" for name, row in summary.conditions.items()]
-    html = page(summary.title, [*conditions, *failures], every, tables(comparison))
+    lines_of_page = [*conclude(comparison, headline), *failures]
+    html = page(summary.title, lines_of_page, _facts(study, comparison), every, tables(comparison))
     write_atomically(folder / "report.html", html)
     files = [folder / f"report.{kind}" for kind in ("html", "md", "tex", "json")]
     tables_of_note = [
@@ -158,8 +167,72 @@ def _write(
         for name, table in tables(comparison)
         if name.startswith(("Conditions: ", "Classification"))
     ]
-    note = summary.note + "".join(tables_of_note)
+    main = as_markdown(_main_table(comparison, headline))
+    note = f"{main}\n{PICTURES}\n\n{summary.note}{''.join(tables_of_note)}"
     return replace(summary, note=note, files=[*files, *every.values()])
+
+
+def _main_table(comparison: Comparison, headline: str) -> Table:
+    """Return the few scores of each condition that fit at the top of a page."""
+    method, classes = comparison.reference, comparison.classification
+    scores = {f"{headline} of {method}": (comparison.scores, method, headline)}
+    scores |= {title: (classes, "", name) for name, title in CLASSIFICATION.items()}
+    rows: list[tuple[TableCell, ...]] = []
+    for condition in dict.fromkeys(comparison.conditions):
+        row: list[TableCell] = [condition]
+        for found, of, name in scores.values():
+            one = found.get(Cell(condition, of, name))
+            row.append(None if one is None else Estimate(one.mean, one.sd))
+        rows.append((*row, classes[Cell(condition, "", "auroc")].num_seeds))
+    return Table(
+        columns=(
+            Column("Condition"),
+            *(Column(title, is_better_high=True) for title in scores),
+            Column("seeds"),
+        ),
+        rows=tuple(rows),
+        caption=f"Means over seeds on the {comparison.subset} subset.",
+    )
+
+
+def conclude(comparison: Comparison, headline: str) -> list[str]:
+    """Return the result of a study in a few sentences: the scores, and whether they differ."""
+    method, conditions = comparison.reference, list(dict.fromkeys(comparison.conditions))
+    kinds = [(f"{headline} of {method}", comparison.scores, Cell("", method, headline))]
+    kinds.append(("AUROC", comparison.classification, Cell("", "", "auroc")))
+    lines = []
+    for title, found, key in kinds:
+        cells = {name: found.get(key._replace(condition=name)) for name in conditions}
+        shown = [f"{name} {Estimate(c.mean, c.sd)}" for name, c in cells.items() if c]
+        if shown:
+            lines.append(f"{title} on the {comparison.subset} subset: {'; '.join(shown)}.")
+    for one in comparison.differences:
+        if one.cell.method == one.other.method == method and one.cell.score == headline:
+            lines.append(_difference_as_sentence(one))
+    return lines
+
+
+def _difference_as_sentence(one: Difference) -> str:
+    names = f"{one.cell.condition} minus {one.other.condition}: {one.difference:+.3f}"
+    if one.welch_p_holm is None:
+        return f"{names}; whether another training would show it is not tested."
+    is_shown = "is" if one.welch_p_holm < _SIGNIFICANT else "is not"
+    return (
+        f"{names}; a difference {is_shown} shown over seeds (p = {one.welch_p_holm:.3f}, corrected"
+        " for all tests below)."
+    )
+
+
+def _facts(study: AblationStudy, comparison: Comparison) -> list[tuple[str, str]]:
+    name, source = study.base.data.name, data_source(study.base)
+    place = "" if source == name else f" ({source})"
+    images = f"{comparison.num_images} images of the {comparison.subset} subset"
+    return [
+        ("Data set", f"{name}{place}, {images}"),
+        ("Commit", package_commit() or "not known: the program was built without git"),
+        ("Written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, labn {version('labn')}"),
+        *((f"Condition {name}", settings_as_text(row)) for name, row in study.differing().items()),
+    ]
 
 
 def _conditions_as_markdown(study: AblationStudy) -> str:

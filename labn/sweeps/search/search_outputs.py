@@ -21,8 +21,11 @@ from labn.sweeps.search.space import Space
 from labn.sweeps.search.study_storage import storage_url
 from labn.sweeps.search.trial import run_folders
 from labn.sweeps.worker import Outcome
-from labn.tracking import Status, redact
+from labn.tracking import Status, image_in_description, redact
 
+_LONGEST_TABLE = 6000
+"""In characters: with the pictures' links, what every tracker accepts."""
+_NUM_SHOWN = 2
 _STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -84,6 +87,13 @@ class SearchOutputs:
             self.entry.set_tags({"best_trial": str(best.number)})
         for path in files:
             self.entry.log_artifact(path, None)
+        pictures = [
+            image_in_description(path.stem, self.entry.run_id or "", f"figures/{path.name}")
+            for path in figures[:_NUM_SHOWN]
+        ]
+        table = "\n".join(as_markdown(summary).splitlines()[2:])  # the page has the name
+        note = "\n\n".join([table[:_LONGEST_TABLE], *pictures])
+        self.entry.set_tags({"mlflow.note.content": note})
         return summary
 
     @contextmanager

@@ -246,12 +246,16 @@ def test_a_page_holds_its_figures_and_refers_to_nothing_else(tmp_path):
         caption="Of 3 & 2 seeds.",
     )
 
-    html = page("A study", ["x < y"], {"Scores": tmp_path / "a.png"}, [("Table", table)])
+    figures, facts = {"Scores": tmp_path / "a.png"}, [("Commit", "<0123>")]
+    html = page("A study", ["x < y"], facts, figures, [("Table", table)])
 
     references = _References()
     references.feed(html)
-    assert len(references.found) == 2
-    assert all(reference.startswith("data:") for reference in references.found)
+    icon, *contents, picture = references.found
+    assert (icon, contents) == ("data:,", ["#section-0", "#section-1"])
+    assert picture.startswith("data:image/png;base64,")
+    assert html.index("x &lt; y") < html.index("&lt;0123&gt;") < html.index("#section-0")
+    assert html.count('id="section-1"') == 1
     assert not re.search(r"https?://|url\(|@import|<script", html)
     assert "<td>0.500 ± 0.100</td>" in html
     assert 'alt="Scores. Scores by condition; ID and PID are of LABN. panels: PID; ID.' in html
