@@ -129,7 +129,7 @@ class _RowFile:
             )
         return rows
 
-    def replace(self, rows: list[Row]) -> None:
+    def rewrite(self, rows: list[Row]) -> None:
         """Write rows in place of all that the file holds."""
         write_atomically(self.path, self._as_text(rows, has_header=True))
 
@@ -176,7 +176,7 @@ class _Job:
         found = self.rows.read()
         kept = [row for row in found if row["file"] not in self.paths or self._is_current(row)]
         if self.rows.path.exists():
-            self.rows.replace(kept)  # without outdated rows and a torn line
+            self.rows.rewrite(kept)  # without outdated rows and a torn line
         names = {row["file"] for row in kept}
         self.pending = [name for name in self.paths if name not in names]
         return len(self.paths) - len(self.pending)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from labn.storage.files import write_json
 from labn.tracking import labn_served
 from labn.tracking.quiet import quiet
 
@@ -86,7 +87,7 @@ def save_servable(model: torch.nn.Module, preparation: Preparation, folder: Path
         data = Path(scratch, "program")
         data.mkdir()
         torch.export.save(program, data / "model.pt2")
-        Path(data, labn_served.PREPARATION).write_text(json.dumps(carried), encoding="utf-8")
+        write_json(data / labn_served.PREPARATION, carried)
         mlflow.pyfunc.save_model(
             str(folder),
             mlflow_model=description,
