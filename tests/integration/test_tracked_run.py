@@ -164,14 +164,16 @@ def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeyp
         import mlflow.pyfunc
 
         served = mlflow.pyfunc.load_model(f"runs:/{tracked.run_id}/model")
-    images = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
     answer = served.predict(images)
 
     config = load_config(tracked.folder / "config.yaml")
     best = checkpoint.load(tracked.folder / "checkpoints" / "best.pt")
+    scaled = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    prepared = (scaled - best["mean"].view(3, 1, 1)) / best["std"].view(3, 1, 1)
     with torch.inference_mode():
-        expected = restore_network(best, config.model).eval()(torch.from_numpy(images))
+        expected = restore_network(best, config.model).eval()(prepared.float())
     assert answer.keys() == {"probabilities", "attention"}
     # The exported program may fuse operations, which round differently.
     for name, value in {
