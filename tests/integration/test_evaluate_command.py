@@ -427,7 +427,7 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
     done = labn("evaluate", trained, "--data", root, *other, "--methods", "LABN", "--json")
 
     assert done.returncode == 0, done.stderr
-    names = pd.read_csv(trained / "evaluation/test/images.csv")["name"]
+    names = pd.read_csv(trained / "evaluation/test-changed-new_images/images.csv")["name"]
     assert all((root / name).is_file() for name in names)
 
 
