@@ -17,6 +17,7 @@ from PIL import Image
 
 from labn.data.readers.reader import Reader, Record
 from labn.errors import UserError
+from labn.storage.files import sha256_of
 
 Progress = Callable[[int, int], None]
 
@@ -82,8 +83,7 @@ def _decode(
         pixels = reader.read(record)
         mask = reader.lesion_mask(record)
         if record.index is None and record.path.is_file():
-            with record.path.open("rb") as file:
-                file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file_sha256 = sha256_of(record.path)
     except (OSError, ValueError) as error:
         return error
     arrays.put(position, pixels, mask)

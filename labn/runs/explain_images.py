@@ -28,6 +28,7 @@ from labn.runs.explanation_outputs import (
 from labn.runs.loaded import attention_of
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun, without_data
+from labn.storage.files import sha256_of
 
 _MAX_BATCH_SIZE = 8
 """Images are kept in memory at their own size, 37 MB for one of IDRiD."""
@@ -238,8 +239,7 @@ class _Job:
         return all((self._out / row[column]).is_file() for column in FILE_ENDINGS)
 
     def _digest(self, name: str) -> str:
-        with self._images.paths[name].open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self._images.paths[name])
 
     def _read(self, names: list[str]) -> dict[str, UnlabelledImage]:
         images = {}

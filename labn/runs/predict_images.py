@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from labn.runs.explanation_outputs import write_map_png
 from labn.runs.loaded import attention_of
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun, without_data
-from labn.storage.files import append, write_atomically
+from labn.storage.files import append, sha256_of, write_atomically
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -199,10 +198,10 @@ class _Job:
                 reporter.advance("predicting", done, len(self.pending))
 
     def _is_current(self, row: Row) -> bool:
-        if self.maps is not None and not (self.maps / row.get("map_png", "?")).is_file():
+        if self.maps is not None and not (self.maps / row["map_png"]).is_file():
             return False
         try:
-            return bool(_digest(self.paths[row["file"]]) == row["sha256"])
+            return bool(sha256_of(self.paths[row["file"]]) == row["sha256"])
         except OSError:
             return False
 
@@ -211,7 +210,7 @@ class _Job:
         image = read_unlabelled(path, config.data.name, self.trained.best["num_channels"])
         pixels = resize(image.kept, config.data.image_size)
         height, width = image.pixels.shape[:2]
-        return _Prepared(pixels, (height, width), image.box, _digest(path))
+        return _Prepared(pixels, (height, width), image.box, sha256_of(path))
 
     def _result(self, name: str, future: Future[_Prepared]) -> _Prepared | None:
         try:
@@ -236,6 +235,8 @@ class _Job:
             alpha = upsample_attention(attention[None], image.pixels.shape[:2])
             is_attended = alpha > self.trained.config.model.theta_alpha
             values["share_above_theta_alpha"] = is_attended.float().mean().item()
+        # A column with or without maps, so that the rows of all calls fit into one table.
+        values["map_png"] = ""
         if self.maps is not None:
             map_ = attention_of(attention, image.size, image.box)
             values["map_png"] = write_map_png(self.maps, name, map_)
@@ -255,8 +256,3 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

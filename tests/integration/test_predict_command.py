@@ -124,13 +124,14 @@ def test_a_changed_image_is_predicted_anew_and_other_rows_stay(
     Image.new("RGB", (9, 9), "black").save(changed)
 
     again = labn("predict", run_folder, pictures, "--out", out, "--json")
-    labn("predict", run_folder, other, "--out", out)
+    labn("predict", run_folder, other, "--out", out, "--maps", tmp_path / "maps")
 
     assert json.loads(again.stdout)["num_predicted"] == 1
     after = pd.read_csv(out).set_index("file")
     assert set(after.index) == {*before.index, "white.png"}
     same = before.index.drop("0/eye 2.png")
-    pd.testing.assert_frame_equal(after.loc[same], before.loc[same])
+    pd.testing.assert_frame_equal(after.loc[same], before.loc[same], check_dtype=False)
+    assert (tmp_path / "maps" / after.loc["white.png", "map_png"]).is_file()
     assert after.loc["0/eye 2.png", "sha256"] != before.loc["0/eye 2.png", "sha256"]
 
 
