@@ -96,6 +96,9 @@ ConfigOrRun = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
+Images = Annotated[
+    Path, typer.Argument(help="An image, or a folder of images.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

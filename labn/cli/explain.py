@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Run, app, print_result, require_run
+from labn.cli.app import Images, Json, Overrides, Run, app, print_result, require_run
 from labn.cli.progress import ConsoleReporter, starting
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ _NUM_IGNORED_SHOWN = 5
 @app.command()
 def explain(
     run: Run,
-    images: Annotated[
-        Path, typer.Argument(help="An image, or a folder of images.", show_default=False)
-    ],
+    images: Images,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The folder for maps, overlays and the table.")] = Path(
         "explanations"

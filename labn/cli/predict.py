@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from labn.cli.app import Json, Overrides, Run, app, print_result
-from labn.cli.progress import ConsoleReporter
+from labn.cli.app import Images, Json, Overrides, Run, app, print_result, require_run
+from labn.cli.progress import ConsoleReporter, starting
 
 _NUM_SHOWN = 5
 
@@ -16,9 +16,7 @@ _NUM_SHOWN = 5
 @app.command()
 def predict(
     run: Run,
-    images: Annotated[
-        Path, typer.Argument(help="An image, or a folder of images.", show_default=False)
-    ],
+    images: Images,
     overrides: Overrides = None,
     out: Annotated[
         Path, typer.Option(help="The table: one row per image, as .csv or .jsonl.")
@@ -39,7 +37,9 @@ def predict(
 
         labn predict runs/idrid eyes/ --out eyes.jsonl --maps eyes-maps train.device=cpu
     """
-    from labn.runs.predict_images import predict_images
+    require_run(run)
+    with starting():
+        from labn.runs.predict_images import predict_images
 
     with ConsoleReporter() as reporter:
         done = predict_images(run, images, out, overrides or [], reporter, maps)

@@ -157,10 +157,12 @@ def _watch(folder: Path, show_settings: bool, as_json: bool) -> None:
     from labn.sweeps.search.status import SearchStatus
 
     status, age_s = SearchStatus.read(folder)
+    was_silent = False
     with SearchDisplay(show_settings=show_settings) as display:
         while not status.has_ended and not as_json:
-            if age_s > _SILENT_S:
+            if age_s > _SILENT_S and not was_silent:
                 display.message(f"no news for {age_s:.0f} s: its process may have died")
+            was_silent = age_s > _SILENT_S
             display.show(status)
             time.sleep(_WATCH_S)
             status, age_s = SearchStatus.read(folder)

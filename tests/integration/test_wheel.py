@@ -18,7 +18,6 @@ SHIPPED = (
     "cluster",
     "tune",
     "pyproject.toml",
-    "setup.py",
     "README.md",
     "LICENSE",
 )
