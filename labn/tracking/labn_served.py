@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,8 @@ class ServedNetwork:
     ) -> dict[str, NDArray[np.float32]]:
         """Return ``probabilities`` (n, classes) and ``attention`` (n, 1, h, w) of images.
 
-        An image is a PIL image or an array (h, w) or (h, w, c) of bytes, of any size.
+        An image is a PIL image or an array (h, w) or (h, w, c) of bytes, of any size, or, as JSON
+        carries it, the base64 text of an image file.
 
         Raises:
             ValueError: an image is none of these.
@@ -50,6 +53,8 @@ class ServedNetwork:
         """Return an image as in training (c, h, w): cropped, resized and standardised."""
         how = self.preparation
         assert how is not None
+        if isinstance(image, str):
+            image = _from_base64(image)
         pixels = as_bytes(image, len(how["mean"]))
         kept = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
         for size, box in how["crops"]:
@@ -61,6 +66,23 @@ class ServedNetwork:
         values = torch.from_numpy(resized.reshape(side, side, -1).copy()).permute(2, 0, 1).float()
         mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
         return values.div_(255).sub_(mean).div_(std)
+
+
+def _from_base64(text: str) -> Image.Image:
+    """Decode the base64 text of an image file.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        image.load()
+    except (OSError, ValueError) as error:
+        shown = " ".join(str(error).split())
+        raise ValueError(
+            f"image: got text of {len(text)} letters, must be an image file in base64 ({shown})"
+        ) from error
+    return image
 
 
 def as_bytes(image: Any, num_channels: int) -> NDArray[np.uint8]:
