@@ -33,6 +33,7 @@ def main() -> None:
         doctor,
         evaluate,
         explain,
+        export,
         init,
         predict,
         report,

@@ -79,4 +79,4 @@ class NoBranch(nn.Module):
     def forward(self, h_lfe: Float[Tensor, "b c h w"]) -> BranchOutput:
         """Return a map of ones and logits of zero."""
         one = at_least_float32(h_lfe[:, :1])
-        return BranchOutput(torch.ones_like(one), one.new_zeros((len(one), self.num_classes)))
+        return BranchOutput(torch.ones_like(one), one.new_zeros((one.shape[0], self.num_classes)))

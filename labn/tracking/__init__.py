@@ -10,7 +10,7 @@ from labn.tracking.mlflow_tracker import MlflowTracker
 from labn.tracking.models import register_model
 from labn.tracking.provenance import environment_tags, redact
 from labn.tracking.resilient import ResilientTracker
-from labn.tracking.servable import Preparation, save_servable
+from labn.tracking.servable import Preparation, export_program, save_servable
 from labn.tracking.spool import Spool
 from labn.tracking.store import resolve_uri
 from labn.tracking.tracker import CallRefused, NoTracker, Status, Tracker
@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "Tracker",
     "environment_tags",
+    "export_program",
     "image_in_description",
     "open_tracker",
     "redact",

@@ -51,6 +51,21 @@ class _Outputs(torch.nn.Module):
         }
 
 
+def export_program(network: torch.nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
+    """Export a network that takes images, two or more for example, with a free batch size.
+
+    Its weights are made contiguous.
+    """
+    for parameter in network.parameters():
+        # The archive writer treats channels_last weights as views of a larger tensor.
+        parameter.data = parameter.data.contiguous()
+    # torch.export treats a batch size of one as a constant.
+    assert images.shape[0] > 1
+    shapes = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        return torch.export.export(network, (images,), dynamic_shapes=shapes, strict=False)
+
+
 def save_servable(model: torch.nn.Module, preparation: Preparation, folder: Path) -> None:
     """Export a network with its softmax to a new folder, on the CPU and in evaluation mode.
 
@@ -66,17 +81,11 @@ def save_servable(model: torch.nn.Module, preparation: Preparation, folder: Path
         from mlflow.models import Model, ModelSignature, infer_signature
 
     served = _Outputs(copy.deepcopy(model).cpu().eval())
-    for parameter in served.parameters():
-        # The archive writer treats channels_last weights as views of a larger tensor.
-        parameter.data = parameter.data.contiguous()
     side, num_channels = preparation.image_size, len(preparation.mean)
-    # torch.export treats a batch size of one as a constant.
     images = torch.zeros(2, num_channels, side, side)
+    program = export_program(served, images)
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in served(images).items()}
-        program = torch.export.export(
-            served, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-        )
     description = Model()
     description.add_flavor(
         "pytorch", model_data="data/program", pytorch_version=str(torch.__version__), code=None

@@ -121,8 +121,9 @@ def _is_exporting() -> bool:
 def _choose_position_lambda(map_size: tuple[int, int], value_depth: int) -> PositionLambda:
     """Choose among the implementations in torch."""
     if _is_exporting():
-        # The only one without a loop over images, which would fix the exported batch size.
-        return position_lambda.by_fft
+        # Without a loop over images, which would fix the exported batch size, and of operations
+        # that ONNX has.
+        return position_lambda.by_convolution
     if map_size[0] * map_size[1] <= _MAX_DENSE_POSITIONS:
         return position_lambda.dense
     if value_depth >= _MIN_VALUES_FOR_TILES:

@@ -1,4 +1,4 @@
-"""Position lambdas applied to their queries in torch: three exact implementations.
+"""Position lambdas applied to their queries in torch: four exact implementations.
 
 Written out, eq. 6 and 7 convolve the values with a kernel and contract the result with the query:
 
@@ -11,7 +11,8 @@ positions x values x key depth:
 
 For a small map this is one such product (``dense``); a larger map is cut into tiles with a margin
 (``tiled``). With few values contracting first does not pay, and the convolution is computed by FFT
-(``by_fft``). ``dispatch`` chooses. All take queries (b h k m), values (b v m), a kernel
+(``by_fft``). Written out (``by_convolution``), it consists of what other programs can run, too.
+``dispatch`` chooses. All take queries (b h k m), values (b v m), a kernel
 (k r r) of odd r and the map's (height, width), pad with zeros, and return y (b h v m).
 
 Axes: b images (or tiles), h heads, m output positions, n input positions, k key depth, v values.
@@ -81,6 +82,17 @@ def by_fft(q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, in
         ..., margin : margin + height, margin : margin + width
     ].flatten(3)
     return torch.einsum("bhkm,bkvm->bhvm", q_bhkm, lambda_bkvm)
+
+
+def by_convolution(
+    q_bhkm: Tensor, v_bvm: Tensor, w_krr: Tensor, map_size: tuple[int, int]
+) -> Tensor:
+    """Convolve each value's map with the kernel, and contract the lambdas with the queries."""
+    b, v, _ = v_bvm.shape
+    lambda_bvkm = F.conv2d(
+        v_bvm.reshape(b * v, 1, *map_size), w_krr.unsqueeze(1), padding=w_krr.shape[-1] // 2
+    ).reshape(b, v, w_krr.shape[0], -1)
+    return torch.einsum("bhkm,bvkm->bhvm", q_bhkm, lambda_bvkm)
 
 
 def taps(w_krr: Tensor, out_size: tuple[int, int], in_size: tuple[int, int], margin: int) -> Tensor:

@@ -6,9 +6,15 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from labn.model.kernels import position_lambda as module
-from labn.model.kernels.position_lambda import by_fft, dense, dense_with_content, tiled
+from labn.model.kernels.position_lambda import (
+    by_convolution,
+    by_fft,
+    dense,
+    dense_with_content,
+    tiled,
+)
 
-PATHS = [dense, tiled, by_fft]
+PATHS = [dense, tiled, by_fft, by_convolution]
 
 # Sums of a few thousand float64 products of order 1, in another order.
 ROUNDING = 1e-10
