@@ -57,9 +57,10 @@ def evaluate(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="LABN, lambda attention, RISE, Grad-CAM, input gradient, random, centre, edges;"
-            " comma-separated.",
-            show_default="all",
+            help="LABN, lambda attention, RISE, Grad-CAM, input gradient, random, centre, edges,"
+            " integrated gradients, gradient SHAP, SmoothGrad, occlusion, guided backpropagation,"
+            " Score-CAM, lambda rollout, or all; comma-separated.",
+            show_default="the first eight",
         ),
     ] = None,
     patch_sizes: Annotated[

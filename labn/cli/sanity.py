@@ -30,6 +30,10 @@ def sanity(
     run: Run,
     overrides: Overrides = None,
     subset: SubsetOption = SubsetChoice.test,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="As those of `labn evaluate`.", show_default="the quick ones"),
+    ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Positive images to explain.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     allow_changed_data: AllowChangedData = False,
@@ -49,11 +53,12 @@ def sanity(
     """
     require_run(run)
     with starting():
-        from labn.runs.evaluation.sanity_check import check_run, quick_methods
+        from labn.runs.evaluation.sanity_check import check_run
 
     given = allow_changed(overrides, allow_changed_data)
     with ConsoleReporter() as reporter:
-        files = check_run(run, subset.value, quick_methods, num_images, seed, reporter, given)
+        names = None if methods is None else methods.split(",")
+        files = check_run(run, subset.value, names, num_images, seed, reporter, given)
     rows = files.check.as_rows()
     content = {"run": str(run), "split": subset.value, "rows": rows, "picture": str(files.picture)}
     print_result(as_json, content, f"{_sanity_as_text(rows)}\npicture:\n  {files.picture}")

@@ -34,14 +34,14 @@ class GradCam:
     name = "Grad-CAM"
 
     def __init__(self, model: nn.Module, layer: nn.Module | None = None) -> None:
-        logits = _logits_of(model)
+        logits = logits_of(model)
         if layer is None:
             if not isinstance(model, LABN):
                 raise ValueError(
                     f"layer: got None for a {type(model).__name__}, must be the module whose"
                     " output is to be weighted, for only a LABN has one by default"
                 )
-            logits, layer = _last_feature_map(model)
+            logits, layer = last_feature_map(model)
         # Imported here: the names of the methods are needed without it.
         from captum.attr import LayerGradCam  # type: ignore[import-untyped]
 
@@ -67,7 +67,7 @@ class InputGradient:
     def __init__(self, model: nn.Module) -> None:
         from captum.attr import Saliency
 
-        self._model, self._captum = model, Saliency(_logits_of(model))
+        self._model, self._captum = model, Saliency(logits_of(model))
 
     def explain(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], names: Sequence[str]
@@ -99,7 +99,9 @@ def differentiable(
         yield inputs.requires_grad_(), labels.repeat(num_copies).long()
 
 
-def _logits_of(model: nn.Module) -> Logits:
+def logits_of(model: nn.Module) -> Logits:
+    """Return a LABN, or a network that returns logits, as a function of images."""
+
     def logits(images: Tensor) -> Tensor:
         output = model(images)
         result: Tensor = output.logits if isinstance(model, LABN) else output
@@ -108,10 +110,10 @@ def _logits_of(model: nn.Module) -> Logits:
     return logits
 
 
-def _last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
+def last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
     """Return the LPB's logits as a function, and the module in it that returns the last map."""
     if model.split < len(model.bottlenecks):
-        return _logits_of(model), model.bottlenecks[-1]
+        return logits_of(model), model.bottlenecks[-1]
     masked = nn.Identity()
 
     def logits(images: Tensor) -> Tensor:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from labn.errors import UserError, did_you_mean
 from labn.explain.attention import LabnAttention, LambdaAttention, lambda_attentions
+from labn.explain.captum_methods import (
+    ATTRIBUTIONS,
+    Attribution,
+    GuidedBackpropagation,
+    ScoreCam,
+)
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
 from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.method import Method
 from labn.explain.rise import Rise
+from labn.explain.rollout import LambdaRollout
 from labn.metrics.faithfulness import Predict
 from labn.model.network import LABN
 
-LAMBDA_ATTENTION = "lambda attention"
+LAMBDA_ATTENTION, LAMBDA_ROLLOUT = "lambda attention", "lambda rollout"
 ENTRY_POINTS = "labn.methods"
 """The group of entry points by which other packages add methods."""
 
@@ -28,7 +39,7 @@ class MethodContext:
 
     ``predict`` maps (n, c, h, w) to the class probabilities of ``model``. ``num_masks`` and
     ``seed`` are the evaluation's; ``lambda_layer`` is the layer chosen for "lambda attention",
-    if any.
+    if any. ``bias_image`` is b, standardised; without one it is the mean colour.
     """
 
     model: LABN
@@ -36,6 +47,7 @@ class MethodContext:
     num_masks: int
     seed: int
     lambda_layer: int | None = None
+    bias_image: Tensor | None = None
 
 
 def _lambda_attention(context: MethodContext) -> Method:
@@ -47,6 +59,11 @@ def _lambda_attention(context: MethodContext) -> Method:
             f" {num_layers - 1}, for the network has {num_layers} lambda layers"
         )
     return LambdaAttention(context.model, index)
+
+
+def _attribution(name: str, context: MethodContext) -> Method:
+    bias_image = torch.zeros(()) if context.bias_image is None else context.bias_image
+    return Attribution(name, context.model, bias_image, context.seed)
 
 
 METHODS: dict[str, Callable[[MethodContext], Method]] = {
@@ -61,19 +78,31 @@ METHODS: dict[str, Callable[[MethodContext], Method]] = {
     "random": lambda context: RandomMap(context.seed),
     "centre": lambda context: CentredGaussian(),
     "edges": lambda context: EdgeEnergy(),
+    **{name: partial(_attribution, name) for name in ATTRIBUTIONS},
+    "guided backpropagation": lambda context: GuidedBackpropagation(context.model),
+    "Score-CAM": lambda context: ScoreCam(context.model, context.num_masks),
+    LAMBDA_ROLLOUT: lambda context: LambdaRollout(context.model),
 }
+USUAL = tuple(METHODS)[:8]
+"""The methods of an evaluation that names none."""
+ALL = "all"
 
 
 def resolve_names(words: Sequence[str]) -> tuple[str, ...]:
     """Return the method names that words match, ignoring case and "-" or "_" for spaces.
 
+    ``all`` stands for every method, those of other packages too.
+
     Raises:
         UserError: a word matches no method, or there are no words.
     """
     known = {_plain(name): name for name in (*METHODS, *_added())}
-    found = []
+    found = list[str]()
     for word in words:
         plain = _plain(word)
+        if plain == ALL:
+            found += known.values()
+            continue
         layer = re.fullmatch(rf"{LAMBDA_ATTENTION} (\d+)", plain)
         if layer is None and plain not in known:
             near = did_you_mean(plain, known)

@@ -18,7 +18,7 @@ from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, run_here, 
 
 from labn.config import load_config
 from labn.data.readers.synthetic import write_synthetic
-from labn.explain.registry import METHODS
+from labn.explain.registry import USUAL
 from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.evaluation.image_scores import (
     build_scorer,
@@ -34,7 +34,7 @@ from labn.runs.trained import TrainedRun
 
 SMALL = ("--patch-sizes", "4,8")
 LAYER = "lambda attention 0"
-NAMES = [LAYER if name == "lambda attention" else name for name in METHODS]
+NAMES = [LAYER if name == "lambda attention" else name for name in USUAL]
 COLUMNS = [
     "name",
     "label",
@@ -87,7 +87,7 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     assert printed["metrics"] == described["metrics"]
     assert list(scores.columns) == COLUMNS
     num_positives = sum(described["confusion"][1])
-    assert len(scores) == num_positives * len(METHODS) * 5
+    assert len(scores) == num_positives * len(USUAL) * 5
     assert set(scores["method"]) == set(NAMES)
     pids = {"PID m=4", "PID m=8"}
     assert set(scores["score"]) == {"ID", *pids, *(f"{name} matched" for name in pids)}
@@ -100,9 +100,9 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     assert images.columns[:4].tolist() == ["name", "label", "predicted", "probability_0"]
     assert set(scores["name"]) == set(images.query("label > 0")["name"])
     localisation = pd.read_parquet(folder / "localisation.parquet")
-    assert len(localisation) == num_positives * len(METHODS)
+    assert len(localisation) == num_positives * len(USUAL)
     assert described["settings"]["patch_sizes"] == [4, 8]
-    assert described["settings"]["methods"] == list(METHODS)
+    assert described["settings"]["methods"] == list(USUAL)
     assert described["settings"]["num_masks"] == 500
     assert described["lambda_attention"] == {"layer": 0, "chosen_by": "the only one"}
     assert described["failures"]["num_scored"] == num_positives

@@ -121,7 +121,7 @@ def test_sanity_standardises_as_in_training_wherever_the_data_lies(labn, trained
     other = Path(shutil.copytree(trained / "data", trained / "other"))
     repaint(other, brighten)
     method = RecordingMethod()
-    monkeypatch.setattr(sanity, "quick_methods", lambda model: [method])
+    monkeypatch.setattr(sanity, "quick_methods", lambda *_: [method])
 
     done = labn("sanity", trained / "run", f"data.root={other}", "--allow-changed-data")
 

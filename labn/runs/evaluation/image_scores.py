@@ -106,6 +106,7 @@ def build_scorer(
         num_masks=options.num_masks,
         seed=options.seed,
         lambda_layer=layer,
+        bias_image=trained.statistics.bias_image,
     )
     methods = tuple(build_method(name, context) for name in options.methods)
     has_matched = temperature is not None and options.tolerance is None

@@ -11,14 +11,21 @@ from typing import Any
 from labn.config import Config, ModelConfig, flatten
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
-from labn.explain.registry import LAMBDA_ATTENTION, METHODS, resolve_names
+from labn.explain.registry import (
+    ALL,
+    LAMBDA_ATTENTION,
+    LAMBDA_ROLLOUT,
+    METHODS,
+    USUAL,
+    resolve_names,
+)
 from labn.metrics.failures import ErrorThresholds
 from labn.metrics.faithfulness import Protocol
 from labn.model.architectures import PLANS
 from labn.runs.evaluation.score_image import Baseline
 
 _PREFIXES = {"train": "train", "validation": "val", "test": "test"}
-_NUM_MASKS = 500
+NUM_MASKS = 500
 _SCORED_BY = ("loss.", "model.", "train.precision", "validation.pid_")
 _LONGEST_PLACE = 120  # of a folder's name, which may have 255 bytes
 
@@ -37,12 +44,12 @@ class EvaluationOptions:
         UserError: an option is invalid.
     """
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = USUAL
     patch_sizes: tuple[int, ...]
     num_points: int
     baseline: Baseline = "bias"
     protocol: Protocol = "exact"
-    num_masks: int = _NUM_MASKS
+    num_masks: int = NUM_MASKS
     max_images: int | None = None
     tolerance: float | None = None
     thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
@@ -84,13 +91,15 @@ class EvaluationOptions:
         defaults: dict[str, Any] = {
             "patch_sizes": tuple(size for size in sizes if size <= image_size),
             "num_points": validation.pid_num_points,
-            "methods": available_methods(config.model),
+            "methods": tuple(name for name in USUAL if _is_available(name, config.model)),
             "seed": config.train.seed,
             "image_size": image_size,
             "preferred_patch_size": validation.pid_patch_size,
             "usual_points": validation.pid_num_points,
             "baseline": "black" if choices.get("protocol") == "released" else "bias",
         }
+        if ALL in choices.get("methods", ()):
+            choices = without_absent_methods(choices, config.model)
         options = cls(**(defaults | dict(choices)))
         for name in options.methods:
             if not _is_available(name, config.model):
@@ -120,7 +129,7 @@ class EvaluationOptions:
             self.baseline: self.baseline != ("bias" if is_exact else "black"),
             f"points{self.num_points}": has_points and self.num_points != self.usual_points,
             f"tolerance{self.tolerance}": self.tolerance is not None,
-            f"masks{self.num_masks}": self.num_masks != _NUM_MASKS,
+            f"masks{self.num_masks}": self.num_masks != NUM_MASKS,
         }
         return (*(word for word, applies in found.items() if applies), *self.changes)
 
@@ -179,5 +188,5 @@ def available_methods(model: ModelConfig) -> tuple[str, ...]:
     """Return the names of the methods that explain this network."""
     absent = set() if model.branch == "attention" else {"LABN"}
     if PLANS[model.backbone].spatial != "lambda":
-        absent.add(LAMBDA_ATTENTION)
+        absent |= {LAMBDA_ATTENTION, LAMBDA_ROLLOUT}
     return tuple(name for name in METHODS if name not in absent)

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
-from labn.explain.randomisation import MakeMethods, SanityCheck, cascade
+from labn.explain.randomisation import SanityCheck, cascade
 from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
 from labn.model.network import LABN
 from labn.report import save_figure
 from labn.report.randomisation_figure import sanity_figure
 from labn.runs.build import build_network, require_subset
 from labn.runs.evaluation.evaluation_figures import run_and_subset
+from labn.runs.evaluation.options import NUM_MASKS, EvaluationOptions
 from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun
 from labn.storage.files import write_json
-from labn.training.evaluate import predictor
 
 _QUICK = ("LABN", LAMBDA_ATTENTION, "Grad-CAM", "input gradient", "edges")
 
@@ -38,25 +39,33 @@ class SanityFiles:
     picture: Path
 
 
-def quick_methods(model: LABN) -> Sequence[Method]:
-    """Build the methods of one or two passes: all but RISE, lambda attention at one layer only.
+def quick_methods(
+    model: LABN, names: Sequence[str] | None = None, bias_image: Tensor | None = None
+) -> Sequence[Method]:
+    """Build the named methods; without names those of one or two passes, all but RISE.
 
-    That layer is the last before the attention branch, or the first of all.
+    Lambda attention is that of the last layer before the attention branch, or of the first of all.
     """
-    layer = max(model.split - 1, 0)
     context = MethodContext(
-        model=model, predict=predictor(model), num_masks=0, seed=0, lambda_layer=layer
+        model=model,
+        # Of the network itself, whose weights are replaced later.
+        predict=lambda images: model(images).logits.softmax(dim=1),
+        num_masks=NUM_MASKS,
+        seed=0,
+        lambda_layer=max(model.split - 1, 0),
+        bias_image=bias_image,
     )
     absent = set() if model.has_branch else {"LABN"}
     if not lambda_attentions(model):
         absent.add(LAMBDA_ATTENTION)
-    return [build_method(name, context) for name in _QUICK if name not in absent]
+    chosen = names or [name for name in _QUICK if name not in absent]
+    return [build_method(name, context) for name in chosen]
 
 
 def check_run(
     run: Path,
     subset: SubsetName,
-    methods: MakeMethods,
+    methods: Sequence[str] | None,
     num_images: int,
     seed: int,
     reporter: Reporter,
@@ -64,14 +73,17 @@ def check_run(
 ) -> SanityFiles:
     """Randomise a run's best network layer by layer, and compare its maps with the trained ones.
 
-    The maps are of the subset's first ``num_images`` positives and their true classes, in float32.
-    ``seed`` is for the weights that replace the trained ones.
+    ``methods`` are names, None for the quick ones. The maps are of the subset's first
+    ``num_images`` positives and their true classes, in float32. ``seed`` is for the weights that
+    replace the trained ones.
 
     Raises:
         UserError: there is no such run, no trained network in it, no positive in the subset, or the
-            data differs from that of training.
+            data differs from that of training; or the network has no such method.
     """
     trained = TrainedRun.open(run, overrides)
+    if methods is not None:
+        methods = EvaluationOptions.of(trained.config, {"methods": tuple(methods)}).methods
     images = require_subset(trained.load_dataset(reporter), subset)
     positives = np.flatnonzero(images.labels > 0)[:num_images]
     if not len(positives):
@@ -80,7 +92,7 @@ def check_run(
     check = cascade(
         trained.model,
         _untrained_network(trained, seed),
-        methods,
+        lambda model: quick_methods(model, methods, trained.statistics.bias_image),
         trained.prepare(chosen.pixels(np.arange(len(chosen)))),
         torch.from_numpy(chosen.labels).to(trained.device),
         chosen.names,

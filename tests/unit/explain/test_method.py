@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from explained import make_classifier, make_images, make_labn, predictor
 
 from labn.explain.attention import LabnAttention, LambdaAttention
+from labn.explain.captum_methods import (
+    ATTRIBUTIONS,
+    Attribution,
+    GuidedBackpropagation,
+    ScoreCam,
+)
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
 from labn.explain.gradients import GradCam, InputGradient
 from labn.explain.method import Method
 from labn.explain.rise import Rise
+from labn.explain.rollout import LambdaRollout
 
 LABELS, NAMES = torch.tensor([0, 2, 1]), ("first", "second", "third")
+BY_CAPTUM = {
+    name: partial(Attribution, name, baseline=torch.full((2, 1, 1), 0.3)) for name in ATTRIBUTIONS
+}
 METHODS = {
     "LABN": LabnAttention,
     "lambda attention 0": lambda model: LambdaAttention(model, 0),
@@ -24,13 +35,19 @@ METHODS = {
     "random": lambda _: RandomMap(seed=0),
     "centre": lambda _: CentredGaussian(),
     "edges": lambda _: EdgeEnergy(),
+    "guided backpropagation": GuidedBackpropagation,
+    "Score-CAM": lambda model: ScoreCam(model, 3),
+    "lambda rollout": LambdaRollout,
+    **BY_CAPTUM,
 }
 OF_ANY_CLASSIFIER = {
     "RISE": lambda model: Rise(predict=predictor(model), num_masks=6),
     "Grad-CAM": lambda model: GradCam(model, model[0]),
     "input gradient": InputGradient,
+    "guided backpropagation": GuidedBackpropagation,
+    **BY_CAPTUM,
 }
-CLASS_SPECIFIC = ("RISE", "Grad-CAM", "input gradient")
+CLASS_SPECIFIC = (*OF_ANY_CLASSIFIER, "Score-CAM")
 each_method = pytest.mark.parametrize("name", METHODS)
 each_split = pytest.mark.parametrize("split", [0, 1])
 # Sums in another order, in float64; lambda attention divides by the map's range.

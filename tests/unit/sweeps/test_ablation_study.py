@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from labn.errors import UserError
-from labn.explain.registry import METHODS
+from labn.explain.registry import USUAL
 from labn.report.conditions import (
     ConditionCurves,
     ConditionDifference,
@@ -77,9 +77,9 @@ def test_table_2_is_a_study_of_three_networks_with_methods_of_their_own():
         condition: set(without_absent_methods(choices, config.model)["methods"])
         for condition, config in study.conditions.items()
     }
-    assert names["LABN"] == set(METHODS)
-    assert names["lambda-resnet50"] == set(METHODS) - {"LABN"}
-    assert names["ABN"] == set(METHODS) - {"lambda attention"}
+    assert names["LABN"] == set(USUAL)
+    assert names["lambda-resnet50"] == set(USUAL) - {"LABN"}
+    assert names["ABN"] == set(USUAL) - {"lambda attention"}
 
 
 def test_every_condition_is_trained_on_every_fold_where_that_is_asked_for(read):
