@@ -26,7 +26,7 @@ from labn.cli.app import (
 from labn.cli.progress import ConsoleReporter, starting
 from labn.errors import UserError
 
-_OF_ONE_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation)_")
+_OF_ONE_METHOD = re.compile(r"_(id|pid\w*_m\d+|localisation|map)_")
 
 
 class PidBaseline(StrEnum):
@@ -59,7 +59,7 @@ def evaluate(
         typer.Option(
             help="LABN, lambda attention, RISE, Grad-CAM, input gradient, random, centre, edges,"
             " integrated gradients, gradient SHAP, SmoothGrad, occlusion, guided backpropagation,"
-            " Score-CAM, lambda rollout, or all; comma-separated.",
+            " Score-CAM, lambda rollout, greedy, or all; comma-separated.",
             show_default="the first eight",
         ),
     ] = None,
@@ -87,6 +87,15 @@ def evaluate(
         typer.Option(
             help="Add points where curves bend, until each area is accurate to this.",
             show_default="--points, evenly spaced",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Besides PID: ROAD, IDSDS, infidelity, average drop, average gain, sparseness,"
+            " entropy, sensitivity, shift, flip, relevance mass, relevance rank, top-k, IoU, all,"
+            " or quantus:NAME; comma-separated.",
+            show_default="none",
         ),
     ] = None,
     num_masks: Annotated[int, typer.Option(help="Masks of RISE.")] = 500,
@@ -129,6 +138,7 @@ def evaluate(
         "baseline": None if baseline is None else baseline.value,
         "protocol": protocol.value,
         "num_masks": num_masks,
+        "metrics": None if metrics is None else tuple(metrics.split(",")),
         "tolerance": tolerance,
         "max_images": max_images,
     }

@@ -22,6 +22,7 @@ from labn.explain.captum_methods import (
 )
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
 from labn.explain.gradients import GradCam, InputGradient
+from labn.explain.greedy import Greedy
 from labn.explain.method import Method
 from labn.explain.rise import Rise
 from labn.explain.rollout import LambdaRollout
@@ -39,7 +40,8 @@ class MethodContext:
 
     ``predict`` maps (n, c, h, w) to the class probabilities of ``model``. ``num_masks`` and
     ``seed`` are the evaluation's; ``lambda_layer`` is the layer chosen for "lambda attention",
-    if any. ``bias_image`` is b, standardised; without one it is the mean colour.
+    if any. ``bias_image`` is b, standardised; without one it is the mean colour. ``patch_size`` is
+    that of the score for which "greedy" searches.
     """
 
     model: LABN
@@ -48,6 +50,12 @@ class MethodContext:
     seed: int
     lambda_layer: int | None = None
     bias_image: Tensor | None = None
+    patch_size: int = 16
+
+    @property
+    def baseline(self) -> Tensor:
+        """The bias image, or the mean colour."""
+        return torch.zeros(()) if self.bias_image is None else self.bias_image
 
 
 def _lambda_attention(context: MethodContext) -> Method:
@@ -62,8 +70,7 @@ def _lambda_attention(context: MethodContext) -> Method:
 
 
 def _attribution(name: str, context: MethodContext) -> Method:
-    bias_image = torch.zeros(()) if context.bias_image is None else context.bias_image
-    return Attribution(name, context.model, bias_image, context.seed)
+    return Attribution(name, context.model, context.baseline, context.seed)
 
 
 METHODS: dict[str, Callable[[MethodContext], Method]] = {
@@ -82,6 +89,7 @@ METHODS: dict[str, Callable[[MethodContext], Method]] = {
     "guided backpropagation": lambda context: GuidedBackpropagation(context.model),
     "Score-CAM": lambda context: ScoreCam(context.model, context.num_masks),
     LAMBDA_ROLLOUT: lambda context: LambdaRollout(context.model),
+    "greedy": lambda context: Greedy(context.predict, context.baseline, context.patch_size),
 }
 USUAL = tuple(METHODS)[:8]
 """The methods of an evaluation that names none."""

@@ -19,6 +19,7 @@ from command_line import ENVIRONMENT, TIMEOUT_S, assert_mistake, run, run_here, 
 from labn.config import load_config
 from labn.data.readers.synthetic import write_synthetic
 from labn.explain.registry import USUAL
+from labn.metrics.map_metrics import METRICS
 from labn.runs.evaluation.evaluate_run import evaluate_run
 from labn.runs.evaluation.image_scores import (
     build_scorer,
@@ -26,6 +27,7 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_positions,
 )
+from labn.runs.evaluation.measure_maps import COSTS
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
@@ -488,3 +490,43 @@ def test_a_subset_that_another_process_scores_is_left_alone(trained, labn):
 
     assert done.returncode == 2
     assert "another process is scoring the test subset" in done.stderr.splitlines()[-1]
+
+
+def test_metrics_and_methods_by_name_are_rows_means_and_a_table(trained, labn):
+    methods = "LABN,occlusion,lambda rollout,greedy,random"
+    options = ("--methods", methods, "--metrics", "all", "--max-images", "2", "--patch-sizes", "8")
+
+    done = labn("evaluate", trained, *options)
+
+    assert done.returncode == 0, done.stderr
+    folder, described = trained / "evaluation" / "test-first2", metrics_of(trained, "test-first2")
+    rows = pd.read_parquet(folder / "map_metrics.parquet")
+    names = [*METRICS, *COSTS]
+    assert len(rows) == 2 * 5 * len(names)
+    assert set(rows["score"]) == set(names)
+    for (score, method), group in rows.groupby(["score", "method"]):
+        plain = re.sub(r"\W+", "_", score).lower()
+        key = f"test_first2_map_{plain}_{method.replace(' ', '_')}"
+        if group["value"].notna().any():
+            assert described["metrics"][key] == pytest.approx(group["value"].mean())
+    passes = rows.query("score == 'forward passes'").set_index("method")["value"]
+    assert passes["random"].max() == 0
+    assert passes["LABN"].unique().tolist() == [1]
+    assert passes["occlusion"].min() > 50
+    # Two frames of each of the 16 patches that are left, round by round.
+    assert passes["greedy"].unique().tolist() == [2 * sum(range(2, 17, 2))]
+    table = json.loads((folder / "map_metrics.json").read_text())
+    assert [row["Method"] for row in table["rows"]] == methods.split(",")
+    pids = {name: described["metrics"][f"test_first2_pid_m8_{name}"] for name in ("greedy", "LABN")}
+    assert pids["greedy"] >= pids["LABN"]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("rode", ["--metrics rode: must be all, or some of ROAD", 'Did you mean "ROAD"']),
+        ("quantus:Rode", ["--metrics quantus:Rode: "]),
+    ],
+)
+def test_a_metric_that_is_not_there_is_refused(trained, labn, given, parts):
+    assert_mistake(labn("evaluate", trained, "--metrics", given), *parts)

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
+from labn.metrics.map_metrics import find_metric
 from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.runs.evaluation.image_scores import PerImageScores
+from labn.runs.evaluation.measure_maps import COSTS
 from labn.runs.evaluation.score_image import ID, Measure, pid_name
 from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
@@ -52,6 +54,11 @@ def explanation_metrics(
         for method_name, row in means.iterrows():
             for score, value in row.dropna().items():
                 metrics[f"{prefix}_localisation_{score}_{_plain(str(method_name))}"] = float(value)
+    if len(per_image.metrics):
+        averages = per_image.metrics.groupby(["score", "method"], sort=False)["value"].mean()
+        for one in averages.dropna().reset_index().to_dict("records"):
+            key = f"{_plain(one['score']).lower()}_{_plain(one['method'])}"
+            metrics[f"{prefix}_map_{key}"] = float(one["value"])
     return metrics
 
 
@@ -139,6 +146,24 @@ def score_table(per_image: PerImageScores, evaluation: Evaluation, subset: str) 
         f" {_describe_certainty(per_image, evaluation)}; the best means are bold."
     )
     columns = (Column("Method"), *(Column(measure.name, True) for measure in measures))
+    return Table(columns=columns, rows=tuple(rows), caption=caption)
+
+
+def metric_table(per_image: PerImageScores, subset: str) -> Table:
+    """Tabulate the metrics of maps beside PID, and the cost of each map."""
+    values = per_image.metrics.dropna()
+    names = list(dict.fromkeys(values["score"]))
+    rows: list[tuple[Cell, ...]] = []
+    for method in per_image.scorer.methods:
+        own = values[values["method"] == method.name]
+        cells = (own[own["score"] == name]["value"].to_numpy() for name in names)
+        rows.append((method.name, *(estimate(one) if len(one) else None for one in cells)))
+    better = {name: name not in COSTS and find_metric(name).better == "higher" for name in names}
+    caption = (
+        f"Metrics of explanations, mean ± standard deviation over the positive images of the"
+        f" {subset} subset; arrows and bold where higher is better, lower elsewhere."
+    )
+    columns = (Column("Method"), *(Column(name, is_high) for name, is_high in better.items()))
     return Table(columns=columns, rows=tuple(rows), caption=caption)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from labn.errors import UserError
 from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
 from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
+from labn.runs.evaluation.measure_maps import PassCounter, explain_counted, measure_maps
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.evaluation.score_image import (
     ImageScores,
@@ -47,6 +48,7 @@ class Scorer:
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
     temperature: float | None = None
+    counter: PassCounter = field(default_factory=PassCounter)
 
     def only(self, name: str) -> Scorer:
         """Return a scorer with one of the methods only."""
@@ -74,9 +76,11 @@ class Scorer:
     def score(self, position: int) -> ImageScores:
         """Score the image at one position of the subset."""
         trained, sample = self.trained, self.sample(position)
+        predict = predictor(trained.model)
         with trained.autocast():
-            return score_image(
-                predictor(trained.model),
+            maps, costs = explain_counted(sample, self.methods, trained.model, self.counter)
+            scores = score_image(
+                predict,
                 sample,
                 self.methods,
                 self.measures,
@@ -86,7 +90,12 @@ class Scorer:
                 batch_size=trained.config.validation.batch_size,
                 temperature=self.temperature,
                 protocol=self.options.protocol,
+                maps=maps,
             )
+            if not self.options.metrics:
+                return scores
+            rows = measure_maps(sample, maps, self.methods, predict, trained, self.options)
+        return replace(scores, metrics=[*rows, *costs])
 
 
 def build_scorer(
@@ -100,18 +109,20 @@ def build_scorer(
 
     PID is scored at matched confidence too if there is a ``temperature``.
     """
+    counter = PassCounter()
     context = MethodContext(
         model=trained.model,
-        predict=predictor(trained.model),
+        predict=counter.counting(predictor(trained.model)),
         num_masks=options.num_masks,
         seed=options.seed,
         lambda_layer=layer,
         bias_image=trained.statistics.bias_image,
+        patch_size=options.headline_patch_size,
     )
     methods = tuple(build_method(name, context) for name in options.methods)
     has_matched = temperature is not None and options.tolerance is None
     wanted = measures(options.patch_sizes, options.baseline, has_matched=has_matched)
-    return Scorer(trained, subset, options, methods, wanted, temperature)
+    return Scorer(trained, subset, options, methods, wanted, temperature, counter)
 
 
 def chosen_positions(subset: Subset, max_images: int | None) -> list[int]:
@@ -175,6 +186,8 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
     score_options = asdict(options)
     for name in ("thresholds", "usual_points", "changes"):  # no score depends on these alone
         del score_options[name]
+    if not options.metrics:  # as before there were any
+        del score_options["metrics"]
     config = trained.config
     settings = [score_options, config.model.theta_alpha, trained.precision, data_digest]
     digest.update(json.dumps(settings).encode())
@@ -188,8 +201,8 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
 class PerImageScores:
     """Scores of the positives at these positions of a subset.
 
-    ``scores`` and ``localisation`` have the rows of ``ImageScores``; ``layer`` is the chosen lambda
-    layer, and how it was chosen.
+    ``scores``, ``localisation`` and ``metrics`` have the rows of ``ImageScores``; ``layer`` is the
+    chosen lambda layer, and how it was chosen.
     """
 
     scorer: Scorer
@@ -197,6 +210,7 @@ class PerImageScores:
     scores: pd.DataFrame
     localisation: pd.DataFrame
     layer: dict[str, Any] | None
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def rows(self, method: str, score: str) -> pd.DataFrame:
         """Return the rows of one method and score, one per image in the order of positions."""
@@ -224,6 +238,7 @@ def score_explanations(
         pd.DataFrame([row for image in images for row in image.scores]),
         pd.DataFrame([row for image in images for row in image.localisation]),
         layer,
+        pd.DataFrame([row for image in images for row in image.metrics]),
     )
 
 

@@ -21,6 +21,7 @@ from labn.explain.registry import (
 )
 from labn.metrics.failures import ErrorThresholds
 from labn.metrics.faithfulness import Protocol
+from labn.metrics.map_metrics import resolve_metrics
 from labn.model.architectures import PLANS
 from labn.runs.evaluation.score_image import Baseline
 
@@ -51,6 +52,7 @@ class EvaluationOptions:
     protocol: Protocol = "exact"
     num_masks: int = NUM_MASKS
     max_images: int | None = None
+    metrics: tuple[str, ...] = ()
     tolerance: float | None = None
     thresholds: ErrorThresholds = field(default_factory=ErrorThresholds)
     seed: int
@@ -61,6 +63,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", resolve_names(self.methods))
+        object.__setattr__(self, "metrics", resolve_metrics(self.metrics))
         sizes = tuple(sorted(set(self.patch_sizes)))
         object.__setattr__(self, "patch_sizes", sizes)
         if not sizes or not 1 <= sizes[0] <= sizes[-1] <= self.image_size:

@@ -14,6 +14,7 @@ from labn.runs.evaluation.evaluation_tables import (
     Failures,
     confusion_table,
     failure_table,
+    metric_table,
     score_table,
     write_table,
 )
@@ -22,6 +23,8 @@ from labn.runs.evaluation.options import EvaluationOptions
 from labn.storage.files import write_atomically
 from labn.training.evaluate import Evaluation
 
+MAP_METRICS = "map_metrics.parquet"
+"""The file of metrics beside PID, one row per image, method and score."""
 _CURVES = ["fractions", "insertion_curve", "deletion_curve"]
 
 
@@ -35,10 +38,13 @@ def remove_earlier(folder: Path) -> None:
 def write_per_image_scores(
     per_image: PerImageScores, evaluation: Evaluation, subset: SubsetName, folder: Path
 ) -> None:
-    """Write one row per image, method and score, the mean curves, and Table 2."""
+    """Write one row per image, method and score (also of metrics), the mean curves, Table 2."""
     _write_parquet(per_image.scores.drop(columns=_CURVES), folder / "scores.parquet")
     if len(per_image.localisation):
         _write_parquet(per_image.localisation, folder / "localisation.parquet")
+    if len(per_image.metrics):
+        _write_parquet(per_image.metrics, folder / MAP_METRICS)
+        write_table(metric_table(per_image, subset), folder / "map_metrics")
     curves: dict[str, Any] = {}
     for (method, score), rows in per_image.scores.groupby(["method", "score"], sort=False):
         curves[f"{method}/{score}/fractions"] = np.array(rows["fractions"].iloc[0])

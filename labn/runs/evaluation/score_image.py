@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -67,11 +67,13 @@ class ImageScores:
     A row of ``scores`` is for one method and measure: its value (insertion minus deletion), both
     areas, and both curves over ``fractions``. Of adaptive curves only the areas are kept, and
     ``num_points`` is the number of forward passes of both. A row of ``localisation`` is for one
-    method; there are none if the lesions are unknown.
+    method; there are none if the lesions are unknown. A row of ``metrics`` is for one method and
+    metric of the registry.
     """
 
     scores: list[dict[str, Any]]
     localisation: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
 
 
 def pid_name(patch_size: int) -> str:
@@ -103,8 +105,9 @@ def score_image(
     batch_size: int = 64,
     temperature: float | None = None,
     protocol: Protocol = "exact",
+    maps: Float[Tensor, "k h w"] | None = None,
 ) -> ImageScores:
-    """Compute each method's map of an image once, and score it by every measure.
+    """Score each method's map of an image by every measure; ``maps`` are computed if not passed.
 
     ``num_points``, ``batch_size``, ``temperature`` and ``protocol`` (of PID) are as in
     ``patch_insertion_deletion``; with a ``tolerance``, ``adaptive_insertion_deletion`` is used
@@ -115,7 +118,7 @@ def score_image(
         UserError: a method's map is invalid.
         ValueError: an argument is invalid.
     """
-    maps = explain(sample, methods)
+    maps = explain(sample, methods) if maps is None else maps
     rows: list[dict[str, Any]] = []
     found: dict[int, PatchInsertionDeletion | None] = {}
     for measure in measures:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from labn.errors import UserError
+from labn.metrics.explained import Explained
+from labn.metrics.map_metrics import find_metric, resolve_metrics
+
+
+def predict(images):
+    logit = images.mean(dim=(1, 2, 3))
+    return torch.stack([-logit, logit], dim=1).softmax(dim=1)
+
+
+def compute(*names):
+    rng = np.random.default_rng(0)
+    maps = rng.random((2, 8, 8))
+    mask = np.zeros((8, 8), dtype=np.bool_)
+    mask[2:5, 2:7] = True
+    one = Explained(
+        predict=predict, image=torch.from_numpy(rng.normal(size=(2, 8, 8))), label=1, name="a",
+        maps=maps, explain=[lambda image: image[0].abs(), lambda image: image[1].abs()],
+        baseline=torch.zeros(2, 8, 8, dtype=torch.float64), patch_size=4, mask=mask,
+    )  # fmt: skip
+    return [find_metric(name).compute(one) for name in names]
+
+
+def test_without_quantus_its_metrics_are_refused_with_the_fix(monkeypatch):
+    monkeypatch.setitem(sys.modules, "quantus", None)
+    with pytest.raises(
+        UserError, match=r"--metrics quantus:ROAD: .*run `pip install labn\[quantus"
+    ):
+        resolve_metrics(["quantus:ROAD"])
+
+
+@pytest.mark.filterwarnings("ignore")  # Quantus's own
+def test_quantus_agrees_where_a_metric_is_the_same():
+    pytest.importorskip("quantus")
+    ours = compute("sparseness", "entropy", "relevance mass", "relevance rank")
+    ours[1] = ours[1] * np.log(64)
+    names = ("Sparseness", "Complexity", "RelevanceMassAccuracy", "RelevanceRankAccuracy")
+
+    theirs = compute(*(f"quantus:{name}" for name in names))
+
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metric_of_quantus_may_ask_the_network_and_the_method():
+    pytest.importorskip("quantus")
+
+    for values in compute("quantus:PixelFlipping", "quantus:AvgSensitivity"):
+        assert values.shape == (2,)
+        assert np.isfinite(values).all()
+    with pytest.raises(UserError, match=r'Did you mean "Sparseness"'):
+        resolve_metrics(["quantus:Sparsenes"])
