@@ -1,4 +1,4 @@
-"""The command that compares scored runs."""
+"""The command that reports on one scored run, or compares several."""
 
 from __future__ import annotations
 
@@ -24,21 +24,27 @@ def report(
     subset: SubsetOption = SubsetChoice.test,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder to write to.", show_default="report, beside the first run"),
+        typer.Option(
+            help="The folder to write to.", show_default="report, in the run or beside several"
+        ),
     ] = None,
     reference: Annotated[
         str, typer.Option(help="The method that all others are tested against.")
     ] = "LABN",
     as_json: Json = False,
 ) -> None:
-    """Compare runs that `labn evaluate` scored: seeds of one condition, or several conditions.
+    """Report on runs that `labn evaluate` scored: one, some seeds, or several conditions.
 
-    Writes a table with its tests (`report.md`, `report.tex`, `report.json`) and a picture. Runs
-    that differ only in their seed are one condition; the others are tested against the first
-    run's. For the folder of a study (`labn ablate`), rewrites the study's report. Evaluations on
-    terms of their own are named by their folders, such as `RUN/evaluation/test-points33`.
+    Writes a page that needs no network (`report.html`), the tables with their tests (`report.md`,
+    `report.tex`, `report.json`) and a picture. The page of one run also has its settings, training,
+    failures and maps, and is logged to its tracker. Runs that differ only in their seed are one
+    condition; the others are tested against the first run's. For the folder of a study (`labn
+    ablate`), rewrites the study's report. Evaluations on terms of their own are named by their
+    folders, such as `RUN/evaluation/test-points33`.
 
     **Examples**
+
+        labn report runs/demo
 
         labn report runs/idrid-0 runs/idrid-1 runs/idrid-2 runs/idrid-3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from labn.report.tables import Cell, Estimate, Table
+from labn.report.threshold import SCRIPT, AttentionMap, threshold_section
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
@@ -27,7 +29,18 @@ th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 .text { text-align: left; }
 img { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; } figcaption { color: #595959; padding-top: .4rem; }
+.maps { display: grid; gap: 1rem;
+        grid-template-columns: repeat(auto-fill, minmax(min(16rem, 45%), 1fr)); }
+.map { margin: 0; } .map img { width: 100%; image-rendering: pixelated; }
+.slider input { width: min(100%, 30rem); display: block; }
+@media print {
+  body { max-width: none; margin: 0; font-size: 10pt; } nav, .slider input { display: none; }
+  .scroll { overflow: visible; } img { min-width: 0 !important; max-height: 22cm; }
+  table { font-size: 8pt; } th, td { white-space: normal; padding: .15rem .4rem; }
+  h2 { break-after: avoid; } tr, .map, .scroll > img { break-inside: avoid; }
+}
 """.strip()
+_MAPS = "Maps by threshold"
 _CSS_PIXELS_PER_INCH = 96
 _LEAST_SCALE = 0.75
 """How far a figure shrinks on a narrow screen before it scrolls, so that its words stay legible."""
@@ -39,9 +52,15 @@ def page(
     facts: Sequence[tuple[str, str]],
     figures: Mapping[str, Path],
     tables: Iterable[tuple[str, Table]],
+    maps: Sequence[AttentionMap] = (),
+    theta_alpha: float = 0,
 ) -> str:
-    """Return a self-contained page: the conclusion, facts, contents, figures and tables."""
-    sections = {name: _figure(name, path) for name, path in figures.items()}
+    """Return a self-contained page: the conclusion, facts, contents, maps, figures and tables.
+
+    Its own script draws the ``maps`` at any threshold, from ``theta_alpha`` on; no other can run.
+    """
+    sections = {_MAPS: threshold_section(maps, theta_alpha)} if maps else {}
+    sections |= {name: _figure(name, path) for name, path in figures.items()}
     sections |= {name: _table(name, table) for name, table in tables}
     paragraphs = "\n".join(f"<p>{escape(line)}</p>" for line in conclusion)
     about = "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in facts)
@@ -53,10 +72,15 @@ def page(
         f'<h2 id="section-{number}">{escape(name)}</h2>\n{content}'
         for number, (name, content) in enumerate(sections.items())
     )
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+    scripts = f"<script>{SCRIPT}</script>" if maps else ""
+    script = f"'sha256-{digest}'" if maps else "'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
@@ -77,6 +101,7 @@ def page(
 </ul>
 </nav>
 {body}
+{scripts}
 </body>
 </html>
 """

@@ -322,7 +322,7 @@ def test_evaluations_on_other_terms_are_reported_by_their_folder(trained, tmp_pa
 
     assert_mistake(plain, "the test subset is not scored", f"give {folder}, scored on other terms")
     content = json.loads(done.stdout)
-    assert content["out"] == str(tmp_path / "report-test-points5")
+    assert content["out"] == str(trained / "report-test-points5")
     assert content["runs"][0]["path"] == str(trained)
 
 

@@ -1,4 +1,4 @@
-"""The tracker's page and a study's report in a real browser."""
+"""The tracker's page, a study's report and a run's page in a real browser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
-from command_line import COMMAND, ENVIRONMENT, SMALL, run, wait_for
+from command_line import COMMAND, ENVIRONMENT, SMALL, run, run_here, wait_for, write_config
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -84,6 +86,7 @@ def browser(tmp_path_factory):
     for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(option)
     options.add_argument("--window-size=1600,1000")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         yield driver
@@ -193,3 +196,72 @@ def test_the_page_of_a_study_shows_its_pictures(browser, study):
     pictures = browser.find_elements(By.TAG_NAME, "img")
     assert len(pictures) == len(loaded_pictures(browser)) == 6
     assert all(one.is_displayed() and one.rect["width"] > 300 for one in pictures)
+
+
+HOSTILE = "<script>alert(1)<"
+HOSTILE_FILE = "<img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a run whose class and files have names that a page could take for elements."""
+    folder = tmp_path_factory.mktemp("run-page")
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        name = (HOSTILE, "healthy")[number % 2]
+        place = folder / "data" / name / f"{HOSTILE_FILE}{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(place)
+    data = {"name": "folder", "root": str(folder / "data"), "image_size": 32}
+    data |= {"cache_dir": str(folder / "cache"), "negative_class": "healthy"}
+    config = write_config(folder, data=data, train__epochs=1)
+    for words in (
+        ("train", config),
+        ("evaluate", folder / "run", "--methods", "LABN,random"),
+        ("report", folder / "run"),
+    ):
+        done = run_here(*words)
+        assert done.returncode == 0, done.stderr
+    return folder / "run" / "report" / "report.html"
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_page_of_a_run_shows_its_maps_at_any_threshold(browser, page, width):
+    phone = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get(page.as_uri())
+
+        text = see(browser, HOSTILE, HOSTILE_FILE, "Training settings", "Confusion", "Threshold")
+        assert "Failures by kind" in text
+        pictures = browser.find_elements(By.TAG_NAME, "img")
+        assert len(pictures) == len(loaded_pictures(browser))
+        assert all(one.get_attribute("alt") for one in pictures)
+        shown = browser.execute_script("return document.documentElement.scrollWidth")
+        assert shown <= width  # only figures and tables scroll, within themselves
+        assert shares_at(browser, 0) == ["100.0%"] * 8
+        assert shares_at(browser, 1) == ["0.0%"] * 8
+        assert browser.get_log("browser") == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def shares_at(browser, threshold):
+    """Move the slider, and return the attended shares that the page then shows."""
+    move = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+    browser.execute_script(move, browser.find_element(By.ID, "theta"), threshold)
+    return [one.text for one in browser.find_elements(By.CLASS_NAME, "share")]
+
+
+def test_the_page_of_a_run_is_whole_without_scripts(browser, page):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(page.as_uri())
+
+        assert not browser.find_element(By.ID, "theta").is_displayed()
+        assert browser.find_element(By.CLASS_NAME, "share").text.endswith("%")
+        maps = browser.find_elements(By.CSS_SELECTOR, ".map img")
+        assert len(maps) == 8
+        assert all(one.get_property("naturalWidth") == 32 for one in maps)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

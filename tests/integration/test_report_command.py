@@ -217,6 +217,10 @@ def test_one_run_is_reported_without_a_spread_and_with_the_reason_for_no_welch(l
     means = [fmean(value_of("RISE", score, name, 0) for name in POSITIVES) for score in SCORES]
     assert f"| RISE | {means[0]:.3f} | {means[1]:.3f} |" in done.stdout
     assert "one seed, so no s.d.; the mean over 3 images of the test subset" in done.stdout
+    page = (seeds[0] / "report" / "report.html").read_text()
+    assert '<td class="text">model.theta_alpha</td><td class="text">0.25</td>' in page
+    assert "On the 5 images of the test subset: accuracy 0.600, AUROC 0.900, TSS 0.200." in page
+    assert "<img" in page  # the picture of all scores; the others were not written here
     assert "Welch's test needs two seeds of each method, but got 1 and 1" in done.stdout
 
 
@@ -229,7 +233,7 @@ def test_the_reference_and_the_folder_are_the_users_choice(labn, seeds, tmp_path
     assert content["out"] == str(out)
     assert {one["cell"]["method"] for one in content["differences"]} == {"RISE"}
     assert sorted(path.name for path in out.iterdir()) == [
-        f"report.{kind}" for kind in ("json", "md", "png", "tex")
+        f"report.{kind}" for kind in ("html", "json", "md", "png", "tex")
     ]
     with Image.open(out / "report.png") as picture:
         assert min(picture.size) > 100

@@ -157,6 +157,20 @@ def test_tables_and_pictures_are_artifacts(tracked):
     assert names(part) >= {f"{part}/{name}" for name in (*PICTURES, *tables)}
 
 
+def test_the_page_of_the_run_joins_it_with_maps_that_the_evaluation_kept(tracked, labn):
+    done = labn("report", tracked.folder, "--subset", "validation", "--json")
+
+    assert done.returncode == 0, done.stderr
+    files = tracked.client.list_artifacts(tracked.run_id, "report")
+    assert [file.path for file in files] == ["report/report.html"]
+    assert tracked.client.get_run(tracked.run_id).info.status == "FINISHED"
+    page = (tracked.folder / "report" / "report.html").read_text()
+    num_maps = len(np.load(tracked.folder / "evaluation/validation/attention.npz")["titles"])
+    assert page.count('<figure class="map"') == min(num_maps, 8) > 1
+    for name in ("Training", "Confusion matrix", "Failures by kind", "Training settings"):
+        assert f">{name}</h2>" in page
+
+
 def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeypatch):
     # The environment, not `set_tracking_uri`: that would outlive this test.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,24 @@ from typing import Any
 
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
+from labn.report.html import page
 from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
 from labn.report.tables import as_latex, as_markdown
 from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_tables import tables
-from labn.runs.comparison.read_runs import read_runs, scored_subset, split_place
+from labn.runs.comparison.read_runs import (
+    read_runs,
+    scored_subset,
+    split_place,
+)
+from labn.runs.comparison.run_page import run_page
+from labn.runs.folder import RunFolder
+from labn.runs.tracked import reopened_entry
+from labn.runs.trained import without_data
 from labn.storage.files import write_atomically, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,10 @@ def report_runs(
     out: Path | None,
     reference: str,
 ) -> RunReport:
-    """Compare scored runs, and write ``report.md``, ``.tex``, ``.json`` and ``.png``.
+    """Compare scored runs, and write ``report.html``, ``.md``, ``.tex``, ``.json`` and ``.png``.
 
-    The folder is ``out``, or else ``report`` beside the first run; for a folder of an evaluation,
-    ``report-`` and its name.
+    The folder is ``out``, or else ``report`` beside the first run, and in it if it is the only one,
+    whose page is logged to its tracker; for a folder of an evaluation, ``report-`` and its name.
 
     Raises:
         UserError: a run is not scored, runs are not comparable, or the folder cannot be created.
@@ -45,12 +57,35 @@ def report_runs(
     comparison = compare_runs(read_runs(paths, subset), subset, reference)
     run, place = split_place(paths[0])
     name = "report" if place in (None, subset) else f"report-{place}"
-    folder = run.resolve().parent / name if out is None else out
+    default = run.resolve() if len(paths) == 1 else run.resolve().parent
+    folder = default / name if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be created ({error}); give another") from None
-    return write_report(comparison, folder)
+    report = write_report(comparison, folder)
+    picture = folder / "report.png"
+    if len(paths) > 1:
+        title = f"{len(paths)} runs, {subset} subset"
+        html = page(title, [], [], {"Every method, run by run": picture}, tables(comparison))
+    else:
+        html = run_page(comparison, picture)
+    write_atomically(folder / "report.html", html)
+    if len(paths) == 1:
+        _log(RunFolder(run), folder)
+    return report
+
+
+def _log(run: RunFolder, folder: Path) -> None:
+    """Log a run's page to the tracker that has the run, if one has; else say why not."""
+    if run.tracker_run_id is None:
+        return
+    try:
+        config = run.load_config(without_data())
+        with reopened_entry(config, run, log_system_metrics=False) as entry:
+            entry.log_artifact(folder / "report.html", folder.name)
+    except UserError as error:
+        logger.warning("the page is not logged: %s", error)
 
 
 def write_report(comparison: Comparison, folder: Path) -> RunReport:

@@ -137,7 +137,7 @@ def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
 def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     run, place = split_place(path)
     folder = RunFolder(run)
-    config = _read_config(folder)
+    config = read_config(folder)
     scored = folder.evaluation(place or subset)
     fix = f"run `labn evaluate {run} --subset {subset}`"
     if not (scored / "scores.parquet").is_file():
@@ -181,7 +181,7 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     )
 
 
-def _read_config(folder: RunFolder) -> Config:
+def read_config(folder: RunFolder) -> Config:
     """Read a run's settings without its data, which need not be on this machine."""
     if not folder.config_file.is_file():
         raise UserError(

@@ -36,6 +36,7 @@ from labn.runs.evaluation.image_scores import (
 )
 from labn.runs.evaluation.options import EvaluationOptions, changes_of, prefix_of
 from labn.runs.evaluation.outputs import (
+    ATTENTION,
     describe,
     describe_settings,
     remove_earlier,
@@ -47,7 +48,7 @@ from labn.runs.out_of_memory import evaluation_memory
 from labn.runs.reporter import Reporter
 from labn.runs.tracked import reopened_entry
 from labn.runs.trained import TrainedRun
-from labn.storage.files import write_json
+from labn.storage.files import write_atomically, write_json
 from labn.tracking import Tracker
 from labn.training.evaluate import Evaluation, evaluate
 
@@ -242,5 +243,12 @@ class SubsetEvaluation:
             + (f"; PID with m = {self.options.headline_patch_size}" if pids else "")
             + ". Right or wrong: the class predicted, and its probability"
         )
+        kept: dict[str, Any] = {
+            "images": pixels,
+            "attention": maps.astype(np.float16),
+            "names": [images.names[position] for position in positions],
+            "titles": titles,
+        }
+        write_atomically(self.folder / ATTENTION, lambda file: np.savez_compressed(file, **kept))
         path, theta_alpha = self.folder / "attention.png", self.trained.model.theta_alpha
         draw_attention(maps, positions, images, titles, path, heading, theta_alpha)

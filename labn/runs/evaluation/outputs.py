@@ -25,6 +25,8 @@ from labn.training.evaluate import Evaluation
 
 MAP_METRICS = "map_metrics.parquet"
 """The file of metrics beside PID, one row per image, method and score."""
+ATTENTION = "attention.npz"
+"""Some images, their attention and what they are in words: what a page shows."""
 _CURVES = ["fractions", "insertion_curve", "deletion_curve"]
 
 
