@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from labn.metrics.arguments import Numbers, as_images
+from labn.metrics.arguments import Numbers, as_images, as_tensor, check_count
 from labn.metrics.faithfulness import Predict
 
 
@@ -66,7 +66,7 @@ def rise(
             for index, image in enumerate(images):
                 masked_ncij = images_buffer_ncij[: len(masks_nij)]
                 torch.mul(masks_nij.unsqueeze(1), image, out=masked_ncij)
-                scores_nc = predict(masked_ncij)
+                scores_nc = as_tensor("predict", predict(masked_ncij))
                 sums[index] = sums[index] + _weigh(scores_nc, masks_nij)
                 on_batch()
     return torch.stack(sums) / (num_masks * keep_probability)
@@ -174,7 +174,6 @@ def _check_settings(
 ) -> None:
     counts = {"num_masks": num_masks, "grid_size": grid_size, "batch_size": batch_size}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}: got {count}, must be at least 1")
+        check_count(name, count, "at least 1")
     if not 0 < keep_probability <= 1:
         raise ValueError(f"keep_probability: got {keep_probability}, must be above 0 and at most 1")

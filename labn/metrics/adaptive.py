@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from labn.metrics.arguments import Numbers
+from labn.metrics.arguments import Numbers, check_count
 from labn.metrics.faithfulness import Frames, Predict, prepare_frames
 
 _FIRST_HALVINGS = 3
@@ -55,7 +55,7 @@ def adaptive_insertion_deletion(
     labels: Numbers,
     *,
     patch_size: int,
-    baseline: Numbers | float | int,
+    baseline: Numbers,
     tolerance: float,
     max_points: int | None = None,
     batch_size: int = 64,
@@ -72,8 +72,8 @@ def adaptive_insertion_deletion(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance: got {tolerance}, must be above 0")
-    if max_points is not None and max_points < 3:
-        raise ValueError(f"max_points: got {max_points}, must be at least 3, or None for no limit")
+    if max_points is not None:
+        check_count("max_points", max_points, "at least 3, or None for no limit", least=3)
     frames = prepare_frames(
         images, saliency, labels, patch_size=patch_size, baseline=baseline, batch_size=batch_size
     )

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64, Integer
+from jaxtyping import Float, Float64, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from labn.metrics.arguments import as_labels
+from labn.metrics.arguments import Numbers, as_labels
 from labn.metrics.classification import as_probabilities, check_labels
 
 NUM_BINS = 15
@@ -35,9 +35,7 @@ class Reliability:
         return ((self.counts * gaps).sum() / self.counts.sum()).item()
 
 
-def reliability(
-    probabilities: Float[Tensor, "n c"], labels: Integer[Tensor, " n"], num_bins: int = NUM_BINS
-) -> Reliability:
+def reliability(probabilities: Numbers, labels: Numbers, num_bins: int = NUM_BINS) -> Reliability:
     """Return predictions and their accuracy by confidence (Guo 2017, eq. 2 and 3).
 
     Raises:
@@ -63,7 +61,7 @@ def tempered(probabilities: Float[Tensor, "n c"], temperature: float) -> Float64
     return (logits / temperature).softmax(dim=1)
 
 
-def fit_temperature(probabilities: Float[Tensor, "n c"], labels: Integer[Tensor, " n"]) -> float:
+def fit_temperature(probabilities: Numbers, labels: Numbers) -> float:
     """Return the temperature with the least cross-entropy, within [1/20, 20] (Guo 2017, 4.2).
 
     Above 1 it makes a network less sure; it never changes a predicted class.

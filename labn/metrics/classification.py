@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from labn.metrics.arguments import Numbers, as_labels, as_numbers
+from labn.metrics.arguments import Numbers, as_labels, as_numbers, as_tensor
 
 _PROBABILITY_TOLERANCE = 1e-3
 """Largest error of a row's sum, where the type of the probabilities does not round it further."""
@@ -67,7 +67,8 @@ def as_probabilities(name: str, given: Numbers) -> Float64[Tensor, "n c"]:
     Raises:
         ValueError: a row is not one; the message has ``name`` and the row.
     """
-    probabilities = as_numbers(name, given).to("cpu", torch.float64)
+    numbers = as_tensor(name, given)
+    probabilities = as_numbers(name, numbers).to("cpu", torch.float64)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise ValueError(
             f"{name}: got shape {tuple(probabilities.shape)}, must be (images, classes)"
@@ -76,9 +77,7 @@ def as_probabilities(name: str, given: Numbers) -> Float64[Tensor, "n c"]:
     excess = torch.maximum(probabilities - 1, -probabilities).amax(dim=1)
     error = torch.maximum((probabilities.sum(dim=1) - 1).abs(), excess)
     # Each probability is rounded by at most half of eps times itself, a softmax's sum by as much.
-    precision = 0.0
-    if isinstance(given, Tensor) and given.is_floating_point():
-        precision = torch.finfo(given.dtype).eps
+    precision = torch.finfo(numbers.dtype).eps if numbers.is_floating_point() else 0.0
     # NaN compares false with everything, so test for valid rows, not for invalid ones.
     if not (valid := error <= max(_PROBABILITY_TOLERANCE, precision)).all():
         row = int((~valid).nonzero()[0])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from labn.metrics.arguments import Numbers, as_mask, as_numbers
+from labn.metrics.arguments import Numbers, as_mask, as_numbers, as_share, as_tensor
 from labn.metrics.faithfulness import check_finite
 
 FAILURES = {
@@ -19,6 +19,8 @@ FAILURES = {
     "WA": "Wrongly Attended",
 }
 """The error IDs of Table 5, in the order in which they are tested, and their names."""
+_ROUNDING = 1e-3
+"""Interpolated attention of half precision exceeds its range by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,13 @@ def classify_failures(
     attended area is a wrongly attended one.
 
     Raises:
-        ValueError: the shapes do not agree, or a score or a map is not finite.
+        ValueError: the shapes do not agree, a score is not finite, or a map is not in [0, 1].
     """
     thresholds = thresholds or ErrorThresholds()
-    pid, is_correct, maps = _check(pid, is_correct, saliency)
-    attended = (maps > theta_alpha).flatten(start_dim=1).double().mean(dim=1)
-    rows = zip(pid.tolist(), is_correct.tolist(), attended.tolist(), strict=True)
+    scores, right, maps = _check(pid, is_correct, saliency)
+    attended = (maps > as_share("theta_alpha", theta_alpha)).flatten(start_dim=1)
+    shares = attended.double().mean(dim=1)
+    rows = zip(scores.tolist(), right.tolist(), shares.tolist(), strict=True)
     return tuple(
         _classify(correct, share, thresholds) if score < thresholds.pid else None
         for score, correct, share in rows
@@ -91,21 +94,29 @@ def _classify(is_correct: bool, attended_share: float, thresholds: ErrorThreshol
 def _check(
     pid: Numbers, is_correct: Numbers, saliency: Numbers
 ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Float[Tensor, "n h w"]]:
-    num_images = saliency.shape[:1]
+    scores, maps = as_numbers("pid", pid), as_numbers("saliency", saliency)
+    correct = as_tensor("is_correct", is_correct)
+    num_images = maps.shape[:1]
     if (
-        saliency.ndim != 3
-        or 0 in saliency.shape[1:]
-        or pid.shape != num_images
-        or is_correct.shape != num_images
+        maps.ndim != 3
+        or 0 in maps.shape[1:]
+        or scores.shape != num_images
+        or correct.shape != num_images
     ):
         raise ValueError(
-            f"pid, is_correct and saliency: got shapes {tuple(pid.shape)},"
-            f" {tuple(is_correct.shape)} and {tuple(saliency.shape)}, must be (n,), (n,) and"
-            " (n, h, w)"
+            f"pid, is_correct and saliency: got shapes {tuple(scores.shape)},"
+            f" {tuple(correct.shape)} and {tuple(maps.shape)}, must be (n,), (n,) and (n, h, w)"
         )
-    scores, maps = as_numbers("pid", pid), as_numbers("saliency", saliency)
     if not scores.isfinite().all():
         image = int((~scores.isfinite()).nonzero()[0])
         raise ValueError(f"pid: got {scores[image].item()} for image {image}, must be finite")
     check_finite(maps)
-    return scores, as_mask("is_correct", is_correct), maps
+    outside = ((maps < -_ROUNDING) | (maps > 1 + _ROUNDING)).flatten(start_dim=1).any(dim=1)
+    if outside.any():
+        image = int(outside.nonzero()[0])
+        low, high = maps[image].aminmax()
+        raise ValueError(
+            f"saliency: got {low.item():.4g} to {high.item():.4g} in the map of image {image}, must"
+            " be attention, from 0 to 1"
+        )
+    return scores, as_mask("is_correct", correct), maps

@@ -18,7 +18,14 @@ from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from labn.metrics.arguments import Numbers, as_images, as_labels, as_numbers
+from labn.metrics.arguments import (
+    Numbers,
+    as_images,
+    as_labels,
+    as_numbers,
+    as_tensor,
+    check_count,
+)
 from labn.metrics.calibration import tempered
 from labn.metrics.classification import as_probabilities, check_labels
 
@@ -55,7 +62,7 @@ def patch_insertion_deletion(
     labels: Numbers,
     *,
     patch_size: int,
-    baseline: Numbers | float | int,
+    baseline: Numbers,
     num_points: int | None = None,
     batch_size: int = 64,
     temperature: float | None = None,
@@ -80,8 +87,12 @@ def patch_insertion_deletion(
     Raises:
         ValueError: an argument, or the output of ``predict``, is invalid.
     """
-    if num_points is not None and num_points < 2:
-        raise ValueError(f"num_points: got {num_points}, must be at least 2, or None for every n")
+    if num_points is not None:
+        check_count("num_points", num_points, "at least 2, or None for every n", least=2)
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: got {temperature}, must be above 0, or None")
+    if protocol not in ("exact", "released"):
+        raise ValueError(f"protocol: got {protocol!r}, must be 'exact' or 'released'")
     frames = prepare_frames(
         images, saliency, labels, patch_size=patch_size, baseline=baseline, batch_size=batch_size
     )
@@ -160,7 +171,7 @@ def prepare_frames(
     labels: Numbers,
     *,
     patch_size: int,
-    baseline: Numbers | float | int,
+    baseline: Numbers,
     batch_size: int,
 ) -> Frames:
     """Check the arguments of ``patch_insertion_deletion``, and rank the patches of each map.
@@ -231,11 +242,8 @@ def _patch_counts(num_patches: int, num_points: int | None) -> Int64[Tensor, " p
     return torch.from_numpy(np.unique(counts))
 
 
-def _as_baseline(
-    baseline: Numbers | float | int, images: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "c h w"]:
-    values = baseline if isinstance(baseline, Tensor) else np.asarray(baseline)
-    tensor = as_numbers("baseline", values).to(images)
+def _as_baseline(baseline: Numbers, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "c h w"]:
+    tensor = as_numbers("baseline", baseline).to(images)
     try:
         return tensor.broadcast_to(images.shape[1:])
     except RuntimeError:
@@ -247,23 +255,21 @@ def _as_baseline(
 
 def _check_settings(images: Float[Tensor, "n c h w"], patch_size: int, batch_size: int) -> None:
     largest = min(images.shape[2:])
-    if not 1 <= patch_size <= largest:
-        raise ValueError(
-            f"patch_size: got {patch_size}, must be 1 to {largest}, the image's shorter side"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, must be at least 1")
+    rule = f"1 to {largest}, the image's shorter side"
+    check_count("patch_size", patch_size, rule, most=largest)
+    check_count("batch_size", batch_size, "at least 1")
 
 
 def _as_maps(saliency: Numbers, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     num_images, _, height, width = images.shape
     allowed = (num_images, height, width), (num_images, 1, height, width)
-    if saliency.shape not in allowed:
+    given = as_tensor("saliency", saliency)
+    if given.shape not in allowed:
         raise ValueError(
-            f"saliency: got {saliency.dtype} of shape {tuple(saliency.shape)}, must be"
+            f"saliency: got {given.dtype} of shape {tuple(given.shape)}, must be"
             f" {allowed[0]} or {allowed[1]}, one map for each image at its size"
         )
-    maps = as_numbers("saliency", saliency)
+    maps = as_numbers("saliency", given)
     check_finite(maps)
     return maps.reshape(num_images, 1, height, width)
 
@@ -283,7 +289,7 @@ def check_finite(saliency: Float[Tensor, "n ..."]) -> None:
 
 
 def _as_prediction(
-    given: Tensor, num_frames: int, labels: Int64[Tensor, " n"]
+    given: Numbers, num_frames: int, labels: Int64[Tensor, " n"]
 ) -> Float64[Tensor, "b c"]:
     probabilities = as_probabilities("predict", given)
     if len(probabilities) != num_frames:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from scipy.stats import rankdata
 from torch import Tensor
 
-from labn.metrics.arguments import Numbers, as_mask, as_numbers
+from labn.metrics.arguments import Numbers, as_mask, as_numbers, as_tensor
 from labn.metrics.faithfulness import check_finite
 
 
@@ -82,12 +82,13 @@ def _auroc(saliency_hw: Float64[np.ndarray, "h w"], mask_hw: Bool[np.ndarray, "h
 def _check(
     saliency: Numbers, masks: Numbers
 ) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
-    if saliency.ndim != 3 or masks.shape != saliency.shape or 0 in saliency.shape[1:]:
+    given, marked = as_tensor("saliency", saliency), as_tensor("masks", masks)
+    if given.ndim != 3 or marked.shape != given.shape or 0 in given.shape[1:]:
         raise ValueError(
-            f"saliency and masks: got shapes {tuple(saliency.shape)} and {tuple(masks.shape)},"
-            f" must both be (images, height, width); types {saliency.dtype} and {masks.dtype}"
+            f"saliency and masks: got shapes {tuple(given.shape)} and {tuple(marked.shape)},"
+            f" must both be (images, height, width); types {given.dtype} and {marked.dtype}"
         )
-    maps = as_numbers("saliency", saliency)
+    maps = as_numbers("saliency", given)
     check_finite(maps)
     if (maps < 0).any():
         image = int((maps < 0).nonzero()[0, 0])
@@ -95,4 +96,4 @@ def _check(
             f"saliency: got {maps[image].min().item():.4g} in the map of image {image}, must"
             " not be below 0; rescale the map"
         )
-    return maps, as_mask("masks", masks)
+    return maps, as_mask("masks", marked)

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau, spearmanr
-from torch import Tensor
 
 from labn.metrics.arguments import Numbers, as_numbers
 
@@ -49,7 +48,7 @@ def rank_agreement(scores: ArrayLike) -> RankAgreement:
     return RankAgreement(tau, rho, scores_km.shape[1])
 
 
-def rank_correlation(map_a: Numbers | ArrayLike, map_b: Numbers | ArrayLike) -> float:
+def rank_correlation(map_a: Numbers, map_b: Numbers) -> float:
     """Return Spearman's correlation of two maps' pixels, NaN if a map is constant.
 
     A map that depends on the network should correlate little with the map of the same method
@@ -79,9 +78,8 @@ def _spearman(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> flo
     return float(spearmanr(a, b).statistic)
 
 
-def _as_floats(name: str, values: Numbers | ArrayLike) -> Float64[np.ndarray, "*shape"]:
-    given = values if isinstance(values, Tensor) else np.asarray(values)
-    return as_numbers(name, given).cpu().double().numpy()
+def _as_floats(name: str, values: Numbers) -> Float64[np.ndarray, "*shape"]:
+    return as_numbers(name, values).cpu().double().numpy()
 
 
 def _check_finite(name: str, values: Float64[np.ndarray, "*shape"]) -> None:

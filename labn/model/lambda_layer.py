@@ -61,6 +61,11 @@ class LambdaLayer(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
+        if min(channels, num_heads, key_depth, receptive_field) < 1:
+            raise ValueError(
+                "channels, num_heads, key_depth and receptive_field must be at least 1, but got"
+                f" {channels}, {num_heads}, {key_depth} and {receptive_field}"
+            )
         if channels % num_heads:
             raise ValueError(f"channels ({channels}) must be a multiple of num_heads ({num_heads})")
         if receptive_field % 2 == 0:

@@ -60,6 +60,13 @@ class LABN(nn.Module):
                 f"split must be 0 to {plan.num_bottlenecks}, the bottlenecks of {backbone},"
                 f" but got {split}"
             )
+        if min(num_classes, in_channels) < 1:
+            raise ValueError(
+                "num_classes and in_channels must be at least 1, but got"
+                f" {num_classes} and {in_channels}"
+            )
+        if branch not in ("attention", "none"):
+            raise ValueError(f"branch must be 'attention' or 'none', but got {branch!r}")
         if not 0 <= theta_alpha <= 1:
             raise ValueError(f"theta_alpha must be 0 to 1, but got {theta_alpha}")
         self.plan, self.split, self.theta_alpha = plan, split, theta_alpha

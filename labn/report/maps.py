@@ -45,9 +45,9 @@ def overlay(image: Shaped[np.ndarray, "*image"], saliency: Numbers) -> UInt8[np.
             f"image: got {image.dtype} of shape {image.shape}, must be uint8 of shape (height,"
             " width, 1 or 3)"
         )
-    if saliency.shape != image.shape[:2]:
-        raise ValueError(f"saliency: got shape {tuple(saliency.shape)}, must be {image.shape[:2]}")
     saliency = as_numbers("saliency", saliency).cpu().numpy()
+    if saliency.shape != image.shape[:2]:
+        raise ValueError(f"saliency: got shape {saliency.shape}, must be {image.shape[:2]}")
     # NaN compares false with everything, so test for valid values.
     if not np.all(np.abs(saliency - 0.5) <= 0.5 + _ROUNDING):
         raise ValueError("saliency: got NaN or values outside [0, 1]; scale the map")

@@ -24,6 +24,7 @@ from labn.data.readers.listing import (
     SUBSET_NAMES,
     Entry,
     existing_folder,
+    is_document,
     list_folders,
     name_in,
     unread_problem,
@@ -226,14 +227,19 @@ class FolderReader:
     def _stray_problems(self) -> Iterator[Problem]:
         """Report images outside the class folders, by folder, and other files beside images."""
         used = {*self._used_folders()}
+        levels = {self.root, *(folder.parent for folder in used)}
         used |= {self.root / MASKS / folder.relative_to(self.root) for folder in used}
         strays = Counter[Path]()
         for entry in self._entries:
-            is_beside_images = self._class_folder(entry.path) in used
+            folder = self._class_folder(entry.path)
             is_image = entry.has_suffix(IMAGE_SUFFIXES) and not entry.path.is_dir()
-            if is_image and not is_beside_images:
+            if is_image and folder not in used:
                 strays[entry.path.parent] += 1
-            elif entry.path.is_dir() or (is_beside_images and not is_image):
+            elif entry.kind == "missing_file" and entry.path.parent in levels and not is_image:
+                yield from _missing_folder(self.root, entry)
+            elif not is_image and (
+                entry.path.is_dir() or folder in used or folder.parent in levels - {folder}
+            ):
                 problem = unread_problem(name_in(self.root, entry.path), entry)
                 if problem is not None:
                     yield problem
@@ -243,6 +249,18 @@ class FolderReader:
                 f"images that are in no class folder: {number}",
             )
             yield Problem(kind="unlisted_file", name=name, detail=detail, path=folder)
+        filled = {parent for entry in self._entries for parent in entry.path.parents}
+        for folder in (folder for level in levels for folder in list_folders(level)):
+            if folder not in filled and folder.name != MASKS:
+                detail = "the folder is empty, so that it is no class"
+                yield Problem(kind="unread_file", name=name_in(self.root, folder), detail=detail)
+
+
+def _missing_folder(root: Path, entry: Entry) -> Iterator[Problem]:
+    """Report a link to nowhere in the place of a class folder."""
+    if not entry.path.suffix or not is_document(entry.path):
+        name = name_in(root, entry.path)
+        yield Problem(kind="missing_file", name=name, detail=entry.defect, path=entry.path)
 
 
 def _class_folders(root: Path, holders: set[Path]) -> dict[SubsetName | None, list[Path]]:

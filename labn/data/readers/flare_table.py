@@ -13,7 +13,10 @@ from labn.data.readers.listing import Row, find_column, read_rows
 FILE_COLUMNS = ("file", "filename", "image", "name")
 CLASS_COLUMNS = ("flag_0123", "class", "label", "flare_class")
 SUBSET_COLUMNS = ("partition", "split")
-TIME_COLUMNS = ("time_utc", "time", "datetime", "timestamp", "date", "t_rec")
+TIME_COLUMNS = (
+    *("time_utc", "time", "datetime", "timestamp", "date", "t_rec", "t_obs", "date_obs"),
+    *("date-obs", "date__obs", "obs_time", "obstime", "observation_time", "year"),
+)
 _MISSING = ("nan", "na", "n/a", "none", "null")
 
 _FLARE_CLASS = re.compile(r"(?:([0-3])(?:\.0+)?|([ABCMX])(?:\d+(?:\.\d*)?)?|(O))", re.IGNORECASE)
@@ -43,7 +46,7 @@ _DATES_IN_NAMES = [
     re.compile(r"(?<!\d)" + form)
     for form in (
         rf"{_YEAR}(?P<month>0[1-9]|1[0-2])(?P<day>0[1-9]|[12]\d|3[01])",
-        rf"{_YEAR}(?P<mark>[-._]){_MONTH}(?P=mark){_DAY}(?!\d)",
+        rf"{_YEAR}(?P<mark>[-._/]){_MONTH}(?P=mark){_DAY}(?!\d)",
         rf"(?P<first>\d\d)(?P<mark>[-._])(?P<second>\d\d)(?P=mark){_YEAR}(?!\d)",
     )
 ]

@@ -258,6 +258,14 @@ def test_a_setting_out_of_its_range_is_refused(setting, message):
         rise(make_predict(), make_images(1), **({"num_masks": 4} | setting))
 
 
+def test_a_predict_may_return_an_array_or_a_list():
+    predict, images = make_predict(), make_images(1)
+    expected = rise(predict, images, num_masks=4)
+    for as_other in (torch.Tensor.numpy, torch.Tensor.tolist):
+        other = rise(lambda x, f=as_other: f(predict(x)), images, num_masks=4)
+        torch.testing.assert_close(other, expected)
+
+
 @pytest.mark.parametrize("scores", [torch.ones(4), torch.ones(3, 2)])
 def test_a_predict_that_does_not_give_a_row_an_image_is_refused(scores):
     with pytest.raises(ValueError, match=r"predict: got shape .* for 4 images"):

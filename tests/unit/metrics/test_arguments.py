@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from labn.metrics.arguments import as_images, as_labels, as_mask, as_numbers
+from labn.metrics.arguments import (
+    as_images,
+    as_labels,
+    as_mask,
+    as_numbers,
+    as_share,
+    as_tensor,
+    check_count,
+)
 
 INTEGERS = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
@@ -20,6 +28,27 @@ def test_every_real_type_is_converted_exactly(dtype):
     assert numbers.tolist() == [[0.0, 1.0], [1.0, 0.0]]
     assert numbers.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert as_mask("masks", values).tolist() == [[False, True], [True, False]]
+
+
+def test_lists_are_read_as_arrays_and_what_is_no_array_is_refused():
+    rows = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])]
+    assert as_numbers("maps", [[0, 1], [1, 0]]).tolist() == as_numbers("maps", rows).tolist()
+    assert as_labels([0, 1], 2).tolist() == [0, 1]
+    for uneven in ([[0.0], [0.0, 1.0]], (rows[0], torch.zeros(3))):
+        with pytest.raises(ValueError, match=r"maps: got a (list|tuple) that is no array"):
+            as_tensor("maps", uneven)
+
+
+def test_counts_are_integers_and_shares_lie_between_0_and_1():
+    for count in (1, np.int64(3)):
+        check_count("patch_size", count, "1 to 3", most=3)
+    for wrong in (0, 4, 2.0, 2.5, "2", True, None):
+        with pytest.raises(ValueError, match=f"patch_size: got {wrong!r}, must be 1 to 3"):
+            check_count("patch_size", wrong, "1 to 3", most=3)
+    assert [as_share("theta_alpha", one) for one in (0, 1, np.float32(0.5))] == [0, 1, 0.5]
+    for wrong in (-0.1, 1.1, float("nan"), "0.5"):
+        with pytest.raises(ValueError, match=f"theta_alpha: got {wrong!r}, must be 0 to 1"):
+            as_share("theta_alpha", wrong)
 
 
 def test_large_integers_keep_their_last_digit():

@@ -141,6 +141,11 @@ def test_thresholds_out_of_range_are_refused(thresholds, message):
         ({"saliency": torch.zeros(2, 1, 4, 4)}, r"and \(2, 1, 4, 4\), must be"),
         ({"pid": torch.tensor([0.0, math.nan])}, "pid: got nan for image 1, must be finite"),
         ({"saliency": torch.full((2, 4, 4), math.inf)}, "saliency: got NaN or infinity"),
+        (
+            {"saliency": torch.tensor([[[0]], [[255]]], dtype=torch.uint8)},
+            "saliency: got 255 to 255 in the map of image 1, must be attention, from 0 to 1",
+        ),
+        ({"theta_alpha": 1.5}, "theta_alpha: got 1.5, must be 0 to 1"),
     ],
 )
 def test_what_breaks_a_rule_is_refused_in_one_line_that_names_it(changes, message):
@@ -148,7 +153,8 @@ def test_what_breaks_a_rule_is_refused_in_one_line_that_names_it(changes, messag
         "pid": torch.zeros(2),
         "is_correct": torch.ones(2) > 0,
         "saliency": torch.zeros(2, 4, 4),
+        "theta_alpha": 0.5,
     } | changes
     with pytest.raises(ValueError, match=message) as raised:
-        classify_failures(**arguments, theta_alpha=0.5)
+        classify_failures(**arguments)
     assert "\n" not in str(raised.value)

@@ -330,6 +330,8 @@ def test_no_images_give_empty_scores():
         ({"patch_size": 0}, "patch_size: got 0, must be 1 to 7"),
         ({"patch_size": 8}, "patch_size: got 8, must be 1 to 7"),
         ({"num_points": 1}, "num_points: got 1, must be at least 2"),
+        ({"temperature": 0.0}, "temperature: got 0.0, must be above 0"),
+        ({"temperature": math.nan}, "temperature: got nan, must be above 0"),
         ({"batch_size": 0}, "batch_size: got 0, must be at least 1"),
         ({"predict": lambda x: x}, r"predict: got shape \(64, 3, 7, 9\), must be"),
         ({"predict": lambda x: x.flatten(1)}, "predict: .* in row 0, must be probabilities"),

@@ -181,6 +181,8 @@ def test_gradients_under_bf16_are_finite_and_close_to_those_of_float32(map_size,
         ({"channels": 10}, r"channels \(10\)"),
         ({"channels": 8, "receptive_field": 4}, "receptive_field.*4"),
         ({"channels": 8, "stride": 3}, "stride.*3"),
+        ({"channels": 0}, "channels.* must be at least 1, but got 0, 4"),
+        ({"channels": 8, "num_heads": 0}, "num_heads.* must be at least 1, but got 8, 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(arguments, named):

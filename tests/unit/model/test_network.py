@@ -229,6 +229,8 @@ def test_the_explanation_is_the_attention_interpolated_bilinearly(size):
         ({"theta_alpha": 1.5}, "theta_alpha.*1.5"),
         ({"theta_alpha": -0.1}, "theta_alpha.*-0.1"),
         ({"theta_alpha": float("nan")}, "theta_alpha.*nan"),
+        ({"num_classes": 0}, "num_classes.* must be at least 1, but got 0 and 3"),
+        ({"in_channels": 0}, "in_channels must be at least 1, but got 2 and 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(arguments, named):

@@ -123,6 +123,24 @@ def test_a_class_of_links_to_nowhere_is_still_a_class(tmp_path):
     assert _problems(FolderReader(tmp_path)) == [("missing_file", "b/1.png")]
 
 
+@pytest.mark.parametrize("subset", ["", "train/"])
+def test_a_class_that_is_lost_as_a_whole_is_reported(tmp_path, subset):
+    _write(tmp_path, f"{subset}a/1.png", f"{subset}b/1.png")
+    level = tmp_path / subset
+    (level / "mounted").symlink_to("/absent/mounted")
+    (level / "README.md").symlink_to("/absent/README.md")
+    (level / "empty").mkdir()
+    (level / "scans").mkdir()
+    (level / "scans" / "1.dcm").touch()
+    (level / "scans" / "notes.txt").touch()
+    reader = FolderReader(tmp_path)
+    assert sorted(_problems(reader)) == [
+        ("missing_file", f"{subset}mounted"),
+        ("unread_file", f"{subset}empty"),
+        ("unread_file", f"{subset}scans/1.dcm"),
+    ]
+
+
 def test_linked_folders_are_read_and_links_that_lead_back_are_reported(tmp_path):
     root = tmp_path / "root"
     _write(root, "a/1.png")
@@ -227,6 +245,7 @@ def test_images_and_masks_that_nothing_uses_are_reported(tmp_path):
         ("unlisted_file", "a/deep"),
         ("unlisted_file", "masks"),
         ("unlisted_file", "masks/a/9.png"),
+        ("unread_file", "docs"),
     ]
 
 

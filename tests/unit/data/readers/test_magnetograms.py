@@ -227,6 +227,14 @@ def test_a_time_is_read_in_the_forms_of_the_field(tmp_path, time):
     assert scan.problems == []
 
 
+@pytest.mark.parametrize("column", ["DATE-OBS", "date_obs", "T_REC", "T_OBS", "year", "Obs_Time"])
+def test_a_time_is_found_under_the_names_of_the_field(tmp_path, column):
+    table = f"file,class,{column}\na,0,2010\nb,0,2016\nc,2,2017\n"
+    scan = _write_folder(tmp_path, table, ["a.png", "b.png", "c.png"]).scan()
+    assert [r.subset for r in scan.records] == ["train", "validation", "test"]
+    assert scan.problems == []
+
+
 @pytest.mark.parametrize(
     "time",
     [
@@ -252,6 +260,7 @@ def test_a_time_that_cannot_be_read_is_a_defect_never_a_random_split(tmp_path, t
             "2012_03_06",
         ),
         *("hmi.sharp_cea_720s.377.20120306_000000_TAI.magnetogram", "20120306142400", "06-03-2012"),
+        "2012/03/06",
     ],
 )
 def test_a_date_in_a_name_is_read_in_the_forms_of_the_field(tmp_path, name):
