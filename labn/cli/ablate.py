@@ -71,6 +71,7 @@ def _plan(study: AblationStudy) -> dict[str, Any]:
             {
                 "condition": run.condition,
                 "seed": run.seed,
+                "fold": run.fold,
                 "folder": str(run.config.output_dir),
                 "is_finished": study.is_finished(run),
             }
@@ -87,13 +88,22 @@ def _plan_as_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['study']}: {len(runs)} runs in {plan['output_dir']}, {num_left} left to do"]
     width = max(map(len, plan["conditions"]))
     for name, settings in plan["conditions"].items():
-        seeds = ", ".join(
-            f"{run['seed']}{' (finished)' if run['is_finished'] else ''}"
-            for run in runs
-            if run["condition"] == name
-        )
-        lines.append(f"  {name:{width}}  {settings_as_text(settings)}; seeds {seeds}")
+        own = [run for run in runs if run["condition"] == name]
+        lines.append(f"  {name:{width}}  {settings_as_text(settings)}; {_seeds_as_text(own)}")
     return "\n".join(lines)
+
+
+def _seeds_as_text(runs: list[dict[str, Any]]) -> str:
+    """Return the seeds of one condition's runs, with their folds, and which are finished."""
+    folds = dict.fromkeys(run["fold"] for run in runs)
+    if folds == {None: None}:
+        seeds = (f"{run['seed']}{' (finished)' if run['is_finished'] else ''}" for run in runs)
+        return f"seeds {', '.join(seeds)}"
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(run["seed"] for run in runs))
+    text = f"seeds {seeds}, each on folds {', '.join(map(str, folds))}"
+    finished = (run for run in runs if run["is_finished"])
+    done = ", ".join(f"seed {run['seed']} fold {run['fold']}" for run in finished)
+    return f"{text} (finished: {done})" if done else text
 
 
 def summary_as_text(summary: StudySummary) -> str:

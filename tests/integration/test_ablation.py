@@ -208,6 +208,17 @@ def test_a_dry_run_shows_conditions_and_makes_nothing(labn, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_a_dry_run_shows_seeds_and_folds(labn, tmp_path):
+    settings = ("each_fold=true", "data.folds=3", "seeds=[0, 4]")
+    done = labn("ablate", write_study(tmp_path), *settings, "--dry-run")
+
+    assert done.returncode == 0, done.stderr
+    total, *conditions = done.stdout.splitlines()
+    assert "18 runs" in total
+    assert len(conditions) == 3
+    assert all(line.endswith("; seeds 0, 4, each on folds 0, 1, 2") for line in conditions)
+
+
 @pytest.mark.slow
 def test_runs_of_several_workers_train_through_ray_train(tmp_path):
     """Only one of the two fits at a time."""
