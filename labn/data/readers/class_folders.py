@@ -252,7 +252,7 @@ class FolderReader:
         filled = {parent for entry in self._entries for parent in entry.path.parents}
         for folder in (folder for level in levels for folder in list_folders(level)):
             if folder not in filled and folder.name != MASKS:
-                detail = "the folder is empty, so that it is no class"
+                detail = "holds no file, so that it stands for no class"
                 yield Problem(kind="unread_file", name=name_in(self.root, folder), detail=detail)
 
 
