@@ -97,8 +97,8 @@ def _seeds_as_text(runs: list[dict[str, Any]]) -> str:
     """Return the seeds of one condition's runs, with their folds, and which are finished."""
     folds = dict.fromkeys(run["fold"] for run in runs)
     if folds == {None: None}:
-        seeds = (f"{run['seed']}{' (finished)' if run['is_finished'] else ''}" for run in runs)
-        return f"seeds {', '.join(seeds)}"
+        marked = (f"{run['seed']}{' (finished)' if run['is_finished'] else ''}" for run in runs)
+        return f"seeds {', '.join(marked)}"
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(run["seed"] for run in runs))
     text = f"seeds {seeds}, each on folds {', '.join(map(str, folds))}"
     finished = (run for run in runs if run["is_finished"])
