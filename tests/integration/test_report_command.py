@@ -382,3 +382,51 @@ def test_a_folder_that_cannot_be_made_is_refused(labn, seeds, tmp_path):
     done = labn("report", *seeds, "--out", tmp_path / "taken")
 
     assert_mistake(done, "--out", "taken", "give another")
+
+
+def add_metrics(run, seed, scores=("ROAD", "entropy", "seconds")):
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"name": name, "method": method, "score": score, "value": rng.random()}
+        for score in scores
+        for method in METHODS
+        for name in POSITIVES
+    ]
+    table = pd.DataFrame(rows)
+    table.to_parquet(run / "evaluation/test/map_metrics.parquet")
+    return table
+
+
+def test_metrics_of_all_runs_are_one_family_with_a_figure(seeds, labn, tmp_path):
+    tables = [add_metrics(run, seed) for seed, run in enumerate(seeds)]
+
+    done = labn("report", *seeds, "--json")
+
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    values = {(one["cell"]["score"], one["cell"]["method"]): one for one in content["metrics"]}
+    names = ("PID m=4", "ROAD", "entropy", "seconds")
+    assert list(values) == [(name, own_name(method)) for name in names for method in METHODS]
+    both = pd.concat(tables)
+    for name, method in itertools.product(names[1:], METHODS):
+        own = both[(both["score"] == name) & (both["method"] == method)]
+        one = values[name, own_name(method)]
+        assert one["mean"] == pytest.approx(own["value"].mean())
+        assert one["num_images"] == len(POSITIVES)
+        assert (one["p"] is None) == (method == "LABN" or name == "seconds")
+    (agreement,) = content["metric_agreement"]
+    assert agreement["metrics"] == ["PID m=4", "ROAD", "entropy"]
+    text = (tmp_path / "report/report.md").read_text()
+    assert "## Metrics: all runs" in text
+    assert "corrected for all 9 tests of metrics" in text
+    assert "![Metrics of all runs](metrics-1.png)" in text
+    assert (tmp_path / "report/metrics-1.png").is_file()
+
+
+def test_without_the_metrics_of_one_run_there_is_no_such_family(seeds, labn, tmp_path):
+    add_metrics(seeds[0], 0)
+
+    done = labn("report", *seeds, "--json")
+
+    assert json.loads(done.stdout)["metrics"] == []
+    assert not (tmp_path / "report/metrics-1.png").exists()

@@ -26,7 +26,14 @@ from labn.runs.comparison.differences import (
     summarise_cells,
     summarise_seeds,
 )
+from labn.runs.comparison.metric_family import (
+    MetricAgreement,
+    MetricValue,
+    agree,
+    measure_family,
+)
 from labn.runs.comparison.read_runs import ScoredRun
+from labn.runs.evaluation.score_image import MATCHED
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
 """The classifier's scores, and their names in tables."""
@@ -57,6 +64,9 @@ class Comparison:
     classification: dict[Cell, SeedSummary]
     certainty: dict[Cell, SeedSummary]
     agreements: list[BaselineAgreement]
+    metrics: list[MetricValue]
+    """Every metric of every method, with PID at the largest m, where all runs have metrics."""
+    metric_agreements: list[MetricAgreement]
 
     @property
     def num_images(self) -> int:
@@ -91,6 +101,11 @@ class Comparison:
             "classification": _summary_rows(self.classification),
             "certainty": _summary_rows(self.certainty),
             "baseline_agreement": [_agreement_row(one) for one in self.agreements],
+            "metrics": [asdict(one) | {"cell": one.cell._asdict()} for one in self.metrics],
+            "metric_agreement": [
+                asdict(one) | {"means": one.means.tolist(), "tau": _without_nan(one.tau)}
+                for one in self.metric_agreements
+            ],
         }
 
 
@@ -120,6 +135,7 @@ def compare_runs(
     is_first = scores["baseline"] == scores.groupby("score")["baseline"].transform("first")
     cells = collect(scores[is_first])
     localised = [run.localisation for run in runs]
+    family = _family(runs, samples, conditions, scores[is_first], reference)
     return Comparison(
         subset=subset,
         reference=reference,
@@ -133,7 +149,28 @@ def compare_runs(
         classification=_metrics(runs, samples, conditions, CLASSIFICATION),
         certainty=_metrics(runs, samples, conditions, CERTAINTY),
         agreements=compare_baselines(scores),
+        metrics=family,
+        metric_agreements=agree(family),
     )
+
+
+def _family(
+    runs: Sequence[ScoredRun],
+    samples: Sequence[str],
+    conditions: Sequence[str],
+    scores: pd.DataFrame,
+    reference: str,
+) -> list[MetricValue]:
+    """Test the metrics beside PID, and PID at the largest m, as one family."""
+    tables = [run.map_metrics for run in runs]
+    if any(table is None for table in tables):
+        return []
+    of_pid = [name for name in scores["score"].unique() if name.startswith("PID")]
+    headline = [name for name in of_pid if not name.endswith(MATCHED)][-1:]
+    values = pd.concat(
+        [scores[scores["score"].isin(headline)], _joined(tables, samples, conditions)]
+    )
+    return measure_family(collect(values), reference)
 
 
 def _num_images(runs: Sequence[ScoredRun]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.report.html import page
+from labn.report.metrics_figure import metrics_figure
 from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
 from labn.report.tables import as_latex, as_markdown
@@ -67,7 +68,10 @@ def report_runs(
     picture = folder / "report.png"
     if len(paths) > 1:
         title = f"{len(paths)} runs, {subset} subset"
-        html = page(title, [], [], {"Every method, run by run": picture}, tables(comparison))
+        pictures = {"Every method, run by run": picture}
+        for number, one in enumerate(comparison.metric_agreements):
+            pictures[f"Metrics: {one.condition}"] = folder / _metrics_picture(number)
+        html = page(title, [], [], pictures, tables(comparison))
     else:
         html = run_page(comparison, picture)
     write_atomically(folder / "report.html", html)
@@ -98,14 +102,24 @@ def write_report(comparison: Comparison, folder: Path) -> RunReport:
         cell: list(one.by_run.values()) for cell, one in comparison.scores.items()
     }
     save_figure(seeds_figure(seeds), folder / "report.png")
+    for number, one in enumerate(comparison.metric_agreements):
+        place = f"{one.condition} ({comparison.subset} subset)"
+        parts = one.metrics, one.methods, one.is_better_high, one.means, one.tau
+        save_figure(metrics_figure(*parts, place), folder / _metrics_picture(number))
     return report
 
 
 def _markdown(comparison: Comparison) -> str:
     sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(comparison)]
     title = f"# {len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''} on the"
-    picture = "![Scores of every run](report.png)\n"
-    return "\n".join([f"{title} {comparison.subset} subset\n", *sections, picture])
+    pictures = ["![Scores of every run](report.png)\n"]
+    for number, one in enumerate(comparison.metric_agreements):
+        pictures.append(f"![Metrics of {one.condition}]({_metrics_picture(number)})\n")
+    return "\n".join([f"{title} {comparison.subset} subset\n", *sections, *pictures])
+
+
+def _metrics_picture(number: int) -> str:
+    return f"metrics-{number + 1}.png"
 
 
 def _latex(comparison: Comparison) -> str:

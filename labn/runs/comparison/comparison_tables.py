@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from labn.report.tables import Column, Estimate, Table
 from labn.runs.comparison.compare import CERTAINTY, CLASSIFICATION, Comparison
 from labn.runs.comparison.differences import Cell, Difference, SeedSummary
+from labn.runs.comparison.metric_family import MetricAgreement
 
 _LOCALISATION = {
     "pointing_hit": Column("pointing game", is_better_high=True),
@@ -28,6 +30,10 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         yield f"Conditions: {comparison.reference}", _condition_table(comparison, conditions)
     if comparison.differences:
         yield "Tests", _test_table(comparison, len(conditions) > 1)
+    for condition in conditions if comparison.metrics else []:
+        yield f"Metrics: {condition}", _metric_table(comparison, condition)
+    for agreement in comparison.metric_agreements:
+        yield f"Agreement of metrics: {agreement.condition}", _metric_agreement_table(agreement)
     if comparison.localisation:
         for condition in conditions:
             yield f"Localisation: {condition}", _localisation_table(comparison, condition)
@@ -110,9 +116,7 @@ def _test_row(difference: Difference, has_conditions: bool) -> tuple[str | int |
         f"{cell.method} ({cell.condition})" if has_conditions else cell.method
         for cell in (difference.cell, difference.other)
     )
-    interval = None
-    if difference.low is not None and difference.high is not None:
-        interval = f"{difference.low:+.3f} to {difference.high:+.3f}"
+    interval = _interval(difference.low, difference.high, "+.3f")
     return (
         difference.cell.score,
         first,
@@ -132,6 +136,61 @@ def _resamples(differences: Sequence[Difference]) -> str:
     first = differences[0]
     count = f"all {first.num_resamples}" if first.is_exact else f"{first.num_resamples} random"
     return f"{count} changes of sign"
+
+
+def _metric_table(comparison: Comparison, condition: str) -> Table:
+    values = [value for value in comparison.metrics if value.cell.condition == condition]
+    num_tests = sum(value.p is not None for value in comparison.metrics)
+    headings = (
+        "Metric",
+        "Better",
+        "Method",
+        "Mean",
+        "95% interval",
+        "Difference",
+        "p",
+        "Holm",
+        "n",
+    )
+    rows = tuple(
+        (
+            value.cell.score,
+            "higher" if value.is_better_high else "lower",
+            value.cell.method,
+            f"{value.mean:z.3f}",
+            _interval(value.low, value.high, ".3f"),
+            None if value.difference is None else f"{value.difference:+.3f}",
+            _p(value.p),
+            _p(value.p_holm),
+            value.num_images,
+        )
+        for value in values
+    )
+    return Table(
+        columns=tuple(map(Column, headings)),
+        rows=rows,
+        caption=f"{condition}: every metric of every method over the images on which it is defined"
+        f" for all, each averaged over the runs; n is their number. Difference from"
+        f" {comparison.reference}, by a two-sided paired permutation test over images. Holm:"
+        f" corrected for all {num_tests} tests of metrics in this report. BCa bootstrap intervals.",
+    )
+
+
+def _metric_agreement_table(agreement: MetricAgreement) -> Table:
+    taus = agreement.tau
+    return Table(
+        columns=(Column("Kendall's tau"), *map(Column, agreement.metrics)),
+        rows=tuple(
+            (name, *(None if math.isnan(tau) else f"{tau:z.2f}" for tau in row))
+            for name, row in zip(agreement.metrics, taus, strict=True)
+        ),
+        caption=f"Agreement of metrics on the rank of {len(agreement.methods)} methods: 1 is the"
+        " same order, -1 the reverse; each with its better direction upwards.",
+    )
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str | None:
+    return None if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def _localisation_table(comparison: Comparison, condition: str) -> Table:

@@ -20,6 +20,7 @@ from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
 from labn.runs.evaluation.options import prefix_of
+from labn.runs.evaluation.outputs import MAP_METRICS
 from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
 
@@ -81,6 +82,8 @@ class ScoredRun:
     scores: pd.DataFrame
     localisation: pd.DataFrame | None
     lambda_layer: str | None
+    map_metrics: pd.DataFrame | None = None
+    """Metrics beside PID, one row per image, method and score, if they were computed."""
 
     @property
     def has_matched(self) -> bool:
@@ -153,6 +156,9 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     localisation = None
     if (scored / "localisation.parquet").is_file():
         localisation = _read(scored / "localisation.parquet", _read_localisation, fix)
+    map_metrics = None
+    if (scored / MAP_METRICS).is_file():
+        map_metrics = _read(scored / MAP_METRICS, pd.read_parquet, fix)
     manifest = _read(folder.manifest_file, _read_manifest, "train the run again")
     images = _read(scored / "images.csv", _read_images, fix)
     layer = None
@@ -162,6 +168,7 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
         one_name = {"method": {layer: LAMBDA_ATTENTION}}
         scores = scores.replace(one_name)
         localisation = None if localisation is None else localisation.replace(one_name)
+        map_metrics = None if map_metrics is None else map_metrics.replace(one_name)
     return ScoredRun(
         name=name,
         path=run,
@@ -178,6 +185,7 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
         scores=scores,
         localisation=localisation,
         lambda_layer=layer,
+        map_metrics=map_metrics,
     )
 
 
