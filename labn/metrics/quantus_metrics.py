@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from labn.errors import UserError, did_you_mean
@@ -14,6 +15,7 @@ from labn.metrics.faithfulness import Predict
 
 QUANTUS = "quantus:"
 """The beginning of the names of its metrics."""
+_LONGEST_REASON = 160
 
 
 def quantus_class(name: str) -> Any:
@@ -50,26 +52,46 @@ class _Network(nn.Module):
 
 
 def by_quantus(metric: Any, one: Explained) -> Values:
-    """Return the value of an instance of Quantus's metric for each map, the mean of several."""
-    found, state = [], np.random.get_state()  # noqa: NPY002
-    mask = None if one.mask is None else np.array(one.mask)[None, None]
-    for explain, own in zip(one.explain, one.maps, strict=True):
+    """Return the value of an instance of Quantus's metric for each map, the mean of several.
 
-        def explain_all(inputs: np.ndarray, explain: Explain = explain, **_: Any) -> np.ndarray:
-            images = torch.as_tensor(inputs).to(one.image)
-            return np.stack([as_map(explain(image)) for image in images])[:, None]
+    NaN where it needs the lesions, and these are unknown.
 
-        np.random.seed(one.seed)  # noqa: NPY002
-        values = metric(
-            model=_Network(one.predict).eval(),
-            x_batch=one.image.float().cpu().numpy()[None],
-            y_batch=np.array([one.label]),
-            a_batch=own[None, None].copy(),
-            s_batch=mask,
-            explain_func=lambda model, inputs, targets, **given: explain_all(inputs, **given),
-            device=str(one.image.device),
-        )
-        values = list(values.values()) if isinstance(values, dict) else values
-        found.append(float(np.mean(np.asarray(values, dtype=np.float64))))
-    np.random.set_state(state)  # noqa: NPY002
-    return np.array(found)
+    Raises:
+        UserError: the metric fails on this image.
+    """
+    if metric.evaluation_category.value == "Localisation" and one.mask is None:
+        return np.full(len(one.maps), np.nan)
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        pairs = zip(one.explain, one.maps, strict=True)
+        return np.array([_measure(metric, one, explain, own) for explain, own in pairs])
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(
+            f"--metrics {QUANTUS}{type(metric).__name__}: Quantus fails on {one.name} ({reason});"
+            " leave it out"
+        ) from error
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _measure(
+    metric: Any, one: Explained, explain: Explain, own: Float64[np.ndarray, "h w"]
+) -> float:
+    def explain_all(inputs: np.ndarray) -> np.ndarray:
+        images = torch.as_tensor(inputs).to(one.image)
+        return np.stack([as_map(explain(image)) for image in images])[:, None]
+
+    np.random.seed(one.seed)  # noqa: NPY002
+    values = metric(
+        model=_Network(one.predict).eval(),
+        x_batch=one.image.float().cpu().numpy()[None],
+        y_batch=np.array([one.label]),
+        a_batch=own[None, None].copy(),
+        s_batch=None if one.mask is None else np.array(one.mask)[None, None],
+        explain_func=lambda model, inputs, targets, **given: explain_all(inputs),
+        device=str(one.image.device),
+    )
+    values = list(values.values()) if isinstance(values, dict) else values
+    return float(np.mean(np.asarray(values, dtype=np.float64)))

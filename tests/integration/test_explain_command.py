@@ -490,6 +490,20 @@ def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figu
     assert str(folder / "sanity.png") in text
 
 
+def test_the_sanity_check_takes_methods_by_name(labn, trained):
+    run, _ = trained("folder")
+
+    done = labn("sanity", run, "--num-images", 1, "--methods", "Score-CAM,lambda rollout", "--json")
+
+    assert done.returncode == 0, done.stderr
+    means = {(r["method"], r["stage"]): r["mean"] for r in json.loads(done.stdout)["rows"]}
+    assert {method for method, _ in means} == {"Score-CAM", "lambda rollout"}
+    # A rollout does not see the linear layer, and no class.
+    assert means["lambda rollout", "linear"] == pytest.approx(1)
+    assert means["lambda rollout", "stem"] < 0.99
+    assert_mistake(labn("sanity", run, "--methods", "rollouts"), "--methods rollouts: must be")
+
+
 def test_the_weights_put_in_are_not_those_that_training_started_from(labn, trained, tmp_path):
     # With no step taken the trained weights are the first ones: drawn again, all would be 1.
     run = tmp_path / "run"

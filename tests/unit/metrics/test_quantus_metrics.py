@@ -16,7 +16,7 @@ def predict(images):
     return torch.stack([-logit, logit], dim=1).softmax(dim=1)
 
 
-def compute(*names):
+def compute(*names, has_mask=True):
     rng = np.random.default_rng(0)
     maps = rng.random((2, 8, 8))
     mask = np.zeros((8, 8), dtype=np.bool_)
@@ -24,7 +24,8 @@ def compute(*names):
     one = Explained(
         predict=predict, image=torch.from_numpy(rng.normal(size=(2, 8, 8))), label=1, name="a",
         maps=maps, explain=[lambda image: image[0].abs(), lambda image: image[1].abs()],
-        baseline=torch.zeros(2, 8, 8, dtype=torch.float64), patch_size=4, mask=mask,
+        baseline=torch.zeros(2, 8, 8, dtype=torch.float64), patch_size=4,
+        mask=mask if has_mask else None,
     )  # fmt: skip
     return [find_metric(name).compute(one) for name in names]
 
@@ -58,3 +59,26 @@ def test_a_metric_of_quantus_may_ask_the_network_and_the_method():
         assert np.isfinite(values).all()
     with pytest.raises(UserError, match=r'Did you mean "Sparseness"'):
         resolve_metrics(["quantus:Sparsenes"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_lesions_a_localisation_of_quantus_is_undefined():
+    pytest.importorskip("quantus")
+    (values,) = compute("quantus:PointingGame", has_mask=False)
+    assert np.isnan(values).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metric_of_quantus_that_fails_is_named_and_leaves_the_generator_alone(monkeypatch):
+    quantus = pytest.importorskip("quantus")
+
+    def fail(self, **_):
+        np.random.random(3)  # noqa: NPY002
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(quantus.Sparseness, "__call__", fail)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    message = r"--metrics quantus:Sparseness: Quantus fails on a \(two lines\); leave it out"
+    with pytest.raises(UserError, match=message):
+        compute("quantus:Sparseness")
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
