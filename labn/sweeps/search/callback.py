@@ -21,7 +21,7 @@ from labn.distributed.capacity import (
     supply,
 )
 from labn.errors import Interrupted, RunFailed
-from labn.sweeps.search.optuna_study import STATES, SearchStudy, epochs_of, metrics_of
+from labn.sweeps.search.optuna_study import MAX_FAILURES, STATES, SearchStudy, epochs_of, metrics_of
 from labn.sweeps.search.search_figures import importances
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.space import Space
@@ -35,7 +35,6 @@ from labn.sweeps.search.trial import NODE, OUTCOME
 from labn.sweeps.search.unpickled import Unpickled
 from labn.sweeps.worker import Outcome
 
-_MAX_FAILURES = 3
 """How many failures of one kind in a row end the search."""
 MAX_RESTARTS = 3
 """How often a trial's process may be lost on nodes that stay."""
@@ -203,9 +202,9 @@ class TuneCallback(Unpickled, Callback):
         if outcome.kind not in self._failure_kinds:
             self._failure_kinds.clear()
         self._failure_kinds.append(outcome.kind)
-        if len(self._failure_kinds) >= _MAX_FAILURES:
+        if len(self._failure_kinds) >= MAX_FAILURES:
             self.problem = RunFailed(
-                f"{_MAX_FAILURES} trials in a row failed alike ({outcome.reason}); fix the cause,"
+                f"{MAX_FAILURES} trials in a row failed alike ({outcome.reason}); fix the cause,"
                 " then run the same command again to resume"
             )
 

@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import optuna
@@ -36,9 +37,11 @@ STATES = {
 
 _EPOCHS, _METRICS, _SPREAD = "epochs", "metrics", "spread"
 _REASON, _TIME_S, _DUPLICATE, _DEFINITION = "reason", "time_s", "duplicate_of", "definition"
-_DIGEST = "data.digest"
+_DIGEST, _UNCOUNTED = "data.digest", "uncounted"
 _IDENTITY_FILE = "search.json"
 """The file in a search's folder with the name of its study."""
+MAX_FAILURES = 3
+"""How many trials in a row may fail alike before a search ends."""
 _NUM_TRIES = 50
 """How many draws are tried for parameters that are new."""
 _NUM_TRUSTED = 3
@@ -58,6 +61,8 @@ class SearchStudy:
         self.objectives: tuple[str, ...] = search.objective.maximise
         self.optuna = self._open()
         self._check_definition(data_digest)
+        self.uncounted = self._find_uncounted()
+        """Numbers of failed trials that do not use up the budget."""
         known = self.optuna.get_trials(deepcopy=False)
         self.optuna.sampler = make_sampler(
             search.sampler,
@@ -65,9 +70,10 @@ class SearchStudy:
             is_conditional=space.is_conditional,
             num_objectives=len(self.objectives),
         )
-        if not any(trial.state != TrialState.WAITING for trial in known):
+        begun = {trial.number for trial in known if trial.state != TrialState.WAITING}
+        if begun <= self.uncounted:
             for parameters in space.first_parameters()[: search.trials]:
-                self.optuna.enqueue_trial(parameters, skip_if_exists=True)
+                self.optuna.enqueue_trial(parameters, skip_if_exists=not begun)
         self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self.interrupted = frozenset(trial.number for trial in self._interrupted)
         """Numbers of the trials that an earlier process left unfinished."""
@@ -81,6 +87,29 @@ class SearchStudy:
             if trial.state != TrialState.WAITING and _DUPLICATE not in trial.user_attrs
         ]
 
+    @property
+    def num_counted(self) -> int:
+        """How much of the budget is used up or in use."""
+        return len(self.trials) - len(self.uncounted)
+
+    def _find_uncounted(self) -> frozenset[int]:
+        """Return the trials at whose failure earlier processes ended, and store their numbers.
+
+        They failed alike, as on a full disk, so that the budget is left for when that is over.
+        """
+        stored = {*self.optuna.user_attrs.get(_UNCOUNTED, [])}
+        ended = [
+            trial
+            for trial in self.trials
+            if trial.state != TrialState.RUNNING and trial.number not in stored
+        ]
+        last = takewhile(lambda trial: trial.state == TrialState.FAIL, reversed(ended))
+        failed = {trial.number for trial in last}
+        if failed and (len(failed) >= MAX_FAILURES or len(failed) == len(ended)):
+            stored |= failed
+            self.optuna.set_user_attr(_UNCOUNTED, sorted(stored))
+        return frozenset(stored)
+
     def next(self) -> tuple[int, Parameters] | None:
         """Return an interrupted trial, else a new one; None where the budget is used up.
 
@@ -90,7 +119,7 @@ class SearchStudy:
             earlier = self._interrupted.pop(0)
             # Parameters that a killed process had not drawn yet are drawn now.
             return earlier.number, self._space.draw(Trial(self.optuna, earlier._trial_id))
-        if len(self.trials) >= self._search.trials:
+        if self.num_counted >= self._search.trials:
             return None
         return self._draw_new()
 
@@ -105,7 +134,8 @@ class SearchStudy:
                     self.optuna.sampler = RandomSampler(seed)
                 trial = self.optuna.ask()
                 parameters = self._space.draw(trial)
-                same = [t.number for t in self.trials if t.params == trial.params]
+                tried = (t for t in self.trials if t.number not in self.uncounted)
+                same = [t.number for t in tried if t.params == trial.params]
                 if same == [trial.number]:
                     return trial.number, parameters
                 trial.set_user_attr(_DUPLICATE, same[0])

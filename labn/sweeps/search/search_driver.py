@@ -28,7 +28,12 @@ from labn.runs.folder import locked
 from labn.runs.reporter import Reporter, StoppingReporter
 from labn.sweeps.search.asha import AshaByEpoch
 from labn.sweeps.search.callback import MAX_RESTARTS, TuneCallback
-from labn.sweeps.search.optuna_study import SearchStudy, epochs_of, is_new_search
+from labn.sweeps.search.optuna_study import (
+    SearchStudy,
+    epochs_of,
+    is_new_search,
+    reason_of,
+)
 from labn.sweeps.search.search_outputs import SearchOutputs
 from labn.sweeps.search.search_results import SearchResults
 from labn.sweeps.search.searcher import StudySearcher
@@ -76,9 +81,21 @@ def run_search(
         with outputs.closing():
             problem = _search(search, space, study, outputs, reporter, should_stop, cluster)
             summary = outputs.conclude()
+            problem = problem or _all_failed(study)
             if problem:
                 raise problem
     return summary
+
+
+def _all_failed(study: SearchStudy) -> RunFailed | None:
+    """Return the failure of a search whose trials all failed, too few to have ended it early."""
+    trials = study.trials
+    if not trials or any(trial.state != TrialState.FAIL for trial in trials):
+        return None
+    return RunFailed(
+        f"all {len(trials)} trials failed ({reason_of(trials[-1])}); fix the cause, then run the"
+        " same command again to resume"
+    )
 
 
 class _Messages(Reporter):
@@ -102,11 +119,12 @@ def _search(
     cluster: AbstractContextManager[None],
 ) -> RunFailed | Interrupted | None:
     """Run the rest of the budget on a cluster; return what ended it early, if anything did."""
-    num_done = len(study.trials) - len(study.interrupted)
-    if num_done:
+    num_done = study.num_counted - len(study.interrupted)
+    if num_done or study.uncounted:
         reporter.message(
             f"{search.output_dir}: {num_done} of {search.trials} trials are done already"
             + (f", {len(study.interrupted)} to resume" if study.interrupted else "")
+            + (f", {len(study.uncounted)} that failed are replaced" if study.uncounted else "")
         )
     if num_done >= search.trials:
         return None
@@ -116,7 +134,7 @@ def _search(
             " that it draws nearly at random; set pruning=null, or sampler.name=tpe"
         )
     with cluster:
-        status = SearchStatus(search.trials)
+        status = SearchStatus(search.trials + len(study.uncounted))
         callback = TuneCallback(search, space, study, outputs, status, reporter, should_stop)
         try:
             _tuner(search, study, space, callback, outputs).fit()

@@ -122,6 +122,35 @@ def test_no_parameters_are_tried_twice_and_a_small_space_ends_the_search(tmp_pat
     assert len(open_study(tmp_path, **settings).trials) == 3
 
 
+def fail(study, number):
+    study.conclude(number, Outcome(state="failed", reason="no space left", kind="UserError"))
+
+
+@pytest.mark.parametrize(("num_finished", "trials"), [(0, 2), (1, 4)])
+def test_trials_at_whose_failure_a_search_ended_leave_the_budget(tmp_path, num_finished, trials):
+    study = open_study(tmp_path, trials=trials)
+    first = [study.next()[1] for _ in range(trials)]
+    for number in range(trials):
+        finish(study, number, 0.1) if number < num_finished else fail(study, number)
+    assert study.next() is None
+
+    again = open_study(tmp_path, trials=trials)
+
+    drawn = draw_all(again)
+    assert [number for number, _ in drawn] == [*range(trials, 2 * trials - num_finished)]
+    assert (drawn[0][1] == first[0]) == (num_finished == 0)  # the first are tried again
+    assert open_study(tmp_path, trials=trials).next() is None
+
+
+def test_a_trial_that_failed_among_others_counts(tmp_path):
+    study = open_study(tmp_path, trials=3)
+    for number in range(3):
+        study.next()
+        fail(study, number) if number else finish(study, number, 0.1)
+
+    assert open_study(tmp_path, trials=3).next() is None
+
+
 def test_optuna_receives_the_outcomes(tmp_path):
     study = open_study(tmp_path, trials=4)
     for _ in range(4):
