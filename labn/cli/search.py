@@ -187,5 +187,6 @@ def _as_text(summary: Mapping[str, Any]) -> str:
         lines += [f"  {key}: {value}" for key, value in row["point"].items()]
         lines.append(f"train it: labn train {folder}/best.yaml")
     lines.append(f"table: {folder}/summary.md; figures: {folder}/figures")
-    lines.append(f"browse: optuna-dashboard {summary['storage']}")
+    # Which takes a journal by its path.
+    lines.append(f"browse: optuna-dashboard {summary['storage'].removeprefix('journal:')}")
     return "\n".join(lines)

@@ -149,5 +149,5 @@ class SearchConfig(ManyRuns):
     storage: str | None = None
     """Storage of the study: ``sqlite:///FILE``, ``journal:FILE``, or the URL of a database.
 
-    None: ``study.db``, or on a node of a cluster ``study.journal``.
+    None: ``study.journal`` in the output folder.
     """

@@ -13,6 +13,8 @@ import optuna
 import psutil
 import yaml
 from command_line import ENVIRONMENT, SMALL
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 if TYPE_CHECKING:
     from labn.sweeps.search.status import SearchStatus
@@ -80,8 +82,8 @@ def end(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    url = f"sqlite:///{folder}/search/study.db"
-    return optuna.load_study(study_name=None, storage=url).trials
+    storage = JournalStorage(JournalFileBackend(f"{folder}/search/study.journal"))
+    return optuna.load_study(study_name=None, storage=storage).trials
 
 
 def epochs_done(folder: Path, number: int) -> int:

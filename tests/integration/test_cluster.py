@@ -334,7 +334,7 @@ def test_the_bare_script_says_what_it_searches_on_which_data_and_where_results_g
     counts = play.summaries["bare"]["counts"]
     assert sum(counts.values()) == 6
     assert counts["finished"] >= 1
-    assert lines[-1] == f"browse: optuna-dashboard journal:/mnt/labn/{BARE}/study.journal"
+    assert lines[-1] == f"browse: optuna-dashboard /mnt/labn/{BARE}/study.journal"
 
 
 def test_the_workers_of_a_trial_are_on_a_node_each(play):

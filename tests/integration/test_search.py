@@ -6,7 +6,12 @@ import json
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from command_line import SMALL
@@ -96,6 +101,37 @@ def test_what_a_search_leaves_behind(whole, labn):
     row = exported["trials"][exported["best"]]
     assert best.model.theta_alpha == row["point"]["model.theta_alpha"]
     assert labn("train", place / "best.yaml", "--dry-run").returncode == 0
+
+
+def test_the_printed_command_opens_the_study_in_optunas_dashboard(whole):
+    folder, printed, _ = whole
+    program, storage = printed.splitlines()[-1].removeprefix("browse: ").split()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    beside_python = Path(sys.executable).with_name(program)
+    with subprocess.Popen([beside_python, storage, "--port", str(port)]) as dashboard:
+        try:
+            studies = answer(f"http://127.0.0.1:{port}/api/studies", dashboard)["study_summaries"]
+        finally:
+            dashboard.terminate()
+
+    assert [study["study_name"] for study in studies] == [study_name(folder)]
+
+
+def answer(url, server):
+    """Return what a server that is starting answers."""
+    while server.poll() is None:
+        try:
+            with urlopen(url) as answered:
+                return json.load(answered)
+        except URLError:
+            time.sleep(0.1)
+    raise AssertionError(f"{server.args} ended")
+
+
+def study_name(folder):
+    return json.loads((folder / "search" / "search.json").read_text())["study"]
 
 
 def test_a_search_is_watched_by_its_folder(whole, labn):

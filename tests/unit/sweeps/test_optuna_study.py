@@ -6,6 +6,8 @@ import math
 import optuna
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from test_space import SEARCH
@@ -303,9 +305,9 @@ def test_a_last_epoch_and_a_last_report_prune_nobody():
 def test_the_study_is_what_optunas_own_tools_open(tmp_path):
     study = open_study(tmp_path, trials=2)
     draw_all(study)
-    url = f"sqlite:///{tmp_path}/search/study.db"
+    storage = JournalStorage(JournalFileBackend(f"{tmp_path}/search/study.journal"))
 
-    assert len(optuna.load_study(study_name=None, storage=url).trials) == 2
+    assert len(optuna.load_study(study_name=None, storage=storage).trials) == 2
 
 
 def test_folders_of_one_name_have_studies_of_their_own_in_one_storage(tmp_path):
@@ -344,7 +346,20 @@ def test_a_search_knows_its_data(tmp_path):
         SearchStudy(search, space, "bb")
 
 
-def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
+def test_a_line_that_a_full_disk_cut_short_is_dropped_from_the_journal(tmp_path):
+    draw_all(open_study(tmp_path, trials=2))
+    journal = tmp_path / "search" / "study.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":5,"wor')
+
+    study = open_study(tmp_path, trials=3)
+    draw_all(study)
+
+    assert len(open_study(tmp_path, trials=3).trials) == 3
+    assert journal.read_bytes().startswith(whole)
+
+
+def test_an_earlier_searchs_database_stays_its_study(tmp_path):
     search = SearchConfig.model_validate(
         {
             "base": {},
@@ -352,10 +367,9 @@ def test_on_a_clusters_node_the_study_is_no_sqlite_file(tmp_path, monkeypatch):
             "output_dir": tmp_path,
         }
     )
-    monkeypatch.delenv("LABN_SHARED", raising=False)
-    assert storage_url(search) == f"sqlite:///{tmp_path}/study.db"
-    monkeypatch.setenv("LABN_SHARED", "/mnt/labn")
     assert storage_url(search) == f"journal:{tmp_path}/study.journal"
+    (tmp_path / "study.db").touch()
+    assert storage_url(search) == f"sqlite:///{tmp_path}/study.db"
 
 
 @pytest.mark.parametrize("seeds", [[""], ["/seed-0", "/seed-1"]])
