@@ -88,13 +88,13 @@ def _sensitivity(one: Explained) -> Values:
     return np.array(found, dtype=np.float64)
 
 
-def _moved(move: Callable[[Explained, Tensor, int], Tensor]) -> Callable[[Explained], Values]:
+def _moved(transform: Callable[[Explained, Tensor, int], Tensor]) -> Callable[[Explained], Values]:
     """Return the rank correlation of a map with that of the moved image, moved back."""
 
     def compute(one: Explained) -> Values:
-        image, found = move(one, one.image, 1), []
+        image, found = transform(one, one.image, 1), []
         for explain, own in zip(one.explain, one.maps, strict=True):
-            found.append(rank_correlation(as_map(move(one, explain(image), -1)), own))
+            found.append(rank_correlation(as_map(transform(one, explain(image), -1)), own))
         return np.array(found)
 
     return compute
