@@ -19,7 +19,18 @@ import torch
 
 from labn.model.kernels import compiled, compiled_lambda
 from labn.report.style import save_figure
-from tests.bench import layers, network, pictures, scores, search, timing, trained, trials, workers
+from tests.bench import (
+    layers,
+    network,
+    pictures,
+    replay,
+    scores,
+    search,
+    timing,
+    trained,
+    trials,
+    workers,
+)
 from tests.bench.growth import Growth, measure_growth
 from tests.bench.timing import Row
 
@@ -96,7 +107,8 @@ def _sections(
         "reading": lambda num_rounds: [scores.reading_row(num_rounds)],
         "growth": grow,
         "trials": trials.overhead_rows,
-        "search": search.search_rows,
+        "search": replay.replay_rows,
+        "searches": search.search_rows,
         "workers": workers.worker_rows,
     }
 

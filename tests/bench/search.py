@@ -13,34 +13,10 @@ from labn.config import load_search
 from labn.errors import RunFailed
 from labn.sweeps.search.search_driver import run_search
 from labn.sweeps.search.status import SearchStatus
+from tests.bench.curves import NUM_EPOCHS, PROBLEM
 from tests.bench.timing import Row, row_of
 
-NUM_TRIALS, NUM_EPOCHS = 24, 9
-_PROBLEM: dict[str, Any] = {
-    "base": {
-        "data": {"name": "synthetic", "image_size": 48, "synthetic": {"num_images": 300}},
-        "model": {"backbone": "lambda_cnn", "split": 0, "theta_alpha": 0.25},
-        "loss": {"theta_b": 0.5},
-        "train": {
-            "epochs": NUM_EPOCHS,
-            "batch_size": 16,
-            "warmup_epochs": 1,
-            "learning_rate_head": 3e-3,
-            "learning_rate_backbone": 3e-3,
-        },
-        "validation": {"pid_patch_size": 8, "pid_num_points": 9},
-        "tracking": {"uri": "none"},
-    },
-    "space": {
-        "model.theta_alpha": {"type": "float", "low": 0.05, "high": 0.75},
-        "loss.theta_b": {"type": "float", "low": 0.1, "high": 0.9},
-        "loss.lambda_lab": {"type": "float", "low": 0.1, "high": 3.0, "log": True},
-        "loss.lambda_kl": {"type": "float", "low": 0.1, "high": 3.0, "log": True},
-        "train.learning_rate_head": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True},
-        "train.learning_rate_backbone": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True},
-    },
-    "trial": {"max_concurrent": 2},
-}
+NUM_TRIALS = 24
 
 
 class _BestScore:
@@ -95,7 +71,7 @@ def _search(
     most_epochs: float = float("inf"),
 ) -> tuple[float, int]:
     """Search until the trials, epochs or target are reached; return best score and epochs."""
-    tree = {"pruning": None} | _PROBLEM | changes
+    tree = {"pruning": None} | PROBLEM | changes
     tree |= {
         "sampler": {"name": sampler, "seed": seed},
         "output_dir": str(folder / sampler),
