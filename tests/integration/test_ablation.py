@@ -146,7 +146,8 @@ def test_the_page_opens_without_a_network(study):
     references.feed(html)
 
     pictures = [text for text in references.found if text.startswith("data:image/png;base64,")]
-    assert len(pictures) == 6
+    # Five of the study, the scores, the agreement of seeds, and their spread in two conditions.
+    assert len(pictures) == 9
     for text in pictures:
         with Image.open(io.BytesIO(b64decode(text.partition(",")[2]))) as picture:
             assert len(picture.convert("L").getcolors()) > 10

@@ -210,6 +210,28 @@ def test_settings_that_do_not_change_the_network_make_no_condition(labn, tmp_pat
     assert [run["condition"] for run in content["runs"]] == ["all runs"] * 2
 
 
+def test_seeds_whose_maps_were_kept_are_compared_by_their_maps(labn, seeds, tmp_path):
+    maps = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float16)
+    for run, attention in zip(seeds, maps, strict=True):
+        images = np.zeros((3, 4, 5, 3), np.uint8)
+        file = run / "evaluation" / "test" / "attention.npz"
+        np.savez(file, images=images, attention=attention, names=POSITIVES, titles=POSITIVES)
+
+    content = json.loads(labn("report", *seeds, "--json").stdout)
+
+    exact = maps.astype(np.float64).reshape(2, 3, -1)
+    expected = fmean(stats.spearmanr(*pair)[0] for pair in zip(*exact, strict=True))
+    (agreement,) = content["seed_agreement"]
+    assert agreement["images"] == list(POSITIVES)
+    assert agreement["spearman"][0][1] == pytest.approx(expected, abs=ROUNDING)
+    written = (tmp_path / "report" / "report.md").read_text()
+    assert f"| all runs | {expected:.3f} | {expected:.3f} |" in written
+    for picture in ("agreement.png", "spread-0.png"):
+        assert (tmp_path / "report" / picture).is_file()
+        assert f"]({picture})" in written
+    assert "Spread over seeds: all runs" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_one_run_is_reported_without_a_spread_and_with_the_reason_for_no_welch(labn, seeds):
     done = labn("report", seeds[0])
 

@@ -33,6 +33,7 @@ from labn.runs.comparison.metric_family import (
     measure_family,
 )
 from labn.runs.comparison.read_runs import ScoredRun
+from labn.runs.comparison.seed_agreement import SeedAgreement, compare_seeds
 from labn.runs.evaluation.score_image import MATCHED
 
 CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
@@ -67,6 +68,7 @@ class Comparison:
     metrics: list[MetricValue]
     """Every metric of every method, with PID at the largest m, where all runs have metrics."""
     metric_agreements: list[MetricAgreement]
+    seed_agreements: list[SeedAgreement]
 
     @property
     def num_images(self) -> int:
@@ -100,6 +102,7 @@ class Comparison:
             "localisation": _summary_rows(self.localisation),
             "classification": _summary_rows(self.classification),
             "certainty": _summary_rows(self.certainty),
+            "seed_agreement": [one.as_json() for one in self.seed_agreements],
             "baseline_agreement": [_agreement_row(one) for one in self.agreements],
             "metrics": [asdict(one) | {"cell": one.cell._asdict()} for one in self.metrics],
             "metric_agreement": [
@@ -151,6 +154,7 @@ def compare_runs(
         agreements=compare_baselines(scores),
         metrics=family,
         metric_agreements=agree(family),
+        seed_agreements=compare_seeds(runs, conditions),
     )
 
 

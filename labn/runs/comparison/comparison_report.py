@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
+from labn.report.agreement import agreement_figure
 from labn.report.html import page
+from labn.report.maps import examples_figure
 from labn.report.metrics_figure import metrics_figure
 from labn.report.seeds import seeds_figure
 from labn.report.style import save_figure
@@ -23,6 +27,7 @@ from labn.runs.comparison.read_runs import (
     split_place,
 )
 from labn.runs.comparison.run_page import run_page
+from labn.runs.comparison.seed_agreement import SeedAgreement
 from labn.runs.folder import RunFolder
 from labn.runs.tracked import reopened_entry
 from labn.runs.trained import without_data
@@ -30,14 +35,19 @@ from labn.storage.files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
+_SCORES = "Scores of every run"
+_NUM_SHOWN = 4
+"""Images whose spread is drawn."""
+
 
 @dataclass(frozen=True)
 class RunReport:
-    """A report as plain values and as Markdown, and its folder."""
+    """A report as plain values and as Markdown, its folder, and its pictures by their names."""
 
     folder: Path
     content: dict[str, Any]
     markdown: str
+    pictures: dict[str, Path]
 
 
 def report_runs(
@@ -65,15 +75,11 @@ def report_runs(
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be created ({error}); give another") from None
     report = write_report(comparison, folder)
-    picture = folder / "report.png"
     if len(paths) > 1:
         title = f"{len(paths)} runs, {subset} subset"
-        pictures = {"Every method, run by run": picture}
-        for number, one in enumerate(comparison.metric_agreements):
-            pictures[f"Metrics: {one.condition}"] = folder / _metrics_picture(number)
-        html = page(title, [], [], pictures, tables(comparison))
+        html = page(title, [], [], report.pictures, tables(comparison))
     else:
-        html = run_page(comparison, picture)
+        html = run_page(comparison, report.pictures)
     write_atomically(folder / "report.html", html)
     if len(paths) == 1:
         _log(RunFolder(run), folder)
@@ -94,32 +100,66 @@ def _log(run: RunFolder, folder: Path) -> None:
 
 def write_report(comparison: Comparison, folder: Path) -> RunReport:
     """Write a comparison as ``report.md``, ``.tex``, ``.json`` and ``.png`` into a folder."""
-    report = RunReport(folder, comparison.as_json(), _markdown(comparison))
+    pictures = _draw(comparison, folder)
+    report = RunReport(folder, comparison.as_json(), _markdown(comparison, pictures), pictures)
     write_atomically(folder / "report.md", report.markdown)
     write_atomically(folder / "report.tex", _latex(comparison))
     write_json(folder / "report.json", report.content)
-    seeds: dict[tuple[str, str, str], list[float]] = {
-        cell: list(one.by_run.values()) for cell, one in comparison.scores.items()
-    }
-    save_figure(seeds_figure(seeds), folder / "report.png")
-    for number, one in enumerate(comparison.metric_agreements):
-        place = f"{one.condition} ({comparison.subset} subset)"
-        parts = one.metrics, one.methods, one.is_better_high, one.means, one.tau
-        save_figure(metrics_figure(*parts, place), folder / _metrics_picture(number))
     return report
 
 
-def _markdown(comparison: Comparison) -> str:
+def _draw(comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """Draw the scores of every run and, of several seeds, how alike their maps are."""
+    seeds: dict[tuple[str, str, str], list[float]] = {
+        cell: list(one.by_run.values()) for cell, one in comparison.scores.items()
+    }
+    figures = {_SCORES: (seeds_figure(seeds), "report.png")}
+    if found := comparison.seed_agreements:
+        figures["Where seeds agree"] = (_agreement_figure(found), "agreement.png")
+    for number, one in enumerate(found):
+        name = f"Spread over seeds: {one.condition}"
+        figures[name] = (_spread_figure(one), f"spread-{number}.png")
+    for number, agreement in enumerate(comparison.metric_agreements, start=1):
+        place = f"{agreement.condition} ({comparison.subset} subset)"
+        values = agreement.means, agreement.tau
+        drawn = metrics_figure(
+            agreement.metrics, agreement.methods, agreement.is_better_high, *values, place
+        )
+        figures[f"Metrics of {agreement.condition}"] = (drawn, f"metrics-{number}.png")
+    for figure, file in figures.values():
+        save_figure(figure, folder / file)
+    return {name: folder / file for name, (_, file) in figures.items()}
+
+
+def _agreement_figure(found: Sequence[SeedAgreement]) -> Figure:
+    return agreement_figure(
+        {one.condition: one.correlation for one in found},
+        {one.condition: [str(seed) for seed in one.seeds] for one in found},
+        "Do the networks of several seeds look at the same places?",
+    )
+
+
+def _spread_figure(one: SeedAgreement) -> Figure:
+    shown = slice(_NUM_SHOWN)
+    return examples_figure(
+        one.images[shown],
+        {"mean over seeds": one.maps[shown], "2 x spread": 2 * one.spread[shown]},
+        {
+            "mean over seeds": [f"mean {values.mean():.2f}" for values in one.maps[shown]],
+            "2 x spread": [f"mean {2 * values.mean():.2f}" for values in one.spread[shown]],
+        },
+        one.names[shown],
+        heading=f"{one.condition}: attention of {len(one.seeds)} seeds, and twice its standard"
+        " deviation",
+        label="attention, or 2 x spread",
+    )
+
+
+def _markdown(comparison: Comparison, pictures: dict[str, Path]) -> str:
     sections = [f"## {heading}\n\n{as_markdown(table)}" for heading, table in tables(comparison)]
     title = f"# {len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''} on the"
-    pictures = ["![Scores of every run](report.png)\n"]
-    for number, one in enumerate(comparison.metric_agreements):
-        pictures.append(f"![Metrics of {one.condition}]({_metrics_picture(number)})\n")
-    return "\n".join([f"{title} {comparison.subset} subset\n", *sections, *pictures])
-
-
-def _metrics_picture(number: int) -> str:
-    return f"metrics-{number + 1}.png"
+    shown = [f"![{name}]({path.name})\n" for name, path in pictures.items()]
+    return "\n".join([f"{title} {comparison.subset} subset\n", *sections, *shown])
 
 
 def _latex(comparison: Comparison) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from labn.report.tables import Column, Estimate, Table
 from labn.runs.comparison.compare import CERTAINTY, CLASSIFICATION, Comparison
@@ -38,6 +39,8 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         for condition in conditions:
             yield f"Localisation: {condition}", _localisation_table(comparison, condition)
     yield "Classification", _classification_table(comparison, conditions)
+    if comparison.seed_agreements:
+        yield "Agreement between seeds", _seed_table(comparison)
     if comparison.agreements:
         yield "Agreement of baselines", _agreement_table(comparison)
     yield "Settings", _settings_table(comparison)
@@ -226,6 +229,28 @@ def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> 
         ),
         caption=f"Classification of the {comparison.num_images} images of the"
         f" {comparison.subset} subset: mean ± s.d. over seeds.",
+    )
+
+
+def _seed_table(comparison: Comparison) -> Table:
+    headings = ("Condition", "Mean", "Lowest", "Spread", "Seeds", "Images")
+    return Table(
+        columns=tuple(map(Column, headings)),
+        rows=tuple(
+            (
+                one.condition,
+                f"{fmean(one.pairs):.3f}",
+                f"{min(one.pairs):.3f}",
+                f"{one.spread.mean():.3f}",
+                len(one.seeds),
+                len(one.names),
+            )
+            for one in comparison.seed_agreements
+        ),
+        caption="Whether networks of several seeds look at the same places: Spearman's correlation"
+        " of the pixels of two seeds' attention, over all pairs of seeds, averaged over the images"
+        " whose maps were kept. 1 is the same order of pixels. Spread: the standard deviation of"
+        " the attention over the seeds, averaged over pixels.",
     )
 
 

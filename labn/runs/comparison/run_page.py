@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +36,8 @@ _FIGURES = {
 }
 
 
-def run_page(comparison: Comparison, picture: Path) -> str:
-    """Return the page of a comparison's only run, with the ``picture`` of all scores.
+def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
+    """Return the page of a comparison's only run, with the ``pictures`` of its scores.
 
     Pictures, maps and failures are those that its evaluation wrote; what is missing is left out.
     """
@@ -46,7 +46,7 @@ def run_page(comparison: Comparison, picture: Path) -> str:
     folder, config = RunFolder(run.path), read_config(RunFolder(run.path))
     figures = {"Training": folder.history_picture}
     figures |= {name: run.scored_in / file for name, file in _FIGURES.items()}
-    figures["Scores of every method"] = picture
+    figures |= pictures
     settings, places = parameters_and_places(config)
     rows = tuple((key, str(value)) for key, value in (settings | places).items())
     columns = (Column("Setting"), Column("Value"))

@@ -151,7 +151,7 @@ def _write(
     report = write_report(comparison, folder)
     headline = headline_score(comparison, study.base.validation.pid_patch_size)
     figures = draw_study(comparison, headline, folder, reporter)
-    every = figures | {"Every method, run by run": folder / "report.png"}
+    every = figures | report.pictures
     failures = _failures_as_lines(summary)
     sections = "".join(f"\n## {name}\n\n![{name}]({path.name})\n" for name, path in figures.items())
     lines = "".join(f"\n{line}\n" for line in failures)
