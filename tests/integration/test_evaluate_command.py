@@ -117,6 +117,11 @@ def test_the_files_hold_what_was_measured_and_how(trained, labn):
     assert calibration["temperature"] == described["metrics"]["test_temperature"] > 0
     assert calibration["expected_error"] == described["metrics"]["test_ece"]
     assert sum(calibration["counts"]) == described["num_images"]
+    errors = images["label"] - images["probability_1"]
+    skill = 1 - (errors**2).mean() / images["label"].var(ddof=0)
+    # The table has the probabilities of float32.
+    assert described["metrics"]["test_bss"] == pytest.approx(skill, abs=1e-6)
+    assert "test_gmgs" not in described["metrics"]  # of two classes it is the TSS
     assert not list(folder.glob("parts-*"))
 
 

@@ -167,7 +167,13 @@ def test_the_page_of_the_run_joins_it_with_maps_that_the_evaluation_kept(tracked
     page = (tracked.folder / "report" / "report.html").read_text()
     num_maps = len(np.load(tracked.folder / "evaluation/validation/attention.npz")["titles"])
     assert page.count('<figure class="map"') == min(num_maps, 8) > 1
-    for name in ("Training", "Confusion matrix", "Failures by kind", "Training settings"):
+    for name in (
+        "Training",
+        "Confusion matrix",
+        "Skill by threshold",
+        "Failures by kind",
+        "Training settings",
+    ):
         assert f">{name}</h2>" in page
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from labn.metrics.failures import FAILURES
+from labn.metrics.skill import skill_by_threshold
 from labn.report.html import page
 from labn.report.tables import Column, Table
 from labn.report.threshold import AttentionMap
@@ -25,6 +27,7 @@ from labn.runs.folder import RunFolder
 from labn.tracking.provenance import package_commit
 
 _NUM_MAPS = 8
+_THRESHOLDS = tuple(number / 10 for number in range(1, 10))
 _FIGURES = {
     "Confusion matrix": "confusion.png",
     "Reliability": "reliability.png",
@@ -64,7 +67,12 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
         _conclude(run, comparison, described),
         facts,
         {name: path for name, path in figures.items() if path.is_file()},
-        [*_classification_tables(described), *tables(comparison), ("Training settings", own)],
+        [
+            *_classification_tables(described),
+            *_skill(run),
+            *tables(comparison),
+            ("Training settings", own),
+        ],
         _maps(run.scored_in / ATTENTION),
         config.model.theta_alpha,
     )
@@ -72,7 +80,8 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
 
 def _conclude(run: ScoredRun, comparison: Comparison, described: dict[str, Any]) -> list[str]:
     values = {key.removeprefix(f"{run.prefix}_"): value for key, value in run.metrics.items()}
-    found = [f"{name} {values[key]:.3f}" for key, name in CLASSIFICATION.items() if key in values]
+    named = CLASSIFICATION | {"bss": "BSS", "gmgs": "GMGS"}
+    found = [f"{name} {values[key]:.3f}" for key, name in named.items() if key in values]
     on = f"On the {comparison.num_images} images of the {comparison.subset} subset"
     lines = [f"{on}: {', '.join(found)}."] if found else []
     if {"pid", "pid_random"} <= values.keys():
@@ -110,6 +119,26 @@ def _classification_tables(described: dict[str, Any]) -> Iterator[tuple[str, Tab
                 caption="The maps that fail; the first kind that applies counts.",
             ),
         )
+
+
+def _skill(run: ScoredRun) -> Iterator[tuple[str, Table]]:
+    """Yield the skill at each threshold of the positive classes' probability, if it was kept."""
+    images = pd.read_csv(run.scored_in / "images.csv")
+    if "probability_0" not in images:
+        return
+    positive, is_positive = 1 - images["probability_0"].to_numpy(), images["label"].to_numpy() > 0
+    rows = [
+        (f"{row.threshold:g}", *(f"{value:.3f}" for value in row[1:]))
+        for row in skill_by_threshold(positive, is_positive, _THRESHOLDS)
+    ]
+    if rows:
+        columns = ("Threshold", "True positive rate", "False positive rate", "TSS")
+        caption = (
+            "An image is called positive if the probability of a positive class reaches the"
+            " threshold. A threshold chosen here must be tested on other images."
+        )
+        table = Table(columns=tuple(map(Column, columns)), rows=tuple(rows), caption=caption)
+        yield "Skill by threshold", table
 
 
 def _maps(path: Path) -> list[AttentionMap]:

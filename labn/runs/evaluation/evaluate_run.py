@@ -25,7 +25,12 @@ from labn.runs.evaluation.evaluation_figures import (
     prediction,
     run_and_subset,
 )
-from labn.runs.evaluation.evaluation_tables import Failures, explanation_metrics, find_failures
+from labn.runs.evaluation.evaluation_tables import (
+    Failures,
+    explanation_metrics,
+    find_failures,
+    skill_metrics,
+)
 from labn.runs.evaluation.image_scores import (
     PerImageScores,
     build_scorer,
@@ -143,7 +148,7 @@ class SubsetEvaluation:
             evaluation = self._classify()
             temperature = self._temperature(evaluation)
             per_image = self._score_explanations(parts, temperature)
-        metrics = evaluation.as_metrics(prefix)
+        metrics = evaluation.as_metrics(prefix) | skill_metrics(evaluation, prefix)
         failures = None
         remove_earlier(folder)
         if per_image is not None:
