@@ -35,7 +35,6 @@ from labn.sweeps.search.trial import NODE, OUTCOME
 from labn.sweeps.search.unpickled import Unpickled
 from labn.sweeps.worker import Outcome
 
-"""How many failures of one kind in a row end the search."""
 MAX_RESTARTS = 3
 """How often a trial's process may be lost on nodes that stay."""
 _WAIT_S = 30

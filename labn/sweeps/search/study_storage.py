@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.storages.journal._file import get_lock_file
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from labn.config.search import SearchConfig
@@ -70,14 +70,26 @@ def open_storage(url: str) -> BaseStorage:
 def _drop_torn_line(file: Path) -> None:
     """Cut off what a full disk or a power loss left of a journal's last line.
 
-    Optuna would append to it, and never read the journal again.
+    Optuna would append to it, and never read the journal again. A whole journal is only read.
     """
-    if not file.is_file():
+    if not _is_torn(file):
         return
-    with get_lock_file(JournalFileSymlinkLock(str(file))), file.open("rb+") as journal:
-        content = journal.read()
-        if not content.endswith(b"\n"):
-            journal.truncate(content.rfind(b"\n") + 1)
+    lock = JournalFileSymlinkLock(str(file))
+    lock.acquire()
+    try:
+        if _is_torn(file):  # and not being written
+            with file.open("rb+") as journal:
+                journal.truncate(journal.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _is_torn(file: Path) -> bool:
+    if not file.is_file() or file.stat().st_size == 0:
+        return False
+    with file.open("rb") as journal:
+        journal.seek(-1, os.SEEK_END)
+        return journal.read() != b"\n"
 
 
 def _patient(method: Callable[..., Any], where: str) -> Callable[..., Any]:
