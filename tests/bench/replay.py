@@ -156,6 +156,8 @@ class _Search:
         self._stopped: set[int] = set()
         quiet_optuna()
         self._study = optuna.create_study(
+            # HyperBand deals trials to its brackets by this name, which is random otherwise.
+            study_name=f"replay {seed}",
             direction="maximize",
             sampler=_sampler(design.sampler, seed),
             pruner=optuna.pruners.HyperbandPruner(1, NUM_EPOCHS)
