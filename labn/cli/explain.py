@@ -25,6 +25,10 @@ def explain(
     out: Annotated[Path, typer.Option(help="The folder for maps, overlays and the table.")] = Path(
         "explanations"
     ),
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Maps by other methods too, as those of `labn evaluate`; all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show where a trained network looks in any images: maps, overlays, a table.
@@ -37,13 +41,16 @@ def explain(
         labn explain runs/demo eye.jpg
 
         labn explain runs/idrid ~/eyes --out explanations/idrid train.device=cpu
+
+        labn explain runs/demo eye.jpg --methods "Grad-CAM,lambda attention"
     """
     require_run(run)
     with starting():
         from labn.runs.explain_images import explain_images
 
     with ConsoleReporter() as reporter:
-        explained = explain_images(run, images, out, overrides or [], reporter)
+        names = [] if methods is None else methods.split(",")
+        explained = explain_images(run, images, out, overrides or [], reporter, names)
     content = {
         "run": str(run),
         "out": str(out),
@@ -61,7 +68,7 @@ def _explanations_as_text(explained: Explanations) -> str:
     width = max(len(row["file"]) for row in explained.rows)
     lines = [
         f"{row['file']:{width}}  {row['predicted']} {row['probability_' + row['predicted']]:.3f}"
-        f"  peak at ({row['peak_x']}, {row['peak_y']})"
+        + (f"  peak at ({row['peak_x']}, {row['peak_y']})" if "peak_x" in row else "")
         for row in explained.rows
     ]
     lines[_NUM_SHOWN:] = [f"and {len(lines) - _NUM_SHOWN} more"] if len(lines) > _NUM_SHOWN else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,7 +22,7 @@ from labn.cli.app import (
 from labn.cli.progress import ConsoleReporter, starting
 
 if TYPE_CHECKING:
-    from labn.explain.randomisation import SanityRow
+    from labn.explain.randomisation import FigureRow, SanityRow
 
 
 @app.command()
@@ -43,7 +43,8 @@ def sanity(
 
     A map that hardly changes (rank correlation near 1) shows the image rather than what was
     learnt. A map depends only on the layers that compute it: LABN's attention not on those behind
-    the attention branch, and `edges`, a control, on none.
+    the attention branch, and `edges`, a control, on none. Two figures follow: the correlation with
+    the map of another class, and by how much the map's complexity rises without any trained weight.
 
     **Examples**
 
@@ -59,20 +60,33 @@ def sanity(
     with ConsoleReporter() as reporter:
         names = None if methods is None else methods.split(",")
         files = check_run(run, subset.value, names, num_images, seed, reporter, given)
-    rows = files.check.as_rows()
-    content = {"run": str(run), "split": subset.value, "rows": rows, "picture": str(files.picture)}
-    print_result(as_json, content, f"{_sanity_as_text(rows)}\npicture:\n  {files.picture}")
+    rows, figures = files.check.as_rows(), files.check.as_figures()
+    content = {"run": str(run), "split": subset.value, "rows": rows, "figures": figures}
+    content["picture"] = str(files.picture)
+    text = f"{_sanity_as_text(rows)}\n{_figures_as_text(figures)}\npicture:\n  {files.picture}"
+    print_result(as_json, content, text)
 
 
 def _sanity_as_text(rows: Sequence[SanityRow]) -> str:
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    means = {(row["method"], row["stage"]): row["mean"] for row in rows}
-    lines = ["rank correlation with the trained map, layers randomised down to"]
-    lines.append("  ".join([f"  {'':8}", *methods]))
-    for stage in stages:
-        values = (means[method, stage] for method in methods)
+    means = {(row["stage"], row["method"]): row["mean"] for row in rows}
+    title = "rank correlation with the trained map, layers randomised down to"
+    return f"{title}\n{_as_table(means)}"
+
+
+def _figures_as_text(rows: Sequence[FigureRow]) -> str:
+    means = {(row["figure"], row["method"]): row["mean"] for row in rows}
+    title = "correlation with another class's map, and rise in complexity, all layers randomised"
+    return f"{title}\n{_as_table(means)}"
+
+
+def _as_table(means: Mapping[tuple[str, str], float | None]) -> str:
+    heads = list(dict.fromkeys(head for head, _ in means))
+    methods = list(dict.fromkeys(method for _, method in means))
+    width = max(8, *map(len, heads))
+    lines = ["  ".join([f"  {'':{width}}", *methods])]
+    for head in heads:
+        values = (means[head, method] for method in methods)
         cells = ("-" if value is None else f"{value:.3f}" for value in values)
         padded = (f"{cell:>{len(name)}}" for name, cell in zip(methods, cells, strict=True))
-        lines.append("  ".join([f"  {stage:8}", *padded]))
+        lines.append("  ".join([f"  {head:{width}}", *padded]))
     return "\n".join(lines)

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
+from torch import Tensor
 
 from labn.data.decode import resize
 from labn.data.readers.class_folders import MASKS
 from labn.data.readers.listing import name_in, visible
 from labn.data.readers.unlabelled import UnlabelledImage, image_suffixes, read_unlabelled
 from labn.errors import UserError, printable
+from labn.explain.method import Method
+from labn.runs.evaluation.options import EvaluationOptions
+from labn.runs.evaluation.sanity_check import quick_methods
+from labn.runs.evaluation.score_image import Sample, explain
 from labn.runs.explanation_outputs import (
     FILE_ENDINGS,
+    METHODS_COLUMN,
     TABLE_NAME,
     Row,
+    method_files,
     read_table,
     write_maps,
+    write_method_map,
     write_table,
 )
 from labn.runs.loaded import attention_of
@@ -30,6 +38,7 @@ from labn.runs.reporter import Reporter
 from labn.runs.trained import TrainedRun, without_data
 from labn.storage.files import sha256_of
 
+_OWN = "LABN"
 _MAX_BATCH_SIZE = 8
 """Images are kept in memory at their own size, 37 MB for one of IDRiD."""
 
@@ -50,7 +59,12 @@ class Explanations:
 
 
 def explain_images(
-    run: Path, images: Path, out: Path, overrides: list[str], reporter: Reporter
+    run: Path,
+    images: Path,
+    out: Path,
+    overrides: list[str],
+    reporter: Reporter,
+    methods: Sequence[str] = (),
 ) -> Explanations:
     """Explain an image, or every image below a folder, by a run's best epoch.
 
@@ -60,18 +74,23 @@ def explain_images(
     0 outside the crop, which the network never saw, and the table's mean and share are over the
     crop; everywhere else alpha is above 0. Images explained before by the same network are kept.
 
+    ``methods`` are names of others, each of which adds IMAGE.METHOD.map.npy, .map.png (its greatest
+    value is 1) and .overlay.png, of the predicted class. A network without an attention branch is
+    explained by them alone.
+
     Raises:
-        UserError: there is no such run, network or image, no image can be read, or ``out`` cannot
-            be written or holds explanations of another network.
+        UserError: there is no such run, network, method or image, no image can be read, or ``out``
+            cannot be written or holds explanations of another network.
     """
     trained = TrainedRun.open(run, without_data(overrides))
-    if not trained.model.has_branch:
+    if not trained.model.has_branch and not methods:
         raise UserError(
-            f"{run}: has no attention branch to explain images by (model.branch = none); score"
-            f" other methods with `labn evaluate {run}`"
+            f"{run}: has no attention branch to explain images by (model.branch = none); name"
+            " other methods, such as --methods Grad-CAM"
         )
     listed = list_images(images, out, image_suffixes(trained.config.data.name), "--out")
-    job = _Job(_Explainer(trained), network_digest(trained), listed, out.expanduser())
+    explainer = _Explainer(trained, _others(trained, methods))
+    job = _Job(explainer, network_digest(trained), listed, out.expanduser())
     job.complete(reporter)
     rows = [job.rows[name] for name in listed.paths if name in job.rows]
     if not rows:
@@ -81,6 +100,17 @@ def explain_images(
             " pass valid image files"
         )
     return Explanations(job.table_file, rows, job.num_kept, job.unreadable, listed.ignored)
+
+
+def _others(trained: TrainedRun, names: Sequence[str]) -> Sequence[Method]:
+    """Build the named methods other than LABN's own, as a sanity check does."""
+    if not names:
+        return ()
+    chosen = EvaluationOptions.of(trained.config, {"methods": tuple(names)}).methods
+    others = [name for name in chosen if name != _OWN]
+    if not others:
+        return ()
+    return quick_methods(trained.model, others, trained.statistics.bias_image)
 
 
 class ImageFiles(NamedTuple):
@@ -146,42 +176,60 @@ def network_digest(trained: TrainedRun) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Explained:
-    """One image, its class probabilities, and alpha at its own size."""
+    """One image, its class probabilities, alpha at its own size, and other maps by method."""
 
     image: UnlabelledImage
     probabilities: Float32[np.ndarray, " classes"]
     attention: Float32[np.ndarray, "height width"]
+    maps: dict[str, Float32[Tensor, "1 h w"]]
 
 
 class _Explainer:
-    """A trained network, and the preparation of its images."""
+    """A trained network, other methods that explain it, and the preparation of its images."""
 
-    def __init__(self, trained: TrainedRun) -> None:
-        self._trained, self.config = trained, trained.config
+    def __init__(self, trained: TrainedRun, others: Sequence[Method] = ()) -> None:
+        self._trained, self._others, self.config = trained, others, trained.config
+        self.has_branch = trained.model.has_branch
+        self.method_names = [method.name for method in others]
 
     def read(self, path: Path) -> UnlabelledImage:
         """Decode one image as the reader of the run's data set does."""
         return read_unlabelled(path, self.config.data.name, self._trained.best["num_channels"])
 
-    def explain(self, images: list[UnlabelledImage]) -> Iterator[_Explained]:
+    def explain(self, images: dict[str, UnlabelledImage]) -> Iterator[_Explained]:
         """Classify a batch, and resize each map to its image."""
-        pixels = np.stack([resize(image.kept, self.config.data.image_size) for image in images])
+        size = self.config.data.image_size
+        pixels = np.stack([resize(image.kept, size) for image in images.values()])
         output = self._trained.predict(pixels)
         probabilities = output.logits.float().softmax(dim=1).cpu().numpy()
-        for image, row, attention in zip(images, probabilities, output.attention, strict=True):
-            size = image.pixels.shape[:2]
-            yield _Explained(image, row, attention_of(attention, size, image.box))
+        for place, ((name, image), row) in enumerate(
+            zip(images.items(), probabilities, strict=True)
+        ):
+            own = attention_of(output.attention[place], image.pixels.shape[:2], image.box)
+            sample = Sample(
+                name=name, label=int(row.argmax()), image=self._trained.prepare(pixels[[place]])[0]
+            )
+            yield _Explained(image, row, own, dict(self._maps(sample)))
+
+    def _maps(self, sample: Sample) -> Iterator[tuple[str, Tensor]]:
+        with self._trained.autocast():
+            for method in self._others:
+                yield method.name, explain(sample, [method])
 
     def describe(self, explained: _Explained) -> Row:
         """Return the values of one image's row."""
+        class_names = self._trained.class_names
+        probabilities = zip(class_names, explained.probabilities.tolist(), strict=True)
+        row: Row = {
+            "predicted": class_names[explained.probabilities.argmax()],
+            **{f"probability_{name}": probability for name, probability in probabilities},
+        }
+        if not self.has_branch:
+            return row
         left, top, right, bottom = explained.image.box
         kept = explained.attention[top:bottom, left:right]
         peak_y, peak_x = np.unravel_index(explained.attention.argmax(), explained.attention.shape)
-        class_names = self._trained.class_names
-        probabilities = zip(class_names, explained.probabilities.tolist(), strict=True)
-        return {
-            "predicted": class_names[explained.probabilities.argmax()],
-            **{f"probability_{name}": probability for name, probability in probabilities},
+        return row | {
             "peak_x": int(peak_x),
             "peak_y": int(peak_y),
             "mean_attention": float(kept.mean(dtype=np.float64)),
@@ -198,6 +246,7 @@ class _Job:
         self.rows = read_table(self.table_file, network)
         self.unreadable = dict(listed.unreadable)
         self.num_kept = 0
+        self._explained_by: dict[str, list[str]] = {}
 
     def complete(self, reporter: Reporter) -> None:
         """Explain the pending images in batches; write the table after each."""
@@ -205,7 +254,7 @@ class _Job:
         size = min(_MAX_BATCH_SIZE, self._explainer.config.validation.batch_size)
         for start in range(0, len(pending), size):
             images = self._read(pending[start : start + size])
-            explained = self._explainer.explain(list(images.values())) if images else ()
+            explained = self._explainer.explain(images) if images else ()
             for number, (name, result) in enumerate(zip(images, explained, strict=True), start=1):
                 try:
                     self.rows[name] = self._write(name, result)
@@ -227,16 +276,23 @@ class _Job:
                 self._skip(name, error)
                 continue
             row = self.rows.get(name)
-            if row is not None and row["sha256"] == digest and self._has_files(row):
-                self.num_kept += 1
-            else:
-                pending.append(name)
+            if row is not None and row["sha256"] == digest:
+                self._explained_by[name] = _methods_of(row)
+                if self._has_files(row):
+                    self.num_kept += 1
+                    continue
+            pending.append(name)
         for name in (*pending, *self.unreadable):
             self.rows.pop(name, None)
         return pending
 
     def _has_files(self, row: Row) -> bool:
-        return all((self._out / row[column]).is_file() for column in FILE_ENDINGS)
+        wanted = self._explainer.method_names
+        if not set(wanted) <= set(_methods_of(row)):
+            return False
+        files = [row[column] for column in FILE_ENDINGS if self._explainer.has_branch]
+        files += [file for method in wanted for file in method_files(row["file"], method)]
+        return all((self._out / file).is_file() for file in files)
 
     def _digest(self, name: str) -> str:
         return sha256_of(self._images.paths[name])
@@ -255,7 +311,17 @@ class _Job:
 
     def _write(self, name: str, explained: _Explained) -> Row:
         """Write one image's files; return its row."""
-        figures = self._explainer.describe(explained)
-        files = write_maps(self._out, name, explained.image.pixels, explained.attention)
-        digests = {"sha256": self._digest(name), "network": self._network}
-        return {"file": name, **figures, **files, **digests}
+        row = {"file": name, **self._explainer.describe(explained)}
+        image = explained.image
+        if self._explainer.has_branch:
+            row |= write_maps(self._out, name, image.pixels, explained.attention)
+        for method, saliency in explained.maps.items():
+            whole = attention_of(saliency, image.pixels.shape[:2], image.box)
+            write_method_map(self._out, name, method, image.pixels, whole)
+        if methods := dict.fromkeys([*self._explained_by.get(name, ()), *explained.maps]):
+            row[METHODS_COLUMN] = ",".join(methods)
+        return {**row, "sha256": self._digest(name), "network": self._network}
+
+
+def _methods_of(row: Row) -> list[str]:
+    return [name for name in row.get(METHODS_COLUMN, "").split(",") if name]

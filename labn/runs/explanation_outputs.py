@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from io import StringIO
@@ -26,7 +27,9 @@ FILE_ENDINGS = {
     "overlay_png": ".overlay.png",
 }
 """The suffix added to an image's name, by column of the table."""
-_TEXT_COLUMNS = ("file", "predicted", *FILE_ENDINGS, "sha256", "network")
+METHODS_COLUMN = "methods"
+"""The column of the methods other than LABN's own whose maps were written, comma-separated."""
+_TEXT_COLUMNS = ("file", "predicted", *FILE_ENDINGS, METHODS_COLUMN, "sha256", "network")
 _STRIP_ROWS = 256
 _COMPRESS_LEVEL = 1
 """A quarter of the usual time, for files that are a quarter larger."""
@@ -65,7 +68,9 @@ def read_table(path: Path, network: str) -> dict[str, Row]:
 def write_table(path: Path, rows: Mapping[str, Row]) -> None:
     """Write rows, at least one, sorted by file."""
     text = StringIO()
-    table = csv.DictWriter(text, next(iter(rows.values())), lineterminator="\n")
+    # Only some calls name methods.
+    columns = max(rows.values(), key=len)
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     table.writeheader()
     table.writerows(rows[name] for name in sorted(rows))
     write_atomically(path, text.getvalue())
@@ -85,11 +90,41 @@ def write_maps(
     return files
 
 
+def method_files(name: str, method: str) -> tuple[str, str, str]:
+    """Return the paths of an image's files by a method other than LABN's own.
+
+    They are its values, the map as a picture, and the overlay.
+    """
+    stem = f"{name}.{re.sub(r'[^a-z0-9]+', '-', method.casefold()).strip('-')}"
+    return f"{stem}.map.npy", f"{stem}.map.png", f"{stem}.overlay.png"
+
+
+def write_method_map(
+    out: Path,
+    name: str,
+    method: str,
+    pixels: UInt8[np.ndarray, "h w c"],
+    saliency: Float32[np.ndarray, "h w"],
+) -> None:
+    """Write one image's map by a method of any scale; the pictures' greatest value is 1."""
+    values, picture, overlaid = (out / file for file in method_files(name, method))
+    write_atomically(values, lambda file: np.save(file, saliency))
+    greatest = saliency.max()
+    scaled = saliency / greatest if greatest > 0 else saliency
+    _write_png(picture, _as_levels(scaled))
+    _write_png(overlaid, _overlay(pixels, scaled))
+
+
 def write_map_png(out: Path, name: str, attention: Float32[np.ndarray, "h w"]) -> str:
     """Write one image's map, 16 bits for 0 to 1; return its path below ``out``."""
     file = f"{name}{FILE_ENDINGS['map_png']}"
-    _write_png(out / file, np.rint(attention * 65535).astype(np.uint16))
+    _write_png(out / file, _as_levels(attention))
     return file
+
+
+def _as_levels(shares: Float32[np.ndarray, "h w"]) -> NDArray[np.uint16]:
+    levels: NDArray[np.uint16] = np.rint(shares * 65535).astype(np.uint16)
+    return levels
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

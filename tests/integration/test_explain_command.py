@@ -18,7 +18,8 @@ from PIL import Image
 from labn.config import load_config
 from labn.data.readers import idrid
 from labn.data.readers.synthetic import write_synthetic
-from labn.model.network import build_model
+from labn.explain.gradients import GradCam
+from labn.model.network import build_model, upsample_attention
 from labn.report import overlay
 from labn.runs import explain_images as explaining
 from labn.runs.loaded import load
@@ -399,6 +400,65 @@ def test_neither_masks_nor_maps_nor_other_files_pass_for_images(trained, explain
     shutil.rmtree(out)
 
 
+def test_maps_by_other_methods_lie_beside_the_networks_own(
+    labn, trained, explained, pictures, tmp_path
+):
+    run, _ = trained("folder")
+    out, methods = tmp_path / "out", ("--methods", "labn,Grad-CAM,lambda attention,edges")
+    own = explained(pictures)
+    before = {name: (out / name).read_bytes() for name in files_of(out)}
+
+    found = explained(pictures, *methods)
+
+    assert found["num_kept"] == 0
+    for row, plain in zip(found["images"], own["images"], strict=True):
+        assert row == plain | {"methods": "Grad-CAM,lambda attention 0,edges"}
+    for name in set(before) - {"explanations.csv"}:
+        assert (out / name).read_bytes() == before[name]
+    model = load(run)
+    opened = TrainedRun.open(run, without_data())
+    for name in ("3.png", "grey.jpg"):
+        with Image.open(pictures / name) as image:
+            pixels = np.array(image.convert("RGB"))
+        x = opened.prepare(np.array(Image.fromarray(pixels).resize((32, 32), 3))[None])
+        predicted = model.class_names.index(model(pictures / name).predicted)
+        expected = GradCam(opened.model).explain(x, torch.tensor([predicted]), [name])
+        expected = upsample_attention(expected[None], pixels.shape[:2])[0]
+        saliency = np.load(out / f"{name}.grad-cam.map.npy")
+        np.testing.assert_allclose(saliency, expected, rtol=0, atol=1e-5 * expected.max())
+        with Image.open(out / f"{name}.grad-cam.map.png") as image:
+            scaled = saliency / saliency.max()
+            np.testing.assert_allclose(np.asarray(image) / 65535, scaled, rtol=0, atol=1e-5)
+        assert (out / f"{name}.lambda-attention-0.overlay.png").is_file()
+
+    assert explained(pictures, *methods)["num_kept"] == explained(pictures)["num_kept"] == 9
+    (out / "1.png.edges.map.png").unlink()
+    assert explained(pictures, "--methods", "edges")["num_kept"] == 8
+    again = explained(pictures, "--methods", "random")
+    assert again["num_kept"] == 0
+    names = {row["methods"] for row in again["images"]}
+    assert names == {"Grad-CAM,lambda attention 0,edges,random"}
+    wrong = labn("explain", run, pictures, "--out", out, "--methods", "grad")
+    assert_mistake(wrong, "--methods grad: must be among LABN")
+
+
+def test_a_network_without_an_attention_branch_is_explained_by_other_methods(
+    labn, pictures, tmp_path
+):
+    config = load_config(write_config(tmp_path, model__branch="none", train__epochs=1))
+    train_run(config, Reporter())
+    words = ("explain", tmp_path / "run", pictures, "--out", tmp_path / "out")
+
+    assert_mistake(labn(*words), "has no attention branch", "--methods Grad-CAM")
+    done = labn(*words, "--methods", "Grad-CAM,edges")
+
+    assert done.returncode == 0, done.stderr
+    table = table_of(tmp_path / "out")
+    assert list(table["methods"]) == ["Grad-CAM,edges"] * 9
+    assert not list((tmp_path / "out").glob("*.attention.*"))
+    assert len(list((tmp_path / "out").glob("*.grad-cam.*"))) == 27
+
+
 def test_a_run_without_colours_takes_coloured_images(trained, explained, tmp_path):
     run, _ = trained("magnetograms")
     pixels = paint(3, 1, (36, 50))
@@ -469,7 +529,8 @@ def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figu
     done = labn(*words)
 
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["rows"]
+    content = json.loads(done.stdout)
+    rows, figures = content["rows"], content["figures"]
     means = {(row["method"], row["stage"]): row["mean"] for row in rows}
     assert list(dict.fromkeys(row["stage"] for row in rows)) == ["linear", "LPB 0", "LAB", "stem"]
     for stage in ("linear", "LPB 0"):
@@ -479,6 +540,12 @@ def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figu
     folder = run / "evaluation" / "test"
     described = json.loads((folder / "sanity.json").read_text())
     assert described["rows"] == rows
+    assert described["figure_rows"] == figures
+    found = {(row["method"], row["figure"]): row["mean"] for row in figures}
+    assert found["LABN", "random logit"] == pytest.approx(1)
+    assert found["edges", "complexity rise"] == 0
+    assert found["Grad-CAM", "random logit"] < 0.99
+    assert set(described["figures"]) == {"random logit", "complexity rise"}
     assert len(described["images"]) == 2
     with Image.open(folder / "sanity.png") as image:
         assert image.width > 300
@@ -487,6 +554,7 @@ def test_the_sanity_check_leaves_a_table_and_a_picture(labn, trained, drawn_figu
     assert json.loads(labn(*words, "--seed", 1).stdout)["rows"] != rows
     text = labn("sanity", run, "--num-images", 1).stdout
     assert "input gradient" in text
+    assert "\n  complexity rise" in text
     assert str(folder / "sanity.png") in text
 
 

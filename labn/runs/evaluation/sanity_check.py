@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ def check_run(
 
     ``methods`` are names, None for the quick ones. The maps are of the subset's first
     ``num_images`` positives and their true classes, in float32. ``seed`` is for the weights that
-    replace the trained ones.
+    replace the trained ones, and the classes of the random logit.
 
     Raises:
         UserError: there is no such run, no trained network in it, no positive in the subset, or the
@@ -97,6 +97,7 @@ def check_run(
         torch.from_numpy(chosen.labels).to(trained.device),
         chosen.names,
         on_stage=partial(reporter.advance, "randomising layers"),
+        seed=seed,
     )
     folder = trained.folder.evaluation(subset)
     files = SanityFiles(check, folder / "sanity.json", folder / "sanity.png")
@@ -123,7 +124,16 @@ def _describe(check: SanityCheck, names: Sequence[str], seed: int) -> dict[str, 
         "stages": list(check.stages),
         "rows": check.as_rows(),
         "correlations": {
-            method: [[value if np.isfinite(value) else None for value in row] for row in values]
-            for method, values in ((m, v.tolist()) for m, v in check.correlations.items())
+            method: [_finite(row) for row in values]
+            for method, values in check.correlations.items()
+        },
+        "figure_rows": check.as_figures(),
+        "figures": {
+            figure: {method: _finite(values) for method, values in by_method.items()}
+            for figure, by_method in check.figures.items()
         },
     }
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]

@@ -5,13 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
-from explained import make_images, make_labn
+from explained import CHANNELS, make_classifier, make_images, make_labn
 
 from labn.explain import randomisation
 from labn.explain.attention import LabnAttention, LambdaAttention
 from labn.explain.controls import CentredGaussian, EdgeEnergy, RandomMap
 from labn.explain.gradients import GradCam, InputGradient
-from labn.explain.randomisation import SanityCheck, cascade, layer_groups
+from labn.explain.randomisation import (
+    SanityCheck,
+    cascade,
+    complexity_rise,
+    layer_groups,
+    other_classes,
+)
 
 METHODS = {
     "LABN": LabnAttention,
@@ -180,7 +186,12 @@ def test_a_constant_map_has_no_correlation_and_is_left_out_of_the_mean():
 
 def test_rows_have_mean_and_deviation_over_the_images():
     values = np.array([[0.5, 0.1, 0.3], [-0.2, np.nan, np.nan], [np.nan] * 3])
-    check = SanityCheck(stages=("linear", "LAB", "stem"), correlations={"a": values, "b": -values})
+    check = SanityCheck(
+        stages=("linear", "LAB", "stem"),
+        correlations={"a": values, "b": -values},
+        random_logit={"a": values[0]},
+        complexity_rise={"a": values[2]},
+    )
     first, second, third, *others = check.as_rows()
     assert first == {
         "method": "a",
@@ -196,3 +207,97 @@ def test_rows_have_mean_and_deviation_over_the_images():
         ("b", stage) for stage in check.stages
     ]
     assert others[0]["mean"] == pytest.approx(-0.3)
+    assert check.as_figures() == [
+        {
+            "method": "a",
+            "figure": "random logit",
+            "mean": pytest.approx(0.3),
+            "std": pytest.approx(0.2),
+            "num_images": 3,
+        },
+        {"method": "a", "figure": "complexity rise", "mean": None, "std": None, "num_images": 0},
+    ]
+
+
+def test_the_random_logit_compares_with_the_map_of_another_class():
+    check = run()
+    names, labels = [str(number) for number in range(NUM_IMAGES)], torch.arange(NUM_IMAGES) % 3
+    others = other_classes(labels, names, 3, seed=0)
+    model = make_labn(seed=0)
+    for name, make in METHODS.items():
+        maps, of_others = (
+            make(model).explain(make_images(NUM_IMAGES), classes, names).numpy()
+            for classes in (labels, others)
+        )
+        expected = [spearman(*pair) for pair in zip(maps, of_others, strict=True)]
+        np.testing.assert_allclose(check.random_logit[name], expected, rtol=0, atol=1e-9)
+    for name in (*CONTROLS, "LABN"):
+        np.testing.assert_allclose(check.random_logit[name], 1, rtol=0, atol=1e-12)
+    assert (check.random_logit["input gradient"] < 0.999).all()
+
+
+def test_another_class_is_never_the_own_and_every_other_is_drawn():
+    names = [str(number) for number in range(60)]
+    for label in range(3):
+        others = other_classes(torch.full((60,), label), names, 3, seed=1)
+        assert set(others.tolist()) == {0, 1, 2} - {label}
+    assert other_classes(torch.tensor([0, 1]), ["a", "b"], 2, seed=0).tolist() == [1, 0]
+
+
+def test_the_rise_in_complexity_is_that_of_the_entropy_of_a_histogram():
+    two, four = np.arange(8) // 4, np.arange(8) // 2
+    flat, before = np.ones(8), np.stack([two, four]).reshape(2, 2, 4).astype(float)
+
+    rise = complexity_rise(before, np.stack([four, two]).reshape(2, 2, 4) * 1e-6)
+
+    # Of log 2 and log 4.
+    np.testing.assert_allclose(rise, [1, -0.5], rtol=1e-12)
+    assert complexity_rise(before[:1], flat.reshape(1, 2, 4)).tolist() == [-1]
+    assert np.isnan(complexity_rise(flat.reshape(1, 2, 4), before[:1])).all()
+
+
+def test_a_network_without_trained_weights_ends_the_cascade_and_gives_the_rise():
+    check = run()
+    images, labels = make_images(NUM_IMAGES), torch.arange(NUM_IMAGES) % 3
+    maps = [
+        InputGradient(make_labn(seed=seed)).explain(images, labels, ["a", "b", "c"]).numpy()
+        for seed in (0, 1)
+    ]
+    np.testing.assert_allclose(
+        check.complexity_rise["input gradient"], complexity_rise(*maps), rtol=1e-9
+    )
+    for name in CONTROLS:
+        np.testing.assert_allclose(check.complexity_rise[name], 0, atol=1e-12)
+
+
+def test_quantus_agrees_on_both_figures():
+    """On the same maps, for the classes that Quantus draws."""
+    quantus = pytest.importorskip("quantus")
+    model = make_classifier(dtype=torch.float32).eval()
+    first = model[0].weight.detach().clone()
+    rng = np.random.default_rng(5)
+    images, labels = rng.random((4, CHANNELS, 24, 32)).astype(np.float32), np.array([0, 1, 2, 1])
+    maps, untrained = rng.random((2, 4, 24, 32)) ** np.array([3, 1]).reshape(2, 1, 1, 1)
+    of_class = rng.random((3, 24, 32))
+    drawn = []
+
+    def explain(model, inputs, targets, **_):
+        if not torch.equal(model[0].weight.cpu(), first):
+            return untrained[:, None]
+        if np.array_equal(targets, labels):
+            return maps[:, None]
+        drawn.extend(targets)
+        return of_class[targets][:, None]
+
+    given = {"x_batch": images, "y_batch": labels, "a_batch": maps[:, None]}
+    given |= {"model": model, "explain_func": explain, "device": "cpu"}
+    quiet = {"disable_warnings": True}
+    similarity = quantus.similarity_func.correlation_spearman
+
+    rises = quantus.EfficientMPRT(**quiet)(**given)
+    logits = quantus.RandomLogit(similarity_func=similarity, num_classes=3, **quiet)(**given)
+
+    np.testing.assert_allclose(complexity_rise(maps, untrained), rises, rtol=1e-9)
+    assert not np.any(np.array(drawn) == labels)
+    expected = [spearman(a, of_class[target]) for a, target in zip(maps, drawn, strict=True)]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
