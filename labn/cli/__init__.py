@@ -101,7 +101,9 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    one_line = " ".join(message.split())
+    from labn.cli.app import printable
+
+    one_line = printable(" ".join(message.split()))
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps({"error": one_line, "exit_code": exit_code}) + "\n")
     sys.stderr.write(f"error: {one_line}\n")

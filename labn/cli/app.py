@@ -172,9 +172,22 @@ def _find_config(path: Path) -> Path:
     return path / "config.yaml"
 
 
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
+
+
 def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
     """Print a command's result, as JSON or as text."""
-    typer.echo(json.dumps(content) if as_json else text)
+    typer.echo(json.dumps(content) if as_json else printable(text))
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters, as names of files may have, cannot act on a terminal.
+
+    Line feeds and tabs stay.
+    """
+    return text.translate(_CONTROLS)
 
 
 def metrics_table(metrics: dict[str, float]) -> str:

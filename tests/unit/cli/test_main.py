@@ -11,6 +11,8 @@ import pytest
 import typer
 
 import labn.cli
+from labn.cli.app import print_result
+from labn.errors import UserError
 
 
 def run_main(monkeypatch, command, encoding="utf-8"):
@@ -95,3 +97,17 @@ def test_other_errors_of_the_system_are_defects_and_keep_their_traceback(monkeyp
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         run_main(monkeypatch, command)
+
+
+def test_a_name_with_control_characters_cannot_act_on_a_terminal(monkeypatch):
+    name = "eye\x1b[2J\x07.png"
+
+    def command():
+        print_result(False, {}, f"{name}\t0.5\nnext")
+        raise UserError(f"{name}: cannot be read")
+
+    code, printed, message = run_main(monkeypatch, command)
+
+    assert code == 2
+    assert printed == "eye\\x1b[2J\\x07.png\t0.5\nnext\n"
+    assert message == "error: eye\\x1b[2J\\x07.png: cannot be read\n"
