@@ -120,6 +120,12 @@ def _verdict(summary: SearchResults) -> str:
     text = f"Best: trial {row['number']}, {parameters_as_text(row['point'])}."
     if summary["front"]:
         text += f" Pareto front: trials {', '.join(map(str, summary['front']))}."
+    num_finished = summary["counts"]["finished"]
+    if num_finished > 1 and not row["spread"]:
+        text += (
+            f" Its score is the highest of {num_finished} trainings with one seed each, so it is"
+            " partly luck: `labn search CONFIG --retrain-best K` trains the best with new seeds."
+        )
     return text
 
 
