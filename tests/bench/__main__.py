@@ -22,6 +22,7 @@ from labn.report.style import save_figure
 from tests.bench import (
     layers,
     network,
+    noise,
     pictures,
     replay,
     scores,
@@ -94,6 +95,11 @@ def _sections(
                 print(f"  {name}: " + ", ".join(f"{value:.4g}" for value in values))
         return []
 
+    def show_noise(_: int) -> list[Row]:
+        given.out.mkdir(parents=True, exist_ok=True)
+        noise.show_noise(given.out)
+        return []
+
     return {
         "layers": layers.lambda_layer_rows,
         "shapes": layers.shape_rows,
@@ -108,6 +114,7 @@ def _sections(
         "growth": grow,
         "trials": trials.overhead_rows,
         "search": replay.replay_rows,
+        "noise": show_noise,
         "searches": search.search_rows,
         "workers": workers.worker_rows,
     }

@@ -10,7 +10,7 @@ import ray
 import yaml
 
 from labn.config import load_search
-from labn.errors import RunFailed
+from labn.errors import Interrupted
 from labn.sweeps.search.search_driver import run_search
 from labn.sweeps.search.status import SearchStatus
 from tests.bench.curves import NUM_EPOCHS, PROBLEM
@@ -87,7 +87,7 @@ def _search(
 
     try:
         run_search(search, path, reporter, is_enough)
-    except RunFailed:
+    except Interrupted:
         if not is_enough():
             raise
     return reporter.best, _num_epochs(folder / sampler)
