@@ -1,4 +1,8 @@
-"""The command line's app, and the arguments and printing that several commands share."""
+"""The command line's app, and the arguments and printing that several commands share.
+
+Modules of commands import `labn.config` where it is used, for its schemas take longer to build than
+help takes to print.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,15 @@ import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from labn.config import Config, known_keys, load_config
-from labn.config.shipped import CONFIGS, find_config
 from labn.errors import UserError
+
+if TYPE_CHECKING:
+    from labn.config import Config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -85,6 +90,8 @@ class SubsetChoice(StrEnum):
 
 
 def _complete_key(incomplete: str) -> list[str]:
+    from labn.config import known_keys
+
     return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
 
 
@@ -138,6 +145,8 @@ def resolve_config(path: Path | None, overrides: list[str] | None) -> Config:
             "no configuration given; specify a file, a shipped one's name such as demo, or a run's"
             " folder"
         )
+    from labn.config import load_config
+
     config = load_config(_find_config(path), overrides or ())
     if path.is_dir() and not any(o.startswith("output_dir=") for o in overrides or ()):
         return config.model_copy(update={"output_dir": path})
@@ -162,6 +171,8 @@ def is_override(argument: Path) -> bool:
 
 
 def _find_config(path: Path) -> Path:
+    from labn.config.shipped import CONFIGS, find_config
+
     if not path.is_dir():
         return find_config(path, CONFIGS)
     if not (path / "config.yaml").is_file():

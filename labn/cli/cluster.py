@@ -13,7 +13,6 @@ import typer
 from labn.cli.app import Commands, Group, Json, app, print_result
 from labn.cli.init import write_shipped
 from labn.cli.signals import StopRequest
-from labn.config.shipped import CONFIGS
 from labn.errors import RunFailed, UserError
 
 cluster_app = Commands(
@@ -40,6 +39,8 @@ def init(
 
         labn cluster init
     """
+    from labn.config.shipped import CONFIGS
+
     write_shipped(["cluster/*", "tune/*.py", f"{CONFIGS}/**/*.yaml"], folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +17,10 @@ from labn.cli.app import (
     print_result,
     resolve_config,
 )
-from labn.config import dump_config
-from labn.config.messages import describe_unknown
-from labn.config.reference import SCHEMAS, Key, as_markdown, describe_keys
 from labn.errors import UserError
+
+if TYPE_CHECKING:
+    from labn.config.reference import Key
 
 config_app = Commands(
     cls=Group,
@@ -39,6 +39,8 @@ def show(config_or_run: ConfigOrRun = None, overrides: Overrides = None) -> None
 
         labn config show demo train.epochs=3
     """
+    from labn.config import dump_config
+
     typer.echo(dump_config(resolve_config(config_or_run, overrides)), nl=False)
 
 
@@ -56,6 +58,9 @@ def keys(
 
         labn config keys loss.
     """
+    from labn.config.messages import describe_unknown
+    from labn.config.reference import SCHEMAS, as_markdown, describe_keys
+
     if markdown:
         typer.echo(as_markdown(), nl=False)
         return
@@ -75,6 +80,9 @@ def explain(key: str, as_json: Json = False) -> None:
 
         labn config explain loss.theta_b
     """
+    from labn.config.messages import describe_unknown
+    from labn.config.reference import SCHEMAS, describe_keys
+
     found = {
         command: one
         for command, schema in SCHEMAS.items()

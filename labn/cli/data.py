@@ -20,7 +20,6 @@ from labn.cli.app import (
     resolve_config,
 )
 from labn.cli.progress import ConsoleReporter
-from labn.config import DataConfig
 from labn.errors import UserError
 
 data_app = Commands(
@@ -63,6 +62,7 @@ def data_check(
 
         labn data check configs/idrid.yaml data.root=~/idrid --json
     """
+    from labn.config import DataConfig
     from labn.data.audit import audit
     from labn.data.readers.open_reader import detect_layout
     from labn.runs.build import build_reader

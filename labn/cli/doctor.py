@@ -5,8 +5,6 @@ from __future__ import annotations
 import typer
 
 from labn.cli.app import ConfigOrRun, Json, Overrides, app, print_result, resolve_config
-from labn.config import Config
-from labn.storage.files import cache_folder
 
 
 @app.command()
@@ -23,8 +21,10 @@ def doctor(
 
         labn doctor configs/idrid.yaml data.root=~/idrid
     """
+    from labn.config import Config
     from labn.distributed.checks.machine import as_json as checks_as_json
     from labn.distributed.checks.machine import as_text, run_checks
+    from labn.storage.files import cache_folder
 
     config = Config.model_validate({"data": {"name": "synthetic"}, "output_dir": "runs"})
     if config_or_run is not None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from labn.cli.app import app
-from labn.config.shipped import CONFIGS, copy_shipped, shipped_folder
 from labn.errors import UserError
 
 
@@ -29,6 +28,8 @@ def init(
 
         labn init --config search/idrid
     """
+    from labn.config.shipped import CONFIGS, shipped_folder
+
     if config is not None and not (shipped_folder() / CONFIGS / f"{config}.yaml").is_file():
         names = [
             path.relative_to(shipped_folder() / CONFIGS).with_suffix("")
@@ -41,6 +42,8 @@ def init(
 
 def write_shipped(patterns: list[str], folder: Path) -> None:
     """Write shipped files into a folder, and say which."""
+    from labn.config.shipped import copy_shipped
+
     written, kept = copy_shipped(patterns, folder)
     for path in written:
         typer.echo(f"wrote {path}")

@@ -22,10 +22,10 @@ from labn.cli.app import (
 )
 from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
-from labn.config import Config
 from labn.errors import Interrupted, RunFailed, UserError
 
 if TYPE_CHECKING:
+    from labn.config import Config
     from labn.config.workers import Workers
     from labn.runs.hooks import Summary
 
