@@ -19,8 +19,8 @@ from labn.model.kernels.compiled import addresses, library
 SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _MIN_CHANNELS = 16  # with fewer a vector is not filled
-_MIN_VALUES = 1 << 20
-"""A smaller map stays in the caches, where torch is nearly as fast, and takes little memory."""
+_MIN_VALUES = 1 << 16
+"""A smaller map takes a call no longer than the call itself costs, and little memory."""
 
 
 def is_available(norm: nn.Module, x: Tensor) -> bool:
