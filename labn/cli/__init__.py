@@ -24,6 +24,8 @@ _PLAIN = {"↑": "^", "–": "-", "—": "-", "±": "+/-", "≥": ">=", "≤": "
 
 def main() -> None:
     """Run the command line; exit with 0 if done, 2 if the user's input is wrong, 1 otherwise."""
+    # Read as torch loads. Threads that wait by spinning take the cores that others compute on.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Importing these modules adds their commands to the app.
     from labn.cli import (  # noqa: F401
         ablate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+_WAITING = "OMP_WAIT_POLICY"
 _DISTRIBUTIONS = ("torch", "mlflow", "numpy", "labn")
 # The second form is a password with an unescaped slash, which SQLAlchemy accepts.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/:@]*:[^\s@]*)@")
@@ -29,7 +31,7 @@ def environment_tags() -> dict[str, str]:
 
     ``git.commit`` and ``git.dirty`` describe the checkout around the working directory, and
     ``labn.commit`` this package; they are absent if there is none, as is the version of a library
-    that is not installed.
+    that is not installed. ``waiting`` is how threads wait, if the environment says so.
     """
     versions = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
@@ -43,6 +45,7 @@ def environment_tags() -> dict[str, str]:
         ({"git.commit": commit, "git.dirty": "true" if dirty else "false"} if here else {})
         | ({"labn.commit": own} if own else {})
         | {f"version.{name}": version for name, version in versions.items()}
+        | ({"waiting": os.environ[_WAITING].lower()} if _WAITING in os.environ else {})
         | {"command": redact(shlex.join(sys.argv))}
     )
 

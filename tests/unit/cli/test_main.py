@@ -47,6 +47,21 @@ def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch, encoding, pr
     assert run_main(monkeypatch, lambda: sys.stdout.write(text), encoding) == (0, printed, "")
 
 
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_environment_says_otherwise(
+    monkeypatch, given, policy
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+
+    assert run_main(monkeypatch, lambda: sys.stdout.write(os.environ["OMP_WAIT_POLICY"])) == (
+        0,
+        policy,
+        "",
+    )
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_a_name_that_is_no_text_is_printed_by_its_bytes(monkeypatch, encoding):
     name = os.fsdecode(b"eye-\xff.png")

@@ -49,6 +49,17 @@ def test_the_tags_give_versions_and_a_command_line_without_secrets(
     assert platform.node() not in tags.values()
 
 
+@pytest.mark.parametrize(("policy", "tag"), [("PASSIVE", "passive"), (None, None)])
+def test_how_threads_wait_is_a_tag(
+    policy: str | None, tag: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy or "")
+    if policy is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+
+    assert environment_tags().get("waiting") == tag
+
+
 def _git(*arguments: str) -> str:
     identity = ("-c", "user.name=n", "-c", "user.email=e@example.org")
     answer = subprocess.run(
