@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -67,7 +68,7 @@ def shape_rows(num_rounds: int) -> list[Row]:
                 form: _with_form(makes([module], [with_gradient]), form)
                 for form, module in _forms(layer, x)
             }
-            times = interleave(works, num_rounds)
+            times = interleave(works, num_rounds, is_warm=True)
             found = f"{label}, {name}, batch {BATCH}, float32, against "
             others = {form: t for form, t in times.items() if form != "ours"}
             best = min(others, key=lambda form: statistics.median(others[form]))
@@ -149,7 +150,7 @@ def _public_layers(ours: list[LambdaLayer]) -> dict[str, list[nn.Module]]:
     try:
         from timm.layers.lambda_layer import LambdaLayer as TimmLayer
     except ImportError:
-        print("timm is not installed (pip install '.[bench]'): left out")
+        _report_absent("timm")
     else:
         found["timm"] = [
             TimmLayer(
@@ -164,7 +165,7 @@ def _public_layers(ours: list[LambdaLayer]) -> dict[str, list[nn.Module]]:
     try:
         from lambda_networks import LambdaLayer as PublicLayer
     except ImportError:
-        print("lambda-networks is not installed (pip install '.[bench]'): left out")
+        _report_absent("lambda-networks")
     else:
         found["lambda-networks"] = [
             nn.Sequential(
@@ -180,6 +181,11 @@ def _public_layers(ours: list[LambdaLayer]) -> dict[str, list[nn.Module]]:
             for layer in ours
         ]
     return found
+
+
+@functools.cache  # once, not at each shape
+def _report_absent(package: str) -> None:
+    print(f"{package} is not installed (pip install '.[bench]'): left out")
 
 
 def _forward_backward(layers: list[nn.Module], inputs: list[Tensor]) -> Callable[[], None]:

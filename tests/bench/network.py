@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from labn.model.backbone import Bottleneck
 from labn.model.fusion import folded
 from labn.model.network import LABN
 from labn.training.losses import Objective
+from labn.training.precision import cpu_has_bf16
 from tests.bench.reference import with_conv3d_layers
 from tests.bench.timing import Row, compare, compare_rates, interleave, peak_memory_mb, row_of
 
@@ -22,6 +23,12 @@ SIZE = 224
 BATCH = 8
 _GEMM_SIDE = 2048
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+_ROOFLINE: dict[str, Callable[[], LABN]] = {
+    "lambda_resnet50 at 224": build_model,
+    "lambda_resnet26 at 112": lambda: build_model("lambda_resnet26", split=2, branch_width=64),
+    "lambda_cnn at 112": lambda: build_model("lambda_cnn", split=0),
+}
+"""Networks, by names that end in the side of their images."""
 _LEAST_STEP = {"float32": 2.3, "bf16": 4.7}
 
 
@@ -95,15 +102,10 @@ def roofline_rows(num_rounds: int) -> list[Row]:
     matrix products are counted. The compiled lambda layers are not, although their time is, so
     these rows are lower bounds.
     """
-    images, labels = _batch()
-    last = images.contiguous(memory_format=torch.channels_last)
-    train, evaluate = channels_last(network().train()), channels_last(folded(network()))
-    works: dict[str, Callable[[], object]] = {}
-    for name, kind in _PRECISIONS.items():
-        works[f"training step, {name}"] = training_step(train, last, labels, kind)
-        works[f"evaluation, {name}"] = _forward(evaluate, last, kind)
+    precisions = {name: one for name, one in _PRECISIONS.items() if one is None or cpu_has_bf16()}
+    works = _passes(precisions)
     flops = {name: _count_flops(work) for name, work in works.items()}
-    for name, kind in _PRECISIONS.items():
+    for name, kind in precisions.items():
         for maker in (_product, _convolution):
             works[f"{maker.__name__}, {name}"] = maker(kind or torch.float32)
     times = interleave(works, num_rounds)
@@ -112,7 +114,7 @@ def roofline_rows(num_rounds: int) -> list[Row]:
             (times[f"{maker.__name__}, {name}"] for maker in (_product, _convolution)),
             key=statistics.median,
         )
-        for name in _PRECISIONS
+        for name in precisions
     }
     rows = []
     for name, count in flops.items():
@@ -121,6 +123,21 @@ def roofline_rows(num_rounds: int) -> list[Row]:
         label = f"{name}: arithmetic but for the lambda layers, against a {_GEMM_SIDE}^3 product"
         rows.append(row_of(label, speeds, best, "GFLOP/s", is_rate=True))
     return rows
+
+
+def _passes(precisions: Mapping[str, torch.dtype | None]) -> dict[str, Callable[[], object]]:
+    """Return a training step and a pass of evaluation of each network, in each precision."""
+    works: dict[str, Callable[[], object]] = {}
+    for label, build in _ROOFLINE.items():
+        torch.manual_seed(0)
+        model = build()
+        images, labels = _batch(int(label.split()[-1]))
+        last = images.contiguous(memory_format=torch.channels_last)
+        evaluated, trained = channels_last(folded(model)), channels_last(model.train())
+        for name, kind in precisions.items():
+            works[f"{label}, training step, {name}"] = training_step(trained, last, labels, kind)
+            works[f"{label}, evaluation, {name}"] = _forward(evaluated, last, kind)
+    return works
 
 
 def training_memory_rows() -> list[Row]:
@@ -177,8 +194,8 @@ def training_step(
     return work
 
 
-def _batch() -> tuple[Tensor, Tensor]:
-    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+def _batch(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    images = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
     return images, torch.arange(BATCH) % 2
 
 

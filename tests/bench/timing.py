@@ -53,15 +53,21 @@ def time_s(work: Callable[[], object]) -> float:
 
 
 def interleave(
-    works: Mapping[str, Callable[[], object]], num_rounds: int
+    works: Mapping[str, Callable[[], object]], num_rounds: int, *, is_warm: bool = False
 ) -> dict[str, list[float]]:
-    """Return the seconds of each work in each round, after one round that does not count."""
+    """Return the seconds of each work in each round, after one round that does not count.
+
+    If ``is_warm``, each work is done once more before it is timed, so that the caches hold its data
+    and not that of the work before: for works of a few milliseconds.
+    """
     for work in works.values():
         work()
     gc.collect()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(num_rounds):
         for name, work in works.items():
+            if is_warm:
+                work()
             times[name].append(time_s(work))
     return times
 
