@@ -192,7 +192,9 @@ class _GuidedReLUs(TorchFunctionMode):
 @contextmanager
 def _seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
     """Seed the global generators, from which Captum draws, and restore them afterwards."""
-    (number,) = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
+    (number,) = np.random.SeedSequence(
+        [seed, zlib.crc32(name.encode(errors="surrogateescape"))]
+    ).generate_state(1)
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(number))

@@ -29,7 +29,9 @@ class RandomMap:
     ) -> Float[Tensor, "b h w"]:
         """Return a random map for each name."""
         maps = [
-            np.random.default_rng([self._seed, zlib.crc32(name.encode())]).random(images.shape[2:])
+            np.random.default_rng(
+                [self._seed, zlib.crc32(name.encode(errors="surrogateescape"))]
+            ).random(images.shape[2:])
             for name in names
         ]
         return torch.from_numpy(np.stack(maps)).to(images)

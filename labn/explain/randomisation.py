@@ -170,7 +170,9 @@ def other_classes(
 ) -> Int[Tensor, " b"]:
     """Draw for each image a class that is not its own; of two classes, the other."""
     steps = [
-        np.random.default_rng([seed, zlib.crc32(name.encode())]).integers(1, num_classes)
+        np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))]).integers(
+            1, num_classes
+        )
         for name in names
     ]
     return (labels + torch.tensor(steps).to(labels)) % num_classes

@@ -48,7 +48,9 @@ class Explained:
     @property
     def generator(self) -> np.random.Generator:
         """The same random numbers for each metric of this image."""
-        return np.random.default_rng([self.seed, zlib.crc32(self.name.encode())])
+        return np.random.default_rng(
+            [self.seed, zlib.crc32(self.name.encode(errors="surrogateescape"))]
+        )
 
     def score(self, images: Iterable[Tensor]) -> Float64[np.ndarray, " n"]:
         """Return y of each image."""

@@ -13,7 +13,8 @@ from labn.explain.captum_methods import (
     ScoreCam,
 )
 
-LABELS, NAMES = torch.tensor([2, 0]), ("a", "b")
+# A file may have a name that is not text.
+LABELS, NAMES = torch.tensor([2, 0]), ("a", "b\udcff")
 # Sums in another order, in float64.
 ROUNDING = 1e-12
 BIAS = torch.linspace(-0.5, 0.5, CHANNELS, dtype=torch.float64).view(-1, 1, 1)
