@@ -74,6 +74,8 @@ class DataConfig(Section):
     """The folder of the data; s3:// or gs:// is mirrored into `cache_dir`."""
     negative_class: str | None = None
     """For `folder`: the folder of class 0; None: one with a name such as `negative` or `normal`."""
+    task: Literal["binary", "grade"] = "binary"
+    """For `idrid`: `grade` learns its five grades; `binary` whether there is any retinopathy."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
     """Side in pixels to which every image is resized."""
     cache_dir: Path = DEFAULT_CACHE
@@ -299,6 +301,10 @@ class Config(Section):
                 None,
                 f"{self.data.name} needs the folder of its images; give data.root=PATH",
             )
+        if self.data.task == "grade" and self.data.name != "idrid":
+            raise ConfigProblem(
+                "data.task", "grade", f"{self.data.name} has no grades; leave data.task=binary"
+            )
         if self.train.accumulation_steps > self.train.batch_size:
             raise ConfigProblem(
                 "train.accumulation_steps",
@@ -366,6 +372,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.on_device": "never",
     "data.split_file": None,
     "data.synthetic.lesions": "plain",
+    "data.task": "binary",
     "loss.lambda_area": 0.0,
     "loss.mask_rule": "threshold",
     "loss.masked_statistics": True,

@@ -1,4 +1,4 @@
-"""Skill of probabilistic forecasts, as used for solar flares: BSS, GMGS, TSS by threshold."""
+"""Skill of forecasts and grades: BSS, GMGS, TSS by threshold (flares), quadratic kappa (retina)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from sklearn.metrics import cohen_kappa_score
 
 
 class ThresholdSkill(NamedTuple):
@@ -56,6 +57,19 @@ def gandin_murphy_gerrity(confusion: Int[np.ndarray, "c c"]) -> float:
         terms = (1 / odds[:low]).sum() - (high - low) + odds[high:].sum()
         rewards[i, j] = terms / num_steps
     return float((rewards * confusion).sum() / confusion.sum())
+
+
+def quadratic_kappa(confusion: Int[np.ndarray, "c c"]) -> float:
+    """Return Cohen's kappa of ordered classes with quadratic weights (Cohen 1968).
+
+    ``confusion`` has true classes in rows. 1 is perfect, 0 chance; an error by two grades costs
+    four times one by one. NaN where all images are of one class and were taken for it.
+    """
+    places = np.indices(confusion.shape).reshape(2, -1)
+    true, predicted = np.repeat(places, confusion.ravel(), axis=1)
+    if len({*true.tolist(), *predicted.tolist()}) < 2:
+        return math.nan
+    return float(cohen_kappa_score(true, predicted, weights="quadratic"))
 
 
 def skill_by_threshold(

@@ -42,6 +42,7 @@ def build_reader(data: DataConfig, report_progress: Progress | None = None) -> R
         Path(root).expanduser() if root else None,
         negative_class=data.negative_class,
         has_group_folders=data.group_by == "folder",
+        by_grade=data.task == "grade",
         image_size=data.image_size,
         num_images=data.synthetic.num_images,
         positive_fraction=data.synthetic.positive_fraction,

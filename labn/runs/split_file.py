@@ -14,6 +14,7 @@ _DRAWN_BY = (
     "data.name",
     "data.root",
     "data.negative_class",
+    "data.task",
     "data.validation_fraction",
     "data.test_fraction",
     "data.split_seed",

@@ -535,3 +535,51 @@ def test_metrics_and_methods_by_name_are_rows_means_and_a_table(trained, labn):
 )
 def test_a_metric_that_is_not_there_is_refused(trained, labn, given, parts):
     assert_mistake(labn("evaluate", trained, "--metrics", given), *parts)
+
+
+@pytest.mark.real_data
+def test_a_network_learns_five_grades_and_is_scored_on_the_true_ones(labn, test_data, tmp_path):
+    parts = ("1. Original Images", "a. Training Set"), ("2. Groundtruths",)
+    source, root = (
+        place / "B. Disease Grading" for place in (test_data / "idrid256_dev", tmp_path)
+    )
+    images, tables = (root.joinpath(*part) for part in parts)
+    images.mkdir(parents=True)
+    tables.mkdir()
+    name = "a. IDRiD_Disease Grading_Training Labels.csv"
+    chosen = pd.read_csv(source / "2. Groundtruths" / name).groupby("Retinopathy grade").head(12)
+    chosen.to_csv(tables / name, index=False)
+    for path in source.joinpath(*parts[0]).iterdir():
+        if path.stem in set(chosen["Image name"]):
+            shutil.copy(path, images)
+    data = {"name": "idrid", "root": root, "task": "grade", "group_by": None}
+    changes = {f"data__{key}": value for key, value in data.items()}
+    config = write_config(tmp_path, train__epochs=1, **changes)
+
+    balance = json.loads(labn("data", "check", config, "--json").stdout)["partitions"]["train"]
+    trained = labn("train", config)
+    choices = ("--methods", "LABN,random", "--patch-sizes", "8", "--max-images", "4")
+    done = labn("evaluate", tmp_path / "run", "--subset", "validation", *choices, "--json")
+
+    classes = [f"grade {grade}" for grade in range(5)]
+    assert balance["labels"] == dict.fromkeys(classes, 12)
+    assert trained.returncode == 0, trained.stderr
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    folder = tmp_path / "run" / "evaluation" / "validation-first4"
+    assert json.loads((folder / "metrics.json").read_text())["class_names"] == classes
+    found = pd.read_csv(folder / "images.csv", index_col="name")
+    grades = chosen.set_index("Image name")["Retinopathy grade"]
+    assert found["label"].tolist() == [grades[Path(one).stem] for one in found.index]
+    errors = (found["label"] - found["predicted"]) ** 2
+    chance = np.subtract.outer(found["label"].to_numpy(), found["predicted"].to_numpy()) ** 2
+    kappa = metrics["val_first4_kappa"]
+    assert kappa == pytest.approx(1 - errors.mean() / chance.mean(), abs=1e-9)
+    # PID is of the probability of the true grade.
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scored = found.loc[scores["name"].unique()]
+    assert (scores["label"] == scores["name"].map(found["label"])).all()
+    assert scored["label"].nunique() > 1
+    true = [row[f"probability_{row['label']:.0f}"] for _, row in scored.iterrows()]
+    assert metrics["val_first4_p_image"] == pytest.approx(np.mean(true), abs=1e-5)
+    assert "quadratic kappa" in labn("report", folder).stdout

@@ -60,7 +60,8 @@ SUBSET_FILES = (
 class IdridReader:
     """Reader of IDRiD's training subset and, if it exists, its test subset.
 
-    ``root`` is "B. Disease Grading" or the folder that holds it. Grade 0 is negative. A file
+    ``root`` is "B. Disease Grading" or the folder that holds it. Grade 0 is negative; with
+    ``by_grade`` each of the others is a class of its own, in place of one positive class. A file
     ``lesion_boxes.csv`` in either folder (columns image, class, x0, y0, x1, y1, coordinates in
     [0, 1] of the crop) has the boxes of training images.
 
@@ -68,10 +69,12 @@ class IdridReader:
         UserError: the root has no such layout.
     """
 
-    class_names = ("negative", "positive")
     num_channels = 3
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, by_grade: bool = False) -> None:
+        self.class_names: tuple[str, ...] = ("negative", "positive")
+        if by_grade:
+            self.class_names = tuple(f"grade {grade}" for grade in range(NUM_GRADES))
         self.root = existing_folder(root)
         self._grading = _find_grading(self.root)
 
@@ -159,7 +162,8 @@ class IdridReader:
         for line, name, grade in rows:
             try:
                 where = f"line {line} of {names.table}"
-                scan.records.append(_record(names.subset, name, grade, files, where))
+                highest = len(self.class_names) - 1
+                scan.records.append(_record(names.subset, name, grade, files, where, highest))
             except Defect as defect:
                 scan.problems.append(defect.problem)
         files.add_rest(scan, names.table, lambda path: f"{names.subset}/{name_in(folder, path)}")
@@ -193,7 +197,9 @@ def _read_grades(table: Path) -> list[tuple[int, str, str]]:
     return [(row.line, row.cell(image), row.cell(grade)) for row in rows]
 
 
-def _record(subset: SubsetName, name: str, grade: str, files: FileIndex, where: str) -> Record:
+def _record(
+    subset: SubsetName, name: str, grade: str, files: FileIndex, where: str, highest_label: int
+) -> Record:
     shown = printable(f"{subset}/{name}")
     path = files.take(name, shown=shown, where=where)
     grade = grade.removesuffix(".0")  # as tables with an empty grade are saved again
@@ -204,7 +210,7 @@ def _record(subset: SubsetName, name: str, grade: str, files: FileIndex, where: 
         name=printable(f"{subset}/{path.name}"),
         path=path,
         grade=int(grade),
-        label=int(int(grade) > 0),
+        label=min(int(grade), highest_label),
         subset=subset,
     )
 

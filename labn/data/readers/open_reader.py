@@ -29,6 +29,7 @@ def open_reader(
     *,
     negative_class: str | None = None,
     has_group_folders: bool = False,
+    by_grade: bool = False,
     image_size: int,
     num_images: int,
     positive_fraction: float,
@@ -38,8 +39,9 @@ def open_reader(
     """Return the reader of the data set that the configuration names.
 
     ``negative_class`` names class 0 of a tree of class folders, in which ``has_group_folders`` says
-    that each class folder holds a folder per group. The numbers and ``lesions`` describe the
-    synthetic set, which is painted if it has no root, else read from there.
+    that each class folder holds a folder per group; ``by_grade`` makes each grade of IDRiD a class.
+    The numbers and ``lesions`` describe the synthetic set, which is painted if it has no root, else
+    read from there.
 
     Raises:
         UserError: the data set is unknown, or the root does not have its layout.
@@ -57,7 +59,7 @@ def open_reader(
         raise UserError(f"data.root = null: {name} needs the folder of its images; set it")
     if name == "folder":
         return FolderReader(root, negative_class, has_group_folders=has_group_folders)
-    return READERS[name](root)
+    return IdridReader(root, by_grade=by_grade) if name == "idrid" else READERS[name](root)
 
 
 def detect_layout(root: Path) -> str:

@@ -36,7 +36,12 @@ from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.comparison.seed_agreement import SeedAgreement, compare_seeds
 from labn.runs.evaluation.score_image import MATCHED
 
-CLASSIFICATION = {"accuracy": "accuracy", "auroc": "AUROC", "tss": "TSS"}
+CLASSIFICATION = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "tss": "TSS",
+    "kappa": "quadratic kappa",
+}
 """The classifier's scores, and their names in tables."""
 CERTAINTY = {
     "p_image": "p(x)",
@@ -74,6 +79,12 @@ class Comparison:
     def num_images(self) -> int:
         """The number of images in the subset, over all folds."""
         return _num_images(self.runs)
+
+    @property
+    def classification_titles(self) -> dict[str, str]:
+        """The classifier's scores by name; the kappa of ordered classes only where there is one."""
+        has_kappa = any(cell.score == "kappa" for cell in self.classification)
+        return {n: title for n, title in CLASSIFICATION.items() if has_kappa or n != "kappa"}
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from labn.report.tables import Column, Estimate, Table
-from labn.runs.comparison.compare import CERTAINTY, CLASSIFICATION, Comparison
+from labn.runs.comparison.compare import CERTAINTY, Comparison
 from labn.runs.comparison.differences import Cell, Difference, SeedSummary
 from labn.runs.comparison.metric_family import MetricAgreement
 
@@ -212,17 +212,17 @@ def _localisation_table(comparison: Comparison, condition: str) -> Table:
 
 
 def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> Table:
-    cells = comparison.classification
+    cells, titles = comparison.classification, comparison.classification_titles
     return Table(
         columns=(
             Column("Condition"),
-            *(Column(name, is_better_high=True) for name in CLASSIFICATION.values()),
+            *(Column(name, is_better_high=True) for name in titles.values()),
             Column("seeds"),
         ),
         rows=tuple(
             (
                 condition,
-                *(_estimate(cells, Cell(condition, "", score)) for score in CLASSIFICATION),
+                *(_estimate(cells, Cell(condition, "", score)) for score in titles),
                 cells[Cell(condition, "", "accuracy")].num_seeds,
             )
             for condition in conditions

@@ -14,7 +14,7 @@ import torch
 
 from labn.metrics.failures import FAILURES, ErrorThresholds, classify_failures, count_failures
 from labn.metrics.map_metrics import find_metric
-from labn.metrics.skill import brier_skill, gandin_murphy_gerrity
+from labn.metrics.skill import brier_skill, gandin_murphy_gerrity, quadratic_kappa
 from labn.report.tables import Cell, Column, Table, as_json, as_latex, as_markdown, estimate
 from labn.runs.evaluation.image_scores import PerImageScores
 from labn.runs.evaluation.measure_maps import COSTS
@@ -65,12 +65,13 @@ def explanation_metrics(
 
 
 def skill_metrics(evaluation: Evaluation, prefix: str) -> dict[str, float]:
-    """Return ``<prefix>_bss`` and, of three classes or more, ``<prefix>_gmgs``, where defined."""
+    """Return ``<prefix>_bss`` and, of three classes or more, ``_gmgs`` and ``_kappa``."""
     positive = 1 - evaluation.probabilities[:, 0].double().numpy()
     confusion = evaluation.classification.confusion.numpy()
     metrics = {f"{prefix}_bss": brier_skill(positive, (evaluation.labels > 0).numpy())}
     if len(confusion) > 2:
         metrics[f"{prefix}_gmgs"] = gandin_murphy_gerrity(confusion)
+        metrics[f"{prefix}_kappa"] = quadratic_kappa(confusion)
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 

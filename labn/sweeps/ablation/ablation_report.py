@@ -14,7 +14,7 @@ from typing import Any
 from labn.report.html import page
 from labn.report.tables import Cell as TableCell
 from labn.report.tables import Column, Estimate, Table, as_markdown
-from labn.runs.comparison.compare import CLASSIFICATION, Comparison, compare_runs
+from labn.runs.comparison.compare import Comparison, compare_runs
 from labn.runs.comparison.comparison_report import write_report
 from labn.runs.comparison.comparison_tables import tables
 from labn.runs.comparison.differences import Cell, Difference
@@ -176,7 +176,8 @@ def _main_table(comparison: Comparison, headline: str) -> Table:
     """Return the few scores of each condition that fit at the top of a page."""
     method, classes = comparison.reference, comparison.classification
     scores = {f"{headline} of {method}": (comparison.scores, method, headline)}
-    scores |= {title: (classes, "", name) for name, title in CLASSIFICATION.items()}
+    titles = comparison.classification_titles
+    scores |= {title: (classes, "", name) for name, title in titles.items()}
     rows: list[tuple[TableCell, ...]] = []
     for condition in dict.fromkeys(comparison.conditions):
         row: list[TableCell] = [condition]

@@ -98,6 +98,7 @@ WRONG_VALUES = [
     ("data.fold", "1", "must be below data.folds (None)"),
     ("data.group_by", "patient", "must be auto, time, folder, FILE:COLUMN or null"),
     ("data.group_by", "folder", "synthetic has no folders of groups"),
+    ("data.task", "grade", "synthetic has no grades; leave data.task=binary"),
     ("loss.theta_b", "75", "must be less than or equal to 1; for example loss.theta_b=0.2"),
     ("model.split", "17", "must be 0 to 16, the bottlenecks of lambda_resnet50"),
     ("model.split", "-1", "must be greater than or equal to 0; for example model.split=7"),

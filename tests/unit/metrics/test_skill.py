@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_curve
 
-from labn.metrics.skill import brier_skill, gandin_murphy_gerrity, skill_by_threshold
+from labn.metrics.skill import (
+    brier_skill,
+    gandin_murphy_gerrity,
+    quadratic_kappa,
+    skill_by_threshold,
+)
 
 ROUNDING = 1e-12
 
@@ -64,3 +69,16 @@ def test_the_gerrity_score_is_the_mean_skill_over_all_cuts(num_classes):
 
 def test_without_the_highest_class_the_gerrity_score_is_undefined():
     assert math.isnan(gandin_murphy_gerrity(np.array([[3, 1], [0, 0]])))
+
+
+def test_the_quadratic_kappa_is_the_share_of_squared_errors_that_chance_would_make():
+    rng = np.random.default_rng(4)
+    for num_classes in (3, 5):
+        confusion = rng.integers(0, 9, (num_classes, num_classes))
+        i, j = np.indices(confusion.shape)
+        chance = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / confusion.sum()
+        expected = 1 - ((i - j) ** 2 * confusion).sum() / ((i - j) ** 2 * chance).sum()
+        assert quadratic_kappa(confusion) == pytest.approx(expected, abs=ROUNDING)
+    assert quadratic_kappa(np.diag([3, 1, 2])) == 1
+    assert quadratic_kappa(np.array([[0, 4, 0], [0, 5, 0], [0, 6, 0]])) == 0
+    assert math.isnan(quadratic_kappa(np.diag([0, 7, 0])))

@@ -56,6 +56,13 @@ def test_both_subsets_are_listed_with_their_grades_and_labels(tmp_path):
     ]
 
 
+def test_each_grade_may_be_a_class_of_its_own(tmp_path):
+    reader = IdridReader(_small_set(tmp_path), by_grade=True)
+    assert reader.class_names == ("grade 0", "grade 1", "grade 2", "grade 3", "grade 4")
+    assert [(r.grade, r.label) for r in reader.scan().records] == [(3, 3), (0, 0), (1, 1), (0, 0)]
+    assert reader.geometry == IdridReader(tmp_path).geometry  # so that caches are shared
+
+
 def test_the_root_may_be_the_grading_folder_itself(tmp_path):
     grading = _small_set(tmp_path) / "B. Disease Grading"
     assert IdridReader(grading).scan().records == IdridReader(tmp_path).scan().records
