@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 from labn.metrics.faithfulness import Predict
@@ -24,13 +24,16 @@ Explain = Callable[[Tensor], Tensor]
 """A method: maps an image (c, h, w) to its map (h, w)."""
 
 _NUM_SUBSETS = 64
+SHIFT_SHARE = 1 / 28
+"""A small shift, as a share of a side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
     """One image with the maps of several methods, and what its metrics share.
 
-    ``explain`` are the methods, in the order of ``maps``; ``mask`` is that of the lesions.
+    ``explain`` are the methods, in the order of ``maps``; ``mask`` is that of the lesions,
+    ``field`` the strength of a magnetogram's field in gauss.
     """
 
     predict: Predict
@@ -42,6 +45,7 @@ class Explained:
     baseline: Float[Tensor, "c h w"]
     patch_size: int
     mask: Bool[np.ndarray, "h w"] | None = None
+    field: Float64[np.ndarray, "h w"] | None = None
     seed: int = 0
     batch_size: int = 64
 
@@ -123,6 +127,23 @@ class Metric:
     cost: str
     source: str
     kind: Literal["faithfulness", "complexity", "robustness", "localisation"] = field(kw_only=True)
+
+
+def over_views(explain: Explain, images: Shaped[Tensor, "*b h w"]) -> Float[Tensor, "8 *b2 h w"]:
+    """Return maps of images as they are, mirrored and slightly shifted, each moved back.
+
+    Three flips, and a shift by a 28th of the side in each of four directions; what leaves on one
+    side enters on the other.
+    """
+    height, width = images.shape[-2:]
+    down, right = (max(1, round(SHIFT_SHARE * length)) for length in (height, width))
+    maps = [explain(images)]
+    for axes in ((-1,), (-2,), (-2, -1)):
+        maps.append(explain(images.flip(axes)).flip(axes))
+    for rows, columns in ((down, 0), (-down, 0), (0, right), (0, -right)):
+        moved = explain(images.roll((rows, columns), (-2, -1)))
+        maps.append(moved.roll((-rows, -columns), (-2, -1)))
+    return torch.stack(maps)
 
 
 def as_map(values: Tensor) -> Float64[np.ndarray, "h w"]:

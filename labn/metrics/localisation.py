@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
+from scipy.ndimage import distance_transform_edt
 from scipy.stats import rankdata
 from torch import Tensor
 
 from labn.metrics.arguments import Numbers, as_mask, as_numbers, as_tensor
 from labn.metrics.faithfulness import check_finite
+
+STRONG_FIELD = 150.0
+"""In gauss."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,28 @@ def localisation(saliency: Numbers, masks: Numbers) -> Localisation:
     pairs = zip(maps.to("cpu", torch.float64).numpy(), inside.cpu().numpy(), strict=True)
     rows = [_score(saliency_hw, mask_hw) for saliency_hw, mask_hw in pairs]
     return Localisation(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 5).unbind(dim=1))
+
+
+def field_distance(
+    maps: Float64[np.ndarray, "k h w"], strength: Float64[np.ndarray, "h w"]
+) -> Float64[np.ndarray, " k"]:
+    """Return how far maps lie from strong magnetic field, against an even map.
+
+    The mean distance, weighted by the map, to the nearest pixel of at least 150 gauss, the strong
+    field of active regions in Schrijver 2007; divided by that of an even map of the whole image.
+    0 is a map on strong field alone, 1 chance; lower is better. ``strength`` is |B| in gauss, NaN
+    where it is unknown, as off the disk, which counts as weak. NaN where a map is zero, or no pixel
+    or every one is strong.
+    """
+    is_strong = strength >= STRONG_FIELD
+    totals = maps.sum(axis=(1, 2))
+    if not 0 < is_strong.mean() < 1:
+        return np.full(len(maps), np.nan)
+    distances = distance_transform_edt(~is_strong)
+    sums = (maps * distances).sum(axis=(1, 2))
+    means = np.divide(sums, totals, out=np.full(len(maps), np.nan), where=totals > 0)
+    found: Float64[np.ndarray, " k"] = means / distances.mean()
+    return found
 
 
 def _score(

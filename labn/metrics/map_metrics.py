@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from labn.errors import UserError, did_you_mean
-from labn.metrics.explained import Explained, Metric, Values, as_map
+from labn.metrics.explained import SHIFT_SHARE, Explained, Metric, Values, as_map, over_views
 from labn.metrics.imputation import impute
-from labn.metrics.localisation import localisation
+from labn.metrics.localisation import field_distance, localisation
 from labn.metrics.quantus_metrics import QUANTUS, by_quantus, quantus_class
 from labn.metrics.rank_agreement import rank_correlation
 
 _ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _NUM_NOISY, _NOISE_SHARE = 4, 0.02
-_SHIFT_SHARE = 1 / 28
 _TOP_SHARE = 0.01
 
 
@@ -101,8 +100,16 @@ def _moved(transform: Callable[[Explained, Tensor, int], Tensor]) -> Callable[[E
 
 
 def _shift(one: Explained, x: Tensor, sign: int) -> Tensor:
-    steps = [sign * max(1, round(_SHIFT_SHARE * length)) for length in one.image.shape[1:]]
+    steps = [sign * max(1, round(SHIFT_SHARE * length)) for length in one.image.shape[1:]]
     return torch.roll(x, steps, dims=(-2, -1))
+
+
+def _spread(one: Explained) -> Values:
+    """Return the standard deviation over flips and shifts, as a share of the mean map."""
+    views = [over_views(explain, one.image).double() for explain in one.explain]
+    spreads = np.array([maps.std(dim=0, correction=0).mean().item() for maps in views])
+    found: Values = _ratio(spreads, np.array([maps.mean().item() for maps in views]))
+    return found
 
 
 def _located(name: str) -> Callable[[Explained], Values]:
@@ -129,6 +136,12 @@ def _highest(share: float | None, *, as_iou: bool = False) -> Callable[[Explaine
         return np.asarray(hits / union, dtype=np.float64)
 
     return compute
+
+
+def _field_distance(one: Explained) -> Values:
+    if one.field is None:
+        return np.full(len(one.maps), math.nan)
+    return field_distance(one.maps, one.field)
 
 
 def _ratio(value: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -165,6 +178,7 @@ METRICS: dict[str, Metric] = {
         _moved(lambda one, x, sign: x.flip(-1)), "higher", (-1, 1), "1 map", "LABN",
         kind="robustness",
     ),
+    "spread": Metric(_spread, "lower", (0, math.inf), "8 maps", "LABN", kind="robustness"),
     "relevance mass": Metric(
         _located("energy_inside"), "higher", (0, 1), "none", "Arras et al. 2022",
         kind="localisation",
@@ -177,6 +191,10 @@ METRICS: dict[str, Metric] = {
     ),
     "IoU": Metric(
         _highest(None, as_iou=True), "higher", (0, 1), "none", "at the mask's area",
+        kind="localisation",
+    ),
+    "field distance": Metric(
+        _field_distance, "lower", (0, math.inf), "none", "LABN; threshold: Schrijver 2007",
         kind="localisation",
     ),
 }  # fmt: skip

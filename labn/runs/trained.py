@@ -16,6 +16,7 @@ from labn.data.batches import standardise
 from labn.data.dataset import ChannelStatistics, Dataset
 from labn.data.readers.unlabelled import crops
 from labn.errors import UserError
+from labn.metrics.explained import over_views
 from labn.model.network import LABN, LABNOutput, upsample_attention
 from labn.runs.build import load_dataset, place_network, restore_network
 from labn.runs.folder import RunFolder
@@ -161,3 +162,17 @@ class TrainedRun:
         attention = upsample_attention(self.predict(pixels).attention.float(), size)
         maps: Float32[np.ndarray, "b h2 w2"] = attention.cpu().numpy()
         return maps
+
+    def attention_over_views(
+        self, pixels: UInt8[np.ndarray, "b h w c"]
+    ) -> Float32[np.ndarray, "v b h w"]:
+        """Return the attention for images as they are, mirrored and slightly shifted."""
+
+        def attend(images_bchw: Tensor) -> Tensor:
+            moved = np.ascontiguousarray(images_bchw.permute(0, 2, 3, 1).numpy())
+            return torch.from_numpy(self.attention(moved, moved.shape[1:3]))
+
+        views: Float32[np.ndarray, "v b h w"] = over_views(
+            attend, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        ).numpy()
+        return views

@@ -16,9 +16,13 @@ from command_line import assert_mistake, write_config
 from PIL import Image
 
 from labn.config import load_config
+from labn.data.decode import resize
 from labn.data.readers import idrid
+from labn.data.readers.magnetograms import field_strength, read_magnetogram
 from labn.data.readers.synthetic import write_synthetic
+from labn.explain.controls import CentredGaussian
 from labn.explain.gradients import GradCam
+from labn.metrics.localisation import field_distance
 from labn.model.network import build_model, upsample_attention
 from labn.report import overlay
 from labn.runs import explain_images as explaining
@@ -398,6 +402,23 @@ def test_neither_masks_nor_maps_nor_other_files_pass_for_images(trained, explain
     assert len(first["images"]) == second["num_kept"] == len(second["images"]) == 24
     assert all(name.startswith("masks/") for name in second["ignored"])
     shutil.rmtree(out)
+
+
+def test_maps_of_magnetograms_are_measured_by_their_distance_from_strong_field(labn, trained):
+    run, root = trained("magnetograms")
+    choices = ("--methods", "centre", "--metrics", "field distance", "--max-images", "2")
+
+    done = labn("evaluate", run, *choices, "--patch-sizes", "8")
+
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_parquet(run / "evaluation" / "test-first2" / "map_metrics.parquet")
+    rows = rows.query("score == 'field distance'")
+    assert len(rows) == 2
+    centre = CentredGaussian().explain(torch.zeros(1, 1, 32, 32), torch.tensor([1]), ["a"])
+    for name, value in zip(rows["name"], rows["value"], strict=True):
+        pixels = resize(read_magnetogram(root / name), 32)[..., 0]
+        (expected,) = field_distance(centre.double().numpy(), field_strength(pixels))
+        assert value == pytest.approx(expected, abs=1e-6)
 
 
 def test_maps_by_other_methods_lie_beside_the_networks_own(

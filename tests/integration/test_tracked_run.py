@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,13 @@ from command_line import start, succeed, write_config
 
 from labn.config import load_config
 from labn.runs.build import restore_network
+from labn.runs.trained import TrainedRun, without_data
 from labn.tracking import environment_tags
 from labn.tracking.quiet import quiet
 from labn.training import checkpoint
 
 METRICS = ("train_loss", "val_loss", "val_pid", "val_accuracy", "val_auroc")
-PICTURES = ("attention.png", "confusion.png", "curves.png", "reliability.png")
+PICTURES = ("attention.png", "confusion.png", "curves.png", "reliability.png", "spread.png")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,8 @@ def test_the_page_of_the_run_joins_it_with_maps_that_the_evaluation_kept(tracked
     page = (tracked.folder / "report" / "report.html").read_text()
     num_maps = len(np.load(tracked.folder / "evaluation/validation/attention.npz")["titles"])
     assert page.count('<figure class="map"') == min(num_maps, 8) > 1
+    assert "Flips and small shifts of an image move its attention by 0." in page
+    assert ">Spread of the attention over flips and shifts</h2>" in page
     for name in (
         "Training",
         "Confusion matrix",
@@ -175,6 +179,27 @@ def test_the_page_of_the_run_joins_it_with_maps_that_the_evaluation_kept(tracked
         "Training settings",
     ):
         assert f">{name}</h2>" in page
+
+
+def test_the_spread_of_attention_is_over_flips_and_small_shifts(tracked):
+    with np.load(tracked.folder / "evaluation/validation/attention.npz") as kept:
+        images, attention, spread = (kept[name] for name in ("images", "attention", "spread"))
+    trained = TrainedRun.open(tracked.folder, without_data())
+    flips = [partial(np.flip, axis=axes) for axes in ((), (2,), (1,), (1, 2))]
+    # A 28th of 32 pixels is 1.
+    rolls = [partial(np.roll, shift=step, axis=axis) for axis in (1, 2) for step in (1, -1)]
+    pairs = [*zip(flips, flips, strict=True)]
+    pairs += [(rolls[place], rolls[place ^ 1]) for place in range(4)]
+
+    views = [
+        undo(trained.attention(np.ascontiguousarray(move(images)), images.shape[1:3]))
+        for move, undo in pairs
+    ]
+
+    # Kept in half precision.
+    np.testing.assert_allclose(attention, views[0], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(spread, np.std(views, axis=0), rtol=0, atol=1e-3)
+    assert spread.any()
 
 
 def test_the_network_loads_back_and_predicts_with_its_attention(tracked, monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from labn.model.kernels import compiled
 
-PICTURES = ("attention.png", "confusion.png", "curves.png", "reliability.png")
+PICTURES = ("attention.png", "confusion.png", "curves.png", "reliability.png", "spread.png")
 METRICS = {
     "val_loss",
     "val_loss_lpb",

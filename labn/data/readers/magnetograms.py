@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, label
 
 from labn.data.readers.flare_table import FlareRow, read_flare_table
 from labn.data.readers.image_files import IMAGE_SUFFIXES, decoding, read_image
@@ -40,6 +42,7 @@ YEAR_SUBSETS: dict[int, SubsetName] = {
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts")
 SUFFIXES = (".png", *FITS_SUFFIXES, ".npz", *(s for s in IMAGE_SUFFIXES if s != ".png"))
+_LIMB_PIXELS = 2
 ANGLE_TOLERANCE = 2.0
 """Largest angle in degrees that is left as it is, as in HMI's own images, turned by about 180."""
 
@@ -122,6 +125,22 @@ def read_magnetogram(path: Path) -> NDArray[np.uint8]:
     if suffix == ".npz":
         return _gauss_to_8_bit(_read_npz(path))
     return read_image(path, MagnetogramReader.num_channels)
+
+
+def field_strength(pixels: UInt8[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
+    """Return |B| in gauss of a decoded image, which may have been resized; NaN off the disk.
+
+    It is right to 2 gauss, and at most 500. The value 0 stands for what is unknown and for fields
+    below -496 gauss: it is unknown where such pixels reach the image's border, and for two pixels
+    around these, into which resizing mixes the limb.
+    """
+    labels, _ = label(pixels == 0)
+    border = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
+    outside = np.isin(labels, border[border > 0])
+    unknown = binary_dilation(outside, iterations=_LIMB_PIXELS)
+    # The middle of the fields that are rounded down to one value.
+    field = (pixels.astype(np.float64) + 0.5 - 127.5) * (GAUSS_RANGE / 127.5)
+    return np.where(unknown, math.nan, np.minimum(np.abs(field), GAUSS_RANGE))
 
 
 def _open_year(path: Path) -> NDArray[np.uint8]:

@@ -33,6 +33,7 @@ _FIGURES = {
     "Reliability": "reliability.png",
     "Insertion and deletion curves": "curves.png",
     "Attention": "attention.png",
+    "Spread of the attention over flips and shifts": "spread.png",
     "Every method": "examples.png",
     **{f"Failures: {text} ({code})": f"failures-{code}.png" for code, text in FAILURES.items()},
     "Sanity check": "sanity.png",
@@ -94,6 +95,13 @@ def _conclude(run: ScoredRun, comparison: Comparison, described: dict[str, Any])
             f"{failures['num_failed']} of {failures['num_scored']} maps of positive images fail"
             f" (PID m={failures['patch_size']} below {failures['thresholds']['pid']:g})."
         )
+    spread, attention = (_kept(run.scored_in / ATTENTION, key) for key in ("spread", "attention"))
+    if len(spread):
+        lines.append(
+            "Flips and small shifts of an image move its attention by"
+            f" {spread.mean(dtype=np.float64):.3f} (standard deviation; the mean attention is"
+            f" {attention.mean(dtype=np.float64):.3f}, {len(spread)} images)."
+        )
     return lines
 
 
@@ -142,13 +150,20 @@ def _skill(run: ScoredRun) -> Iterator[tuple[str, Table]]:
 
 
 def _maps(path: Path) -> list[AttentionMap]:
-    """Read the maps that an evaluation kept, none if an earlier release wrote it."""
-    try:
-        with np.load(path) as kept:
-            arrays = [kept[name][:_NUM_MAPS] for name in ("images", "attention", "titles")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    arrays = [_kept(path, key)[:_NUM_MAPS] for key in ("images", "attention", "titles")]
+    if not all(map(len, arrays)):
         return []
     return [
         AttentionMap(image=image, attention=attention, title="; ".join(str(title).split("\n")))
         for image, attention, title in zip(*arrays, strict=True)
     ]
+
+
+def _kept(path: Path, key: str) -> np.ndarray:
+    """Return one array of the maps that an evaluation kept; none if an earlier release wrote it."""
+    try:
+        with np.load(path) as kept:
+            found: np.ndarray = kept[key]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return np.empty(0)
+    return found

@@ -22,6 +22,7 @@ from labn.runs.evaluation.evaluation_figures import (
     draw_examples,
     draw_failures,
     draw_reliability,
+    draw_spread,
     prediction,
     run_and_subset,
 )
@@ -236,24 +237,28 @@ class SubsetEvaluation:
         positions = [p for p in order if images.labels[p] > 0][:_NUM_POSITIVES_SHOWN]
         positions += [p for p in order if images.labels[p] == 0][:_NUM_NEGATIVES_SHOWN]
         pixels = images.pixels(np.array(positions))
-        maps = self.trained.attention(pixels, pixels.shape[1:3])
+        views = self.trained.attention_over_views(pixels)
+        maps = views[0]
         titles = []
         for position in positions:
             name, label = images.names[position], self.dataset.class_names[images.labels[position]]
             pid = f", PID {pids[name]:z.2f}" if name in pids else ""
             found = prediction(self.dataset.class_names, evaluation, position)
             titles.append(f"{name} ({label}){pid}\n{found}")
+        place = run_and_subset(self.trained, self.subset)
         heading = (
-            f"Attention of {run_and_subset(self.trained, self.subset)}, first by name"
+            f"Attention of {place}, first by name"
             + (f"; PID with m = {self.options.headline_patch_size}" if pids else "")
             + ". Right or wrong: the class predicted, and its probability"
         )
         kept: dict[str, Any] = {
             "images": pixels,
             "attention": maps.astype(np.float16),
+            "spread": views.std(axis=0).astype(np.float16),
             "names": [images.names[position] for position in positions],
             "titles": titles,
         }
         write_atomically(self.folder / ATTENTION, lambda file: np.savez_compressed(file, **kept))
         path, theta_alpha = self.folder / "attention.png", self.trained.model.theta_alpha
         draw_attention(maps, positions, images, titles, path, heading, theta_alpha)
+        draw_spread(maps, views, positions, images, self.folder / "spread.png", place)

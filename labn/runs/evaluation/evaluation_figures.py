@@ -79,6 +79,30 @@ def draw_attention(
     save_figure(sheet, path)
 
 
+def draw_spread(
+    maps: Float[np.ndarray, "n h w"],
+    views: Float[np.ndarray, "v n h w"],
+    positions: Sequence[int],
+    subset: Subset,
+    path: Path,
+    place: str,
+) -> None:
+    """Draw attention beside its mean and spread over flips and small shifts of the images."""
+    by_name = {"attention": maps, "mean over views": views.mean(axis=0)}
+    by_name["2 x spread"] = 2 * views.std(axis=0)
+    figure = examples_figure(
+        subset.pixels(np.array(positions)),
+        by_name,
+        {name: [f"mean {one.mean():.2f}" for one in shown] for name, shown in by_name.items()},
+        [subset.names[position] for position in positions],
+        lesion_masks(subset, positions),
+        f"Attention of {place} over {len(views)} views of each image: as it is, mirrored, slightly"
+        " shifted; and twice its standard deviation",
+        label="attention, or 2 x spread",
+    )
+    save_figure(figure, path)
+
+
 def draw_examples(
     per_image: PerImageScores, evaluation: Evaluation, score: str, place: str, path: Path
 ) -> None:

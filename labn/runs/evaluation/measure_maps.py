@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from labn.data.readers.magnetograms import field_strength
 from labn.explain.method import Method
 from labn.metrics.explained import Explained
 from labn.metrics.faithfulness import Predict
@@ -84,6 +86,7 @@ def measure_maps(
         baseline=baseline_image("bias", sample.image, trained.statistics),
         patch_size=options.headline_patch_size,
         mask=sample.mask,
+        field=_field(sample, trained),
         seed=options.seed,
         batch_size=trained.config.validation.batch_size,
     )
@@ -92,6 +95,15 @@ def measure_maps(
         for name in options.metrics
         for method, value in zip(methods, find_metric(name).compute(one), strict=True)
     ]
+
+
+def _field(sample: Sample, trained: TrainedRun) -> Float64[np.ndarray, "h w"] | None:
+    """Return |B| in gauss of a magnetogram, None of other images."""
+    if trained.config.data.name != "magnetograms":
+        return None
+    statistics = trained.statistics
+    shares = sample.image[0].cpu().double() * statistics.std + statistics.mean
+    return field_strength((shares * 255).round().clip(0, 255).to(torch.uint8).numpy())
 
 
 def _explain(sample: Sample, method: Method, image: Tensor) -> Tensor:

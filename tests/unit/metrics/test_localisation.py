@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from labn.metrics.localisation import localisation
+from labn.metrics.localisation import field_distance, localisation
 
 # The replica sums in another order, in the same float64.
 ROUNDING = 1e-12
@@ -171,3 +171,22 @@ def test_maps_of_integers_are_scored_and_maps_without_pixels_refused():
     assert all(torch.equal(getattr(scores, name), getattr(expected, name)) for name in SCORES)
     with pytest.raises(ValueError, match=r"got shapes \(2, 0, 3\).*torch.float32"):
         localisation(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3) > 0)
+
+
+def test_the_field_distance_is_to_the_nearest_strong_pixel_against_an_even_map():
+    rng = np.random.default_rng(2)
+    strength = rng.uniform(0, 170, (7, 9))
+    strength[0, :3] = np.nan
+    maps = np.stack([rng.random((7, 9)), np.ones((7, 9)), strength >= 150, np.zeros((7, 9))])
+
+    found = field_distance(maps, strength)
+
+    strong = [place for place, value in np.ndenumerate(strength) if value >= 150]
+    distances = np.array(
+        [min(math.dist(place, one) for one in strong) for place in np.ndindex(strength.shape)]
+    )
+    weighted = maps[0].ravel() @ distances / maps[0].sum()
+    assert found[:3] == pytest.approx([weighted / distances.mean(), 1, 0], abs=ROUNDING)
+    assert math.isnan(found[3])
+    for constant in (149.0, 150.0):
+        assert np.isnan(field_distance(maps, np.full((7, 9), constant))).all()

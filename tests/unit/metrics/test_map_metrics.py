@@ -23,6 +23,7 @@ BASELINE = torch.full_like(IMAGE, 0.1)
 MAPS = GENERATOR.random((3, SIZE, SIZE))
 MASK = np.zeros((SIZE, SIZE), dtype=np.bool_)
 MASK[2:5, 3:9] = True
+FIELD = np.where(MASK, 400.0, 10.0)
 
 
 def predict(images):
@@ -39,6 +40,7 @@ def explained(maps=MAPS, explain=None, mask=MASK, image=IMAGE, **changes):
     explain = explain or [partial(fixed, one) for one in maps]
     given = {"predict": predict, "image": image, "label": 1, "name": "a", "maps": maps}
     given |= {"explain": explain, "baseline": BASELINE, "patch_size": PATCH, "mask": mask}
+    given |= {"field": FIELD}
     return Explained(**(given | changes))
 
 
@@ -181,6 +183,28 @@ def test_a_map_that_moves_with_its_image_is_robust_and_a_fixed_one_is_not(name):
     assert moving == pytest.approx(1)
     moved = np.roll(MAPS[0], -1, axis=(0, 1)) if name == "shift" else MAPS[0][:, ::-1]
     assert still == pytest.approx(stats.spearmanr(moved.ravel(), MAPS[0].ravel()).statistic)
+
+
+def test_the_spread_is_that_of_the_maps_of_flips_and_shifts_moved_back():
+    weights = np.random.default_rng(8).random((SIZE, SIZE))
+    still = torch.from_numpy(weights)
+    methods = [lambda image: image.abs().sum(dim=0), lambda image: image[0] ** 2 * still]
+    maps = np.stack([method(IMAGE).numpy() for method in methods])
+
+    moving, others = compute("spread", maps=maps, explain=methods)
+
+    assert moving == pytest.approx(0, abs=1e-12)
+    own = IMAGE[0].numpy() ** 2
+    # The weights stand still: moved back, they move against the image. A 28th of 12 pixels is 1.
+    moved = [weights, weights[:, ::-1], weights[::-1], weights[::-1, ::-1]]
+    moved += [np.roll(weights, step, axis) for axis in (0, 1) for step in (1, -1)]
+    views = np.stack([own * one for one in moved])
+    assert others == pytest.approx(views.std(axis=0).mean() / views.mean())
+
+
+def test_the_field_distance_is_of_magnetograms_only():
+    assert compute("field distance", maps=MASK[None] * 1.0) == pytest.approx([0])
+    assert np.isnan(compute("field distance", field=None)).all()
 
 
 def test_sensitivity_is_the_greatest_relative_change_under_noise():

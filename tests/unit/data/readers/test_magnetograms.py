@@ -9,7 +9,11 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
 
-from labn.data.readers.magnetograms import MagnetogramReader, read_magnetogram
+from labn.data.readers.magnetograms import (
+    MagnetogramReader,
+    field_strength,
+    read_magnetogram,
+)
 from labn.errors import UserError
 
 real_data = pytest.mark.real_data
@@ -454,3 +458,39 @@ def test_the_real_full_disks_have_no_subset_because_one_is_of_2019():
     assert {p.kind for p in scan.problems[1:]} == {"unlisted_file"}
     assert all(p.name.endswith(".npz") for p in scan.problems[1:])
     assert reader.read(scan.records[0]).shape == (512, 512, 1)
+
+
+def test_strong_fields_that_are_stored_as_0_are_no_background():
+    pixels = np.full((12, 12), 127, dtype=np.uint8)
+    pixels[:2, :5] = 0  # off the disk
+    pixels[8, 8] = 0  # -500 gauss or less
+    pixels[9, 9] = 255
+    strength = field_strength(pixels)
+    assert np.isnan(strength[:2, :7]).all()
+    assert np.isfinite(strength[4:]).all()
+    assert strength[8, 8] == pytest.approx(500, abs=2)
+    assert strength[9, 9] == 500
+    assert strength[6, 2] == 0
+
+
+@real_data
+@needs_data
+@pytest.mark.parametrize("kind", ["sharp", "fulldisk"])
+def test_the_real_fields_are_read_back_to_a_few_gauss_and_the_sky_is_unknown(kind):
+    folder = Path(os.environ["LABN_TEST_DATA"]) / "hmi_magnetograms" / kind
+    reader = MagnetogramReader(folder)
+    for record in reader.scan().records[::6]:
+        strength = field_strength(reader.read(record)[..., 0])
+        if kind == "sharp":
+            gauss = np.load(record.path.with_suffix(".npz"))["gauss"].astype(np.float64)
+            known = np.isfinite(strength)
+            expected = np.minimum(np.abs(gauss), 500)
+            # Half a level, and the rounding of test_the_real_active_regions_are_complete.
+            assert np.abs(strength - expected)[known].max() < 5
+            assert known.mean() > 0.99
+        else:
+            rows, columns = np.indices(strength.shape) - 255.5
+            radius = np.hypot(rows, columns)
+            assert np.isnan(strength[radius > 250]).all()
+            assert np.isfinite(strength[radius < 225]).all()
+        assert (strength >= 150).any()
