@@ -194,11 +194,11 @@ def test_trials_that_fail_are_recorded_and_three_alike_end_the_search(tmp_path, 
 
 
 def test_a_trial_may_be_several_seeds_patch_sizes_and_objectives(tmp_path, labn, shared_ray):
-    objective = {"maximise": ["val_pid", "val_auroc"], "patch_sizes": [4, 8]}
+    objective = {"maximise": ["val_pid_over_centre", "val_auroc"], "patch_sizes": [4, 8]}
     trial = {"cpus": 0.5, "max_concurrent": 2, "seeds": 2}
     path = write_search(tmp_path, trials=2, pruning=None, objective=objective, trial=trial)
 
-    done = labn("search", path, "train.epochs=1")
+    done = labn("search", path, "train.epochs=1", "validation.pid_centre=true")
 
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "search/summary.json").read_text())

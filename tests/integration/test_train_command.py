@@ -23,6 +23,8 @@ METRICS = {
     "val_loss_kl",
     "val_bias_probability",
     "val_pid",
+    "val_pid_matched",
+    "val_pid_over_centre",
     "val_accuracy",
     "val_auroc",
     "val_tss",
@@ -33,7 +35,7 @@ METRICS = {
 def trained(tmp_path_factory):
     """A finished run, and what its command printed."""
     folder = tmp_path_factory.mktemp("trained")
-    config = write_config(folder)
+    config = write_config(folder, validation__pid_centre=True)
     return SimpleNamespace(
         config=config, folder=folder / "run", printed=succeed("train", config, "--json")
     )

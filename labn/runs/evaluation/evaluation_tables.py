@@ -33,7 +33,8 @@ def explanation_metrics(
 
     ``<prefix>_pid`` is the network's own at the patch size of validation, and
     ``<prefix>_pid_matched`` the same at matched confidence; they are omitted if that was not
-    scored. ``<prefix>_p_image`` and ``_p_bias`` are over the scored images.
+    scored, as is ``<prefix>_pid_over_centre``, by how much the latter is above that of the control
+    ``centre``. ``<prefix>_p_image`` and ``_p_bias`` are over the scored images.
     """
     metrics = {f"{prefix}_pid_images": float(len(per_image.positions))}
     certainty = evaluation.certainty(per_image.positions)
@@ -51,6 +52,10 @@ def explanation_metrics(
                     metrics[f"{prefix}_pid{kind}"] = mean
                 if method.name == "random":
                     metrics[f"{prefix}_pid{kind}_random"] = mean
+    matched = f"{prefix}_pid_m{options.preferred_patch_size}_matched"
+    if {f"{matched}_LABN", f"{matched}_centre"} <= metrics.keys():
+        above = metrics[f"{matched}_LABN"] - metrics[f"{matched}_centre"]
+        metrics[f"{prefix}_pid_over_centre"] = above
     if len(per_image.localisation):
         means = per_image.localisation.groupby("method", sort=False)[list(_LOCALISATION)].mean()
         for method_name, row in means.iterrows():

@@ -167,7 +167,8 @@ def changes_of(recorded: Config, config: Config) -> tuple[str, ...]:
 def choices_of_validation(config: Config) -> dict[str, Any]:
     """Return options that score as validation does, with random maps as a control."""
     own = ("LABN",) if config.model.branch == "attention" else ()
-    return {"methods": (*own, "random"), "patch_sizes": (config.validation.pid_patch_size,)}
+    controls = ("random", "centre") if config.validation.pid_centre else ("random",)
+    return {"methods": (*own, *controls), "patch_sizes": (config.validation.pid_patch_size,)}
 
 
 def without_absent_methods(choices: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:

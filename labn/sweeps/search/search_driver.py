@@ -171,7 +171,7 @@ def _tuner(
     outputs: SearchOutputs,
 ) -> tune.Tuner:
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, worker=_worker(search), required=_required(search)),
+        tune.with_parameters(run_trial, worker=_worker(search, space), required=_required(search)),
         resources(search.trial.processes),
     )
     return tune.Tuner(
@@ -214,11 +214,12 @@ def _scheduler(
     return scheduler
 
 
-def _worker(search: SearchConfig) -> Worker:
+def _worker(search: SearchConfig, space: Space) -> Worker:
     sizes, processes = search.objective.patch_sizes, search.trial.processes
     if sizes is None:
         return Worker(processes=processes)
-    evaluate = EvaluateConfig(split="validation", methods=("LABN",), patch_sizes=sizes)
+    methods = ("LABN", "centre") if space.base.validation.pid_centre else ("LABN",)
+    evaluate = EvaluateConfig(split="validation", methods=methods, patch_sizes=sizes)
     return Worker(processes=processes, evaluate=evaluate)
 
 

@@ -151,3 +151,15 @@ def test_pid_is_the_mean_over_the_patch_sizes_asked_for(report):
     assert outcome.metrics == {
         "val_pid_m4": 0.2, "val_pid_m8": 0.4, "val_pid": pytest.approx(0.3), "seed": 0.0
     }  # fmt: skip
+
+
+def test_the_gain_over_the_centre_is_the_mean_over_the_patch_sizes(report):
+    evaluate = EvaluateConfig(split="validation", methods=("LABN", "centre"), patch_sizes=(4, 8))
+    scored = {"val_pid_m4_LABN": 0.2, "val_pid_m8_LABN": 0.4}
+    scored |= {"val_pid_m4_matched_LABN": 0.3, "val_pid_m8_matched_LABN": 0.5}
+    scored |= {"val_pid_m4_matched_centre": 0.2, "val_pid_m8_matched_centre": 0.1}
+
+    _, outcome = report([0.1], evaluate=evaluate, scored=scored)
+
+    assert outcome.metrics["val_pid_matched"] == pytest.approx(0.4)
+    assert outcome.metrics["val_pid_over_centre"] == pytest.approx(0.25)
