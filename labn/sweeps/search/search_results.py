@@ -120,10 +120,10 @@ def _verdict(summary: SearchResults) -> str:
     text = f"Best: trial {row['number']}, {parameters_as_text(row['point'])}."
     if summary["front"]:
         text += f" Pareto front: trials {', '.join(map(str, summary['front']))}."
-    num_finished = summary["counts"]["finished"]
-    if num_finished > 1 and not row["spread"]:
+    num_scored = sum(summary["counts"].get(state, 0) for state in ("finished", "pruned"))
+    if num_scored > 1 and not row["spread"]:
         text += (
-            f" Its score is the highest of {num_finished} trainings with one seed each, so it is"
+            f" Its score is the highest of {num_scored} trials with one seed each, so it is"
             " partly luck: `labn search CONFIG --retrain-best K` trains the best with new seeds."
         )
     return text
