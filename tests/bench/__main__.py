@@ -20,6 +20,7 @@ import torch
 from labn.model.kernels import compiled, compiled_lambda
 from labn.report.style import save_figure
 from tests.bench import (
+    busy,
     layers,
     network,
     noise,
@@ -105,6 +106,7 @@ def _sections(
         "shapes": layers.shape_rows,
         "step": network.training_step_rows,
         "evaluation": network.evaluation_rows,
+        "busy": busy.busy_rows,
         "memory": lambda _: network.training_memory_rows(),
         "roofline": network.roofline_rows,
         "pid": scores.pid_rows,
