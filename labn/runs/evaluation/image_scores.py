@@ -19,6 +19,7 @@ from labn.errors import UserError
 from labn.explain.attention import lambda_attentions
 from labn.explain.method import Method
 from labn.explain.registry import LAMBDA_ATTENTION, MethodContext, build_method
+from labn.metrics.faithfulness import Predict
 from labn.runs.evaluation.measure_maps import PassCounter, explain_counted, measure_maps
 from labn.runs.evaluation.options import EvaluationOptions
 from labn.runs.evaluation.score_image import (
@@ -40,13 +41,14 @@ _NUM_IMAGES_TO_CHOOSE_BY = 16
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A scorer of one subset's images by position; it builds the methods once."""
+    """A scorer of one subset's images by position; it builds the methods and ``predict`` once."""
 
     trained: TrainedRun
     subset: Subset
     options: EvaluationOptions
     methods: tuple[Method, ...]
     measures: tuple[Measure, ...]
+    predict: Predict
     temperature: float | None = None
     counter: PassCounter = field(default_factory=PassCounter)
 
@@ -76,11 +78,10 @@ class Scorer:
     def score(self, position: int) -> ImageScores:
         """Score the image at one position of the subset."""
         trained, sample = self.trained, self.sample(position)
-        predict = predictor(trained.model)
         with trained.autocast():
             maps, costs = explain_counted(sample, self.methods, trained.model, self.counter)
             scores = score_image(
-                predict,
+                self.predict,
                 sample,
                 self.methods,
                 self.measures,
@@ -94,7 +95,7 @@ class Scorer:
             )
             if not self.options.metrics:
                 return scores
-            rows = measure_maps(sample, maps, self.methods, predict, trained, self.options)
+            rows = measure_maps(sample, maps, self.methods, self.predict, trained, self.options)
         return replace(scores, metrics=[*rows, *costs])
 
 
@@ -109,10 +110,10 @@ def build_scorer(
 
     PID is scored at matched confidence too if there is a ``temperature``.
     """
-    counter = PassCounter()
+    counter, predict = PassCounter(), predictor(trained.model)
     context = MethodContext(
         model=trained.model,
-        predict=counter.counting(predictor(trained.model)),
+        predict=counter.counting(predict),
         num_masks=options.num_masks,
         seed=options.seed,
         lambda_layer=layer,
@@ -122,7 +123,7 @@ def build_scorer(
     methods = tuple(build_method(name, context) for name in options.methods)
     has_matched = temperature is not None and options.tolerance is None
     wanted = measures(options.patch_sizes, options.baseline, has_matched=has_matched)
-    return Scorer(trained, subset, options, methods, wanted, temperature, counter)
+    return Scorer(trained, subset, options, methods, wanted, predict, temperature, counter)
 
 
 def chosen_positions(subset: Subset, max_images: int | None) -> list[int]:
@@ -163,7 +164,8 @@ def choose_layer(
         size = options.patch_sizes[-1]
         wanted = (Measure(pid_name(size), size, options.baseline),)
         exact = replace(options, tolerance=None)
-        scorer = Scorer(trained, validation, exact, tuple(candidates), wanted)
+        predict = predictor(trained.model)
+        scorer = Scorer(trained, validation, exact, tuple(candidates), wanted, predict)
         sums = np.zeros(len(candidates))
         for done, position in enumerate(positions, start=1):
             sums += [row["value"] for row in scorer.score(position).scores]
