@@ -229,6 +229,7 @@ def page(tmp_path_factory):
 def test_the_page_of_a_run_shows_its_maps_at_any_threshold(browser, page, width):
     phone = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get_log("browser")  # what the pages before have said
     try:
         browser.get(page.as_uri())
 

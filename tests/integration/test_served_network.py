@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +58,10 @@ def address(registered):
                 "-m", "models:/labn-synthetic/1", "-h", "127.0.0.1", "-p", str(port),
             ],
             stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            env=ENVIRONMENT | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            # It starts its server by name, from the folder of this interpreter's programs.
+            env=ENVIRONMENT
+            | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )  # fmt: skip
 
         def answers():
