@@ -103,9 +103,9 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    from labn.cli.app import printable
+    from labn.cli.app import without_controls
 
-    one_line = printable(" ".join(message.split()))
+    one_line = without_controls(" ".join(message.split()))
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps({"error": one_line, "exit_code": exit_code}) + "\n")
     sys.stderr.write(f"error: {one_line}\n")

@@ -190,10 +190,10 @@ _CONTROLS = {
 
 def print_result(as_json: bool, content: dict[str, Any], text: str) -> None:
     """Print a command's result, as JSON or as text."""
-    typer.echo(json.dumps(content) if as_json else printable(text))
+    typer.echo(json.dumps(content) if as_json else without_controls(text))
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Return a text whose control characters, as names of files may have, cannot act on a terminal.
 
     Line feeds and tabs stay.

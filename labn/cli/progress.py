@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from labn.cli.app import printable
+from labn.cli.app import without_controls
 from labn.runs.reporter import Reporter
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -58,7 +58,7 @@ class ConsoleReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self._console.print(printable(text), markup=False)
+        self._console.print(without_controls(text), markup=False)
 
     def advance(self, task: str, done: int, total: int) -> None:
         """Move the bar; without a terminal, print a line from time to time."""

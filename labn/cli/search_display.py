@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from labn.cli.app import printable
+from labn.cli.app import without_controls
 from labn.cli.progress import duration
 from labn.sweeps.search.status import (
     SearchReporter,
@@ -54,7 +54,7 @@ class SearchDisplay(SearchReporter):
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self._console.print(printable(text), markup=False)
+        self._console.print(without_controls(text), markup=False)
 
     def show(self, status: SearchStatus) -> None:
         """Refresh the table; without a terminal, print it as a line from time to time."""

@@ -9,7 +9,6 @@ Symbols: x an image, b the bias image, A_k a channel of the last feature map.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from labn.explain.gradients import (
     logits_of,
 )
 from labn.explain.method import upsample_map
+from labn.metrics.explained import seeds_of
 from labn.model.network import LABN, upsample_attention
 
 _BATCH_SIZE = 16
@@ -192,9 +192,7 @@ class _GuidedReLUs(TorchFunctionMode):
 @contextmanager
 def _seeded(seed: int, name: str, device: torch.device) -> Iterator[None]:
     """Seed the global generators, from which Captum draws, and restore them afterwards."""
-    (number,) = np.random.SeedSequence(
-        [seed, zlib.crc32(name.encode(errors="surrogateescape"))]
-    ).generate_state(1)
+    (number,) = np.random.SeedSequence(seeds_of(seed, name)).generate_state(1)
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(number))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from labn.metrics.explained import seeds_of
 
 _SIGMA_FRACTION = 0.25
 _DERIVATIVE, _AVERAGE = (-1.0, 0.0, 1.0), (1.0, 2.0, 1.0)  # Sobel's filter is their product
@@ -29,9 +30,7 @@ class RandomMap:
     ) -> Float[Tensor, "b h w"]:
         """Return a random map for each name."""
         maps = [
-            np.random.default_rng(
-                [self._seed, zlib.crc32(name.encode(errors="surrogateescape"))]
-            ).random(images.shape[2:])
+            np.random.default_rng(seeds_of(self._seed, name)).random(images.shape[2:])
             for name in names
         ]
         return torch.from_numpy(np.stack(maps)).to(images)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labn.explain.method import Method
+from labn.metrics.explained import seeds_of
 from labn.metrics.rank_agreement import rank_correlation
 from labn.model.network import LABN
 
@@ -169,12 +169,7 @@ def other_classes(
     labels: Int[Tensor, " b"], names: Sequence[str], num_classes: int, seed: int
 ) -> Int[Tensor, " b"]:
     """Draw for each image a class that is not its own; of two classes, the other."""
-    steps = [
-        np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))]).integers(
-            1, num_classes
-        )
-        for name in names
-    ]
+    steps = [np.random.default_rng(seeds_of(seed, name)).integers(1, num_classes) for name in names]
     return (labels + torch.tensor(steps).to(labels)) % num_classes
 
 

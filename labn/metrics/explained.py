@@ -24,8 +24,6 @@ Explain = Callable[[Tensor], Tensor]
 """A method: maps an image (c, h, w) to its map (h, w)."""
 
 _NUM_SUBSETS = 64
-SHIFT_SHARE = 1 / 28
-"""A small shift, as a share of a side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +50,7 @@ class Explained:
     @property
     def generator(self) -> np.random.Generator:
         """The same random numbers for each metric of this image."""
-        return np.random.default_rng(
-            [self.seed, zlib.crc32(self.name.encode(errors="surrogateescape"))]
-        )
+        return np.random.default_rng(seeds_of(self.seed, self.name))
 
     def score(self, images: Iterable[Tensor]) -> Float64[np.ndarray, " n"]:
         """Return y of each image."""
@@ -129,6 +125,16 @@ class Metric:
     kind: Literal["faithfulness", "complexity", "robustness", "localisation"] = field(kw_only=True)
 
 
+def seeds_of(seed: int, name: str) -> list[int]:
+    """Return seeds of an image by its name, which may be that of a file and no text."""
+    return [seed, zlib.crc32(name.encode(errors="surrogateescape"))]
+
+
+def small_shift(length: int) -> int:
+    """Return a 28th of a side, in pixels."""
+    return max(1, round(length / 28))
+
+
 def over_views(explain: Explain, images: Shaped[Tensor, "*b h w"]) -> Float[Tensor, "8 *b2 h w"]:
     """Return maps of images as they are, mirrored and slightly shifted, each moved back.
 
@@ -136,7 +142,7 @@ def over_views(explain: Explain, images: Shaped[Tensor, "*b h w"]) -> Float[Tens
     side enters on the other.
     """
     height, width = images.shape[-2:]
-    down, right = (max(1, round(SHIFT_SHARE * length)) for length in (height, width))
+    down, right = small_shift(height), small_shift(width)
     maps = [explain(images)]
     for axes in ((-1,), (-2,), (-2, -1)):
         maps.append(explain(images.flip(axes)).flip(axes))

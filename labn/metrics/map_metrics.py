@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from labn.errors import UserError, did_you_mean
-from labn.metrics.explained import SHIFT_SHARE, Explained, Metric, Values, as_map, over_views
+from labn.metrics.explained import Explained, Metric, Values, as_map, over_views, small_shift
 from labn.metrics.imputation import impute
 from labn.metrics.localisation import field_distance, localisation
 from labn.metrics.quantus_metrics import QUANTUS, by_quantus, quantus_class
@@ -100,7 +100,7 @@ def _moved(transform: Callable[[Explained, Tensor, int], Tensor]) -> Callable[[E
 
 
 def _shift(one: Explained, x: Tensor, sign: int) -> Tensor:
-    steps = [sign * max(1, round(SHIFT_SHARE * length)) for length in one.image.shape[1:]]
+    steps = [sign * small_shift(length) for length in one.image.shape[1:]]
     return torch.roll(x, steps, dims=(-2, -1))
 
 

@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_name("batch_norm.cpp")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _MIN_CHANNELS = 16  # with fewer a vector is not filled
 _MIN_VALUES = 1 << 16
-"""A smaller map takes a call no longer than the call itself costs, and little memory."""
+"""A smaller map takes less time than the call itself, and little memory."""
 
 
 def is_available(norm: nn.Module, x: Tensor) -> bool:

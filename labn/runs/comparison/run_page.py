@@ -26,6 +26,7 @@ from labn.runs.evaluation.outputs import ATTENTION
 from labn.runs.folder import RunFolder
 from labn.tracking.provenance import package_commit
 
+_Arrays = Mapping[str, np.ndarray]
 _NUM_MAPS = 8
 _THRESHOLDS = tuple(number / 10 for number in range(1, 10))
 _FIGURES = {
@@ -51,6 +52,7 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
     figures = {"Training": folder.history_picture}
     figures |= {name: run.scored_in / file for name, file in _FIGURES.items()}
     figures |= pictures
+    kept = _read_kept(run.scored_in / ATTENTION)
     settings, places = parameters_and_places(config)
     rows = tuple((key, str(value)) for key, value in (settings | places).items())
     columns = (Column("Setting"), Column("Value"))
@@ -65,7 +67,7 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
     ]  # fmt: skip
     return page(
         f"{run.name}, {comparison.subset} subset",
-        _conclude(run, comparison, described),
+        _conclude(run, comparison, described, kept),
         facts,
         {name: path for name, path in figures.items() if path.is_file()},
         [
@@ -74,12 +76,14 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
             *tables(comparison),
             ("Training settings", own),
         ],
-        _maps(run.scored_in / ATTENTION),
+        _maps(kept),
         config.model.theta_alpha,
     )
 
 
-def _conclude(run: ScoredRun, comparison: Comparison, described: dict[str, Any]) -> list[str]:
+def _conclude(
+    run: ScoredRun, comparison: Comparison, described: dict[str, Any], kept: _Arrays
+) -> list[str]:
     values = {key.removeprefix(f"{run.prefix}_"): value for key, value in run.metrics.items()}
     named = CLASSIFICATION | {"bss": "BSS", "gmgs": "GMGS"}
     found = [f"{name} {values[key]:.3f}" for key, name in named.items() if key in values]
@@ -95,8 +99,8 @@ def _conclude(run: ScoredRun, comparison: Comparison, described: dict[str, Any])
             f"{failures['num_failed']} of {failures['num_scored']} maps of positive images fail"
             f" (PID m={failures['patch_size']} below {failures['thresholds']['pid']:g})."
         )
-    spread, attention = (_kept(run.scored_in / ATTENTION, key) for key in ("spread", "attention"))
-    if len(spread):
+    if "spread" in kept:
+        spread, attention = kept["spread"], kept["attention"]
         lines.append(
             "Flips and small shifts of an image move its attention by"
             f" {spread.mean(dtype=np.float64):.3f} (standard deviation; the mean attention is"
@@ -149,21 +153,21 @@ def _skill(run: ScoredRun) -> Iterator[tuple[str, Table]]:
         yield "Skill by threshold", table
 
 
-def _maps(path: Path) -> list[AttentionMap]:
-    arrays = [_kept(path, key)[:_NUM_MAPS] for key in ("images", "attention", "titles")]
-    if not all(map(len, arrays)):
+def _maps(kept: _Arrays) -> list[AttentionMap]:
+    names = ("images", "attention", "titles")
+    if not kept.keys() >= {*names}:
         return []
+    arrays = (kept[name][:_NUM_MAPS] for name in names)
     return [
         AttentionMap(image=image, attention=attention, title="; ".join(str(title).split("\n")))
         for image, attention, title in zip(*arrays, strict=True)
     ]
 
 
-def _kept(path: Path, key: str) -> np.ndarray:
-    """Return one array of the maps that an evaluation kept; none if an earlier release wrote it."""
+def _read_kept(path: Path) -> _Arrays:
+    """Return the arrays that an evaluation kept, by name; earlier releases kept fewer or none."""
     try:
         with np.load(path) as kept:
-            found: np.ndarray = kept[key]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return np.empty(0)
-    return found
+            return dict(kept)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}

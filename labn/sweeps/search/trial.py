@@ -145,15 +145,15 @@ def _with_mean_pid(config: Config, metrics: dict[str, float], worker: Worker) ->
     sizes = worker.evaluate.patch_sizes or ()
     pids = {f"val_pid_m{size}": metrics[f"val_pid_m{size}_LABN"] for size in sizes}
     mean = {"val_pid": statistics.fmean(pids.values())}
-    matched = _means_over(sizes, metrics, "LABN")
+    matched = _mean_over(sizes, metrics, "LABN")
     if matched is not None:
         mean["val_pid_matched"] = matched
-        if (centre := _means_over(sizes, metrics, "centre")) is not None:
+        if (centre := _mean_over(sizes, metrics, "centre")) is not None:
             mean["val_pid_over_centre"] = matched - centre
     return validation_metrics(config.output_dir) | pids | mean
 
 
-def _means_over(sizes: Sequence[int], metrics: Mapping[str, float], method: str) -> float | None:
+def _mean_over(sizes: Sequence[int], metrics: Mapping[str, float], method: str) -> float | None:
     """Return a method's mean PID at matched confidence; None if one was not measured."""
     values = [metrics.get(f"val_pid_m{size}_matched_{method}") for size in sizes]
     measured = [value for value in values if value is not None]
