@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,16 @@ from labn.data.readers.fundus_lesions import Lesions
 from labn.data.readers.reader import Record, Scan
 from labn.errors import UserError
 from labn.storage.files import write_atomically
+
+
+@lru_cache(maxsize=64)  # an image and its mask are read apart, by up to that many threads
+def _paint(
+    seed: int, index: int, image_size: int, lesions: Lesions | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    image, mask = paint_fundus(seed, index, image_size, lesions)
+    for array in (image, mask):
+        array.setflags(write=False)  # who reads it next shares it
+    return image, mask
 
 
 class SyntheticReader:
@@ -68,7 +78,7 @@ class SyntheticReader:
         if record.index is None:
             raise ValueError(f"{record.name} is not in the synthetic set: it has no index")
         lesions = self.lesions if record.label == 1 else None
-        return paint_fundus(self.seed, record.index, self.image_size, lesions)
+        return _paint(self.seed, record.index, self.image_size, lesions)
 
     def _record(self, index: int) -> Record:
         is_positive = self._positives_before(index + 1) > self._positives_before(index)

@@ -10,6 +10,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from labn.data.readers import synthetic
 from labn.data.readers.class_folders import FolderReader
 from labn.data.readers.fundus import paint_fundus
 from labn.data.readers.synthetic import SyntheticReader, write_synthetic
@@ -26,6 +27,21 @@ def test_an_image_is_the_same_each_time_it_is_read_also_by_another_process():
     copy = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(reader.read(record), copy.read(record))
     np.testing.assert_array_equal(reader.lesion_mask(record), copy.lesion_mask(record))
+
+
+def test_an_image_and_its_mask_are_painted_once(monkeypatch):
+    painted = []
+
+    def paint(*given):
+        painted.append(given)
+        return paint_fundus(*given)
+
+    monkeypatch.setattr(synthetic, "paint_fundus", paint)
+    reader = _reader(seed=12345)
+    for record in reader.scan().records:
+        image, mask = reader.read(record), reader.lesion_mask(record)
+        assert not image.flags.writeable and not mask.flags.writeable
+    assert len(painted) == reader.num_images
 
 
 def test_seeds_and_indices_give_different_images():
