@@ -16,24 +16,35 @@ from labn.metrics.faithfulness import Predict
 QUANTUS = "quantus:"
 """The beginning of the names of its metrics."""
 _LONGEST_REASON = 160
+_UNFIT = dict.fromkeys(
+    ("MPRT", "SmoothMPRT", "EfficientMPRT", "RandomLogit"),
+    "needs maps of another class or of a randomised network, and an evaluation has those of one"
+    " class and network; run `labn sanity`, which has these tests",
+) | dict.fromkeys(
+    ("Consistency", "InputInvariance", "RelativeRepresentationStability"),
+    "needs other images' maps or the network's layers, and gets one image and its probabilities;"
+    " leave it out",
+)
+"""Why metrics of Quantus would be wrong here."""
 
 
 def quantus_class(name: str) -> Any:
     """Return the class of a metric by its name with the beginning ``quantus:``.
 
     Raises:
-        UserError: Quantus is not installed, or has no such metric.
+        UserError: the metric would be wrong here, or Quantus is not installed or has none such.
     """
+    word = name.removeprefix(QUANTUS)
+    if word in _UNFIT:
+        raise UserError(f"--metrics {name}: {_UNFIT[word]}")
     try:
         import quantus
     except ImportError as error:
         raise UserError(
             f"--metrics {name}: Quantus is not installed ({error}); run `pip install labn[quantus]`"
         ) from None
-    known = {
-        one.__name__: one for group in quantus.AVAILABLE_METRICS.values() for one in group.values()
-    }
-    word = name.removeprefix(QUANTUS)
+    every = [one for group in quantus.AVAILABLE_METRICS.values() for one in group.values()]
+    known = {one.__name__: one for one in every if one.__name__ not in _UNFIT}
     if word not in known:
         raise UserError(
             f"--metrics {name}: must be {QUANTUS} and one of {', '.join(known)}."

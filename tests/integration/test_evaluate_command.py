@@ -531,6 +531,7 @@ def test_metrics_and_methods_by_name_are_rows_means_and_a_table(trained, labn):
     [
         ("rode", ["--metrics rode: must be all, or some of ROAD", 'Did you mean "ROAD"']),
         ("quantus:Rode", ["--metrics quantus:Rode: "]),
+        ("quantus:RandomLogit", ["--metrics quantus:RandomLogit: needs maps", "`labn sanity`"]),
     ],
 )
 def test_a_metric_that_is_not_there_is_refused(trained, labn, given, parts):

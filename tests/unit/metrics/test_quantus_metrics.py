@@ -38,6 +38,26 @@ def test_without_quantus_its_metrics_are_refused_with_the_fix(monkeypatch):
         resolve_metrics(["quantus:ROAD"])
 
 
+@pytest.mark.parametrize("name", ["MPRT", "SmoothMPRT", "EfficientMPRT", "RandomLogit"])
+def test_a_metric_that_needs_other_maps_is_refused_and_names_the_command_that_has_it(name):
+    with pytest.raises(UserError, match=rf"--metrics quantus:{name}: needs maps.*`labn sanity`"):
+        resolve_metrics([f"quantus:{name}"])
+
+
+def test_a_metric_that_one_image_cannot_answer_is_refused():
+    with pytest.raises(UserError, match=r"--metrics quantus:Consistency: needs other images'"):
+        resolve_metrics(["quantus:Consistency"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_metric_of_quantus_that_randomises_is_left():
+    quantus = pytest.importorskip("quantus")
+
+    for one in quantus.AVAILABLE_METRICS["Randomisation"].values():
+        with pytest.raises(UserError, match="labn sanity"):
+            resolve_metrics([f"quantus:{one.__name__}"])
+
+
 @pytest.mark.filterwarnings("ignore")  # Quantus's own
 def test_quantus_agrees_where_a_metric_is_the_same():
     pytest.importorskip("quantus")
