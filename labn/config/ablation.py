@@ -20,6 +20,8 @@ class EvaluateConfig(Section):
     """The subset that is scored."""
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("LABN", "random")
     """The explanation methods, as `labn evaluate --methods`."""
+    metrics: tuple[str, ...] = ()
+    """The metrics besides PID, as `labn evaluate --metrics`."""
     patch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """None: those of the paper, and validation's."""
     points: Annotated[Integer, Field(ge=2)] | None = None
@@ -35,6 +37,7 @@ class EvaluateConfig(Section):
         """Return the values that replace defaults of the evaluation options."""
         given = {
             "methods": self.methods,
+            "metrics": self.metrics,
             "patch_sizes": self.patch_sizes,
             "num_points": self.points,
             "protocol": self.protocol,

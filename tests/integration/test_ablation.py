@@ -28,6 +28,7 @@ from studies import (
     write_study,
 )
 
+from labn.runs.evaluation.measure_maps import COSTS
 from labn.sweeps.ablation import ablation_driver
 from tests.bench import results
 
@@ -43,7 +44,7 @@ def blank_figures():
 def study(tmp_path_factory, shared_ray):
     """A study that nothing disturbs; one of its conditions is wrong."""
     folder = tmp_path_factory.mktemp("study")
-    path = write_study(folder, EPOCHS)
+    path = write_study(folder, EPOCHS, evaluate={"metrics": ["ROAD", "sparseness"]})
     done = run_here("ablate", path)
     return SimpleNamespace(folder=folder, path=path, returncode=done.returncode, errors=done.stderr)
 
@@ -106,6 +107,9 @@ def test_the_report_compares_conditions_over_seeds(study):
         if one["cell"]["method"] == one["other"]["method"]
     }
     assert pairs == {("no-kl", "full")}
+    metrics = {(x["cell"]["condition"], x["cell"]["score"]) for x in report["metrics"]}
+    scores = ("PID m=16", "ROAD", "sparseness", *COSTS)
+    assert metrics == {(name, score) for name in ("full", "no-kl") for score in scores}
     latex = (study.folder / "study/report/report.tex").read_text()
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") > 3
 
@@ -146,8 +150,9 @@ def test_the_page_opens_without_a_network(study):
     references.feed(html)
 
     pictures = [text for text in references.found if text.startswith("data:image/png;base64,")]
-    # Five of the study, the scores, the agreement of seeds, and their spread in two conditions.
-    assert len(pictures) == 9
+    # Five of the study, the scores, the agreement of seeds, and, of two conditions each, their
+    # spread and the metrics.
+    assert len(pictures) == 11
     for text in pictures:
         with Image.open(io.BytesIO(b64decode(text.partition(",")[2]))) as picture:
             assert len(picture.convert("L").getcolors()) > 10

@@ -103,7 +103,8 @@ class AblationStudy:
         outcome, terms = run.outcome, self.settings.evaluate.model_dump(mode="json")
         if outcome is None or outcome.state != "finished":
             return False
-        return {"protocol": "exact"} | outcome.terms == terms  # the first release had no other
+        # The first release had neither key.
+        return {"protocol": "exact", "metrics": []} | outcome.terms == terms
 
     def differing(self) -> dict[str, dict[str, Any]]:
         """Return each condition's values of the settings that differ between conditions."""

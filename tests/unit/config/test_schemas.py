@@ -24,7 +24,7 @@ FILES = {
     "search": (SearchConfig, load_search, SEARCH),
     "study": (StudyConfig, load_study, STUDY),
 }
-MAY_BE_EMPTY = {"validation.pid_growth_epochs", "train.freeze", "first"}
+MAY_BE_EMPTY = {"validation.pid_growth_epochs", "train.freeze", "first", "evaluate.metrics"}
 MAY_BE_NEGATIVE = {"space.loss.theta_b.low", "space.loss.theta_b.high"}
 INTERNAL = re.compile(
     r"[Ii]nput|Pydantic|Undefined|validation error|function-|\[\w+, ?\w+\]:|tuple"

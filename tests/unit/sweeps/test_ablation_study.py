@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from labn.errors import UserError
-from labn.explain.registry import USUAL
+from labn.explain.registry import METHODS, USUAL
+from labn.metrics.map_metrics import METRICS
 from labn.report.conditions import (
     ConditionCurves,
     ConditionDifference,
@@ -25,7 +26,7 @@ from labn.report.conditions import (
 from labn.report.html import page
 from labn.report.style import save_figure
 from labn.report.tables import Column, Estimate, Table
-from labn.runs.evaluation.options import without_absent_methods
+from labn.runs.evaluation.options import EvaluationOptions, without_absent_methods
 from labn.sweeps.ablation.ablation_study import read_study
 
 ROOT = Path(__file__).parents[3]
@@ -142,6 +143,16 @@ def test_a_saved_study_is_read_back_the_same(read):
     assert again.settings.evaluate == study.settings.evaluate
 
 
+def test_one_command_measures_every_metric_of_every_method_over_seeds():
+    study = read_study(ROOT / "configs/ablation/metrics-demo.yaml", needs_data=False)
+
+    (config,) = study.conditions.values()
+    options = EvaluationOptions.of(config, study.settings.evaluate.choices())
+    assert options.methods == tuple(METHODS)
+    assert options.metrics == tuple(METRICS)
+    assert len(study.runs()) == 3
+
+
 @pytest.mark.parametrize("name", ["demo", "idrid"])
 def test_the_shipped_studies_are_table_4(name):
     study = read_study(ROOT / f"configs/ablation/{name}.yaml", needs_data=False)
@@ -194,6 +205,11 @@ def test_the_shipped_studies_are_table_4(name):
             ["evaluate.pints = 5: unknown key.", 'mean "evaluate.points"?'],
         ),
         ({"evaluate": {"methods": ["RICE"]}}, ["evaluate.methods = RICE", 'Did you mean "RISE"?']),
+        ({"evaluate": {"metrics": ["rode"]}}, ["evaluate.metrics = rode", 'Did you mean "ROAD"?']),
+        (
+            {"evaluate": {"metrics": ["quantus:MPRT"]}},
+            ["evaluate.metrics = quantus:MPRT: needs maps of another class", "`labn sanity`"],
+        ),
         ({"evaluate": {"patch_sizes": [64]}}, ["evaluate.patch_sizes = 64", "image_size (32)"]),
         ({"fixed": {"train.epoch": 3}}, ["fixed.train.epoch = 3: unknown key", "train.epochs"]),
         ({"fixed": {"train.epochs": 0}}, ["fixed.train.epochs = 0: must be"]),
