@@ -21,8 +21,8 @@ _UNFIT = dict.fromkeys(
     "needs maps of another class or of a randomised network, and an evaluation has those of one"
     " class and network; run `labn sanity`, which has these tests",
 ) | dict.fromkeys(
-    ("Consistency", "InputInvariance", "RelativeRepresentationStability"),
-    "needs other images' maps or the network's layers, and gets one image and its probabilities;"
+    ("Consistency", "Focus", "InputInvariance", "RelativeRepresentationStability", "Sufficiency"),
+    "needs several images or the network's layers, and gets one image and its probabilities;"
     " leave it out",
 )
 """Why metrics of Quantus would be wrong here."""

@@ -45,7 +45,7 @@ def test_a_metric_that_needs_other_maps_is_refused_and_names_the_command_that_ha
 
 
 def test_a_metric_that_one_image_cannot_answer_is_refused():
-    with pytest.raises(UserError, match=r"--metrics quantus:Consistency: needs other images'"):
+    with pytest.raises(UserError, match=r"--metrics quantus:Consistency: needs several images"):
         resolve_metrics(["quantus:Consistency"])
 
 
