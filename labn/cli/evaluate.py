@@ -93,8 +93,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Besides PID: ROAD, IDSDS, infidelity, average drop, average gain, sparseness,"
-            " entropy, sensitivity, shift, flip, relevance mass, relevance rank, top-k, IoU, all,"
-            " or quantus:NAME; comma-separated.",
+            " entropy, sensitivity, shift, flip, spread, relevance mass, relevance rank, top-k,"
+            " IoU, field distance, all, or quantus:NAME; comma-separated.",
             show_default="none",
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -27,7 +28,10 @@ from labn.cli import (  # noqa: F401
 )
 from labn.cli.app import app, resolve_config
 from labn.errors import UserError
+from labn.explain.registry import METHODS
+from labn.metrics.map_metrics import METRICS
 
+PAGE = Path(__file__).parents[3] / "docs/explanations.md"
 SCRIPTS = Path(__file__).parents[3] / "tune"
 
 
@@ -51,6 +55,15 @@ def test_the_best_trials_of_a_search_are_retrained_by_an_option_of_that_name():
     params = parsed("search", "run", "search.yaml", "--retrain-best", "2", "--seeds", "4")
 
     assert (params["confirm_best"], params["seeds"]) == (2, 4)
+
+
+@pytest.mark.parametrize(("option", "names"), [("methods", METHODS), ("metrics", METRICS)])
+def test_the_help_and_the_page_know_every_method_and_every_metric(option, names):
+    command = typer.main.get_command(app).commands["evaluate"]
+    (shown,) = (one.help for one in command.params if one.name == option)
+
+    assert not names.keys() - set(re.split(r", (?:or )?|; |: ", shown))
+    assert not names.keys() - set(re.findall(r"`([^`\n]+)`", PAGE.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("script", ["search", "ablation"])
