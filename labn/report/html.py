@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from labn.report.tables import Cell, Estimate, Table
+from labn.report.tables import Cell, Table
 from labn.report.threshold import SCRIPT, AttentionMap, threshold_section
 
 _STYLE = """
@@ -26,7 +27,7 @@ table { border-collapse: collapse; font-size: 14px; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
          white-space: nowrap; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-.text { text-align: left; }
+.text { text-align: left; } .long { white-space: normal; min-width: min(40rem, 70vw); }
 img { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; } figcaption { color: #595959; padding-top: .4rem; }
 .maps { display: grid; gap: 1rem;
@@ -37,11 +38,14 @@ figure { margin: 1rem 0; } figcaption { color: #595959; padding-top: .4rem; }
   body { max-width: none; margin: 0; font-size: 10pt; } nav, .slider input { display: none; }
   .scroll { overflow: visible; } img { min-width: 0 !important; max-height: 22cm; }
   table { font-size: 8pt; } th, td { white-space: normal; padding: .15rem .4rem; }
+  .long { min-width: 0; }
   h2 { break-after: avoid; } tr, .map, .scroll > img { break-inside: avoid; }
 }
 """.strip()
 _MAPS = "Maps by threshold"
 _CSS_PIXELS_PER_INCH = 96
+_LONG_TEXT = 80
+"""The number of characters from which a cell's text is broken into lines."""
 _LEAST_SCALE = 0.75
 """How far a figure shrinks on a narrow screen before it scrolls, so that its words stay legible."""
 
@@ -128,10 +132,7 @@ def _scrolling(name: str, content: str) -> str:
 
 
 def _table(name: str, table: Table) -> str:
-    is_text = [
-        all(not isinstance(row[j], (int, Estimate)) for row in table.rows)
-        for j in range(len(table.columns))
-    ]
+    is_text = [not all(_is_number(row[j]) for row in table.rows) for j in range(len(table.columns))]
     heads = "".join(
         _cell("th", column.name + (" ↑" if column.is_better_high else ""), left)
         for column, left in zip(table.columns, is_text, strict=True)
@@ -151,8 +152,16 @@ def _table(name: str, table: Table) -> str:
 
 
 def _cell(tag: str, text: str, is_left: bool) -> str:
-    style = ' class="text"' if is_left else ""
+    names = f"text{' long' if len(text) > _LONG_TEXT else ''}"
+    style = f' class="{names}"' if is_left else ""
     return f"<{tag}{style}>{escape(text)}</{tag}>"
+
+
+def _is_number(cell: Cell) -> bool:
+    try:
+        return not isinstance(cell, str) or math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _text(cell: Cell) -> str:

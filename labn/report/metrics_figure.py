@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 from labn.report.style import add_heading, new_figure
 
 _RANKS, _AGREEMENT = "viridis_r", "RdBu"
-_DARK, _CELL_IN = 0.55, 0.62
+_DARK, _CELL_IN = 0.18, 0.62
+"""Below this luminance white words are easier to read than black ones; the width of a cell."""
 
 
 def metrics_figure(
@@ -57,10 +58,10 @@ def _draw(
 ) -> None:
     image = axes.imshow(colours, aspect="auto", cmap=colour_map, vmin=limits[0], vmax=limits[1])
     rgb = np.asarray(image.cmap(image.norm(colours)))[..., :3]
-    brightness = rgb @ np.array([0.299, 0.587, 0.114])
+    luminance = rgb**2.2 @ np.array([0.2126, 0.7152, 0.0722])
     for (i, j), number in np.ndenumerate(numbers):
         text = "–" if np.isnan(number) else f"{number:z.2f}"
-        colour = "white" if brightness[i, j] < _DARK else "black"
+        colour = "white" if luminance[i, j] < _DARK else "black"
         axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=8, parse_math=False)  # fmt: skip

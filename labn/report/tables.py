@@ -36,7 +36,7 @@ class Estimate:
 
     def __str__(self) -> str:
         deviation = "" if self.std is None else f" ± {self.std:.3f}"
-        return f"{self.mean:.3f}{deviation}"
+        return f"{self.mean:z.3f}{deviation}"
 
 
 Cell = str | int | Estimate | None

@@ -65,7 +65,9 @@ def report_runs(
         UserError: a run is not scored, runs are not comparable, or the folder cannot be created.
     """
     subset = scored_subset(paths, subset)
-    comparison = compare_runs(read_runs(paths, subset), subset, reference)
+    runs = read_runs(paths, subset)
+    names = [run.name for run in runs] if len(runs) == 1 else None  # nothing differs
+    comparison = compare_runs(runs, subset, reference, names)
     run, place = split_place(paths[0])
     name = "report" if place in (None, subset) else f"report-{place}"
     default = run.resolve() if len(paths) == 1 else run.resolve().parent
@@ -79,7 +81,9 @@ def report_runs(
         title = f"{len(paths)} runs, {subset} subset"
         html = page(title, [], [], report.pictures, tables(comparison))
     else:
-        html = run_page(comparison, report.pictures)
+        # Points are runs: one says no more than the table.
+        pictures = {name: path for name, path in report.pictures.items() if name != _SCORES}
+        html = run_page(comparison, pictures)
     write_atomically(folder / "report.html", html)
     if len(paths) == 1:
         _log(RunFolder(run), folder)

@@ -119,12 +119,12 @@ def _test_row(difference: Difference, has_conditions: bool) -> tuple[str | int |
         f"{cell.method} ({cell.condition})" if has_conditions else cell.method
         for cell in (difference.cell, difference.other)
     )
-    interval = _interval(difference.low, difference.high, "+.3f")
+    interval = _interval(difference.low, difference.high, "+z.3f")
     return (
         difference.cell.score,
         first,
         second,
-        f"{difference.difference:+.3f}",
+        f"{difference.difference:+z.3f}",
         interval,
         _p(difference.permutation_p),
         _p(difference.permutation_p_holm),
@@ -161,8 +161,8 @@ def _metric_table(comparison: Comparison, condition: str) -> Table:
             "higher" if value.is_better_high else "lower",
             value.cell.method,
             f"{value.mean:z.3f}",
-            _interval(value.low, value.high, ".3f"),
-            None if value.difference is None else f"{value.difference:+.3f}",
+            _interval(value.low, value.high, "z.3f"),
+            None if value.difference is None else f"{value.difference:+z.3f}",
             _p(value.p),
             _p(value.p_holm),
             value.num_images,

@@ -57,8 +57,9 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
     rows = tuple((key, str(value)) for key, value in (settings | places).items())
     columns = (Column("Setting"), Column("Value"))
     own = Table(columns=columns, rows=rows, caption="The settings of the run.")
+    data = dict.fromkeys((config.data.name, data_source(config)))
     facts = [
-        ("Data set", f"{config.data.name} ({data_source(config)})"),
+        ("Data set", ", ".join(data)),
         ("Network", f"{config.model.backbone}, B = {config.model.split},"
          f" theta_alpha = {config.model.theta_alpha:g}"),
         ("Folder", str(run.path)),

@@ -257,8 +257,8 @@ def test_a_page_holds_its_figures_and_refers_to_nothing_else(tmp_path):
     scores = {"PID": {"full": [0.5, 0.6, 0.7], "x": [0.1, 0.2]}, "ID": {"full": [0.0], "x": [0.1]}}
     save_figure(scores_figure(scores, "LABN"), tmp_path / "a.png")
     table = Table(
-        columns=(Column("Condition"), Column("PID", is_better_high=True)),
-        rows=(("<b>full</b>", Estimate(0.5, 0.1)), ("x", None)),
+        columns=(Column("Condition"), Column("PID", is_better_high=True), Column("p")),
+        rows=(("<b>full</b>", Estimate(0.5, 0.1), "0.031"), ("x" * 99, None, None)),
         caption="Of 3 & 2 seeds.",
     )
 
@@ -273,7 +273,8 @@ def test_a_page_holds_its_figures_and_refers_to_nothing_else(tmp_path):
     assert html.index("x &lt; y") < html.index("&lt;0123&gt;") < html.index("#section-0")
     assert html.count('id="section-1"') == 1
     assert not re.search(r"https?://|url\(|@import|<script", html)
-    assert "<td>0.500 ± 0.100</td>" in html
+    assert "<td>0.500 ± 0.100</td><td>0.031</td>" in html  # numbers are aligned, text is not
+    assert '<td class="text long">xxx' in html
     assert 'alt="Scores. Scores by condition; ID and PID are of LABN. panels: PID; ID.' in html
     assert "&lt;b&gt;full&lt;/b&gt;" in html
     assert "x &lt; y" in html
