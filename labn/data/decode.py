@@ -143,7 +143,9 @@ def _reserve(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
 def resize(
     pixels: UInt8[np.ndarray, "height width c"], image_size: int
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Return an image resized to a square, bicubic with antialiasing."""
+    """Return an image resized to a square, bicubic with antialiasing, or as it is if it fits."""
+    if pixels.shape[:2] == (image_size, image_size):
+        return pixels
     squeezed = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
     resized = Image.fromarray(squeezed).resize((image_size,) * 2, Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(image_size, image_size, -1)

@@ -152,8 +152,7 @@ def list_images(
             name = name_in(place, entry.path)
             if out is not None and entry.path.is_relative_to(out):
                 continue
-            is_mask = entry.path.relative_to(place).parts[0] == MASKS
-            if is_mask or not entry.has_suffix(suffixes):
+            if name.partition("/")[0] == MASKS or not entry.has_suffix(suffixes):
                 listed.ignored.append(name)
             elif entry.defect:
                 listed.unreadable[name] = entry.defect

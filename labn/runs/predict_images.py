@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from torch import Tensor
 from labn.data.decode import resize
 from labn.data.readers.unlabelled import image_suffixes, read_unlabelled
 from labn.errors import UserError, printable
+from labn.model.fusion import folded
 from labn.model.network import upsample_attention
 from labn.runs.explain_images import list_images, network_digest
 from labn.runs.explanation_outputs import write_map_png
@@ -73,7 +74,8 @@ def predict_images(
     """
     if out.suffix not in _FORMATS:
         raise UserError(f"--out = {out}: must end in {' or '.join(_FORMATS)}")
-    trained = TrainedRun.open(run, without_data(overrides))
+    opened = TrainedRun.open(run, without_data(overrides))
+    trained = replace(opened, model=folded(opened.model))
     if maps is not None and not trained.model.has_branch:
         raise UserError(
             f"--maps = {maps}: {run} has no attention branch (model.branch = none); leave it out"
@@ -221,20 +223,25 @@ class _Job:
 
     def _predict(self, prepared: dict[str, _Prepared]) -> Iterator[Row]:
         output = self.trained.predict(np.stack([one.pixels for one in prepared.values()]))
-        probabilities = output.logits.float().softmax(dim=1).cpu().tolist()
-        for (name, image), row, attention in zip(
-            prepared.items(), probabilities, output.attention.float().cpu(), strict=True
+        probabilities = output.logits.float().softmax(dim=1).tolist()
+        attention, size = output.attention.float(), self.trained.config.data.image_size
+        is_attended = (
+            upsample_attention(attention, (size, size)) > self.trained.config.model.theta_alpha
+        )
+        shares = is_attended.float().mean(dim=(1, 2)).tolist()
+        for (name, image), *values in zip(
+            prepared.items(), probabilities, shares, attention.cpu(), strict=True
         ):
-            yield self._row(name, image, row, attention)
+            yield self._row(name, image, *values)
 
-    def _row(self, name: str, image: _Prepared, row: list[float], attention: Tensor) -> Row:
+    def _row(
+        self, name: str, image: _Prepared, row: list[float], share: float, attention: Tensor
+    ) -> Row:
         class_names = self.trained.class_names
         values: Row = {"file": name, "predicted": class_names[int(np.argmax(row))]}
         values |= {f"probability_{one}": value for one, value in zip(class_names, row, strict=True)}
         if self.trained.model.has_branch:
-            alpha = upsample_attention(attention[None], image.pixels.shape[:2])
-            is_attended = alpha > self.trained.config.model.theta_alpha
-            values["share_above_theta_alpha"] = is_attended.float().mean().item()
+            values["share_above_theta_alpha"] = share
         # A column with or without maps, so that the rows of all calls fit into one table.
         values["map_png"] = ""
         if self.maps is not None:
