@@ -1,7 +1,8 @@
 """The command `python -m tests.bench.results STUDY ... --out FILE`: write the page of results.
 
-Everything on the page comes from the files of finished studies (`labn ablate`), but the figures of
-the paper and the aims, which stand below.
+A STUDY is a folder of runs with their report in it (`labn ablate`, or `labn report RUNS --out
+STUDY/report`). All tables come from its files, but for the figures of the paper and the aims, which
+stand below. Text above the mark in the page stays.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ _PAPER = {
 }
 """Table 2 of Iida 2022 on IDRiD: PID at m = 2, 4, 8, 16, mean and standard deviation."""
 _MATCHED = "PID m=16 matched"
+_MARK = "<!-- Below: written by python -m tests.bench.results -->"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study's folder, and the rows of its report."""
+    """A folder of scored runs, and the rows of their report."""
 
     folder: Path
 
@@ -87,13 +89,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
     studies = [Study(folder) for folder in given.studies]
-    given.out.write_text("\n".join(_page(studies, given.out)) + "\n")
+    above = given.out.read_text().partition(_MARK)[0] if given.out.is_file() else "# Results\n\n"
+    given.out.write_text(above + "\n".join(_page(studies, given.out)) + "\n")
     print(given.out)
 
 
 def _page(studies: list[Study], out: Path) -> Iterator[str]:
-    yield "# Results on real images\n"
-    yield "Written by `python -m tests.bench.results` from the files of the studies below."
+    yield _MARK
     for study in studies:
         yield from _section(study, out)
 
@@ -229,8 +231,7 @@ def _trainings(study: Study) -> Table:
         history = pd.read_csv(folder / "history.csv")
         train = yaml.safe_load((folder / "config.yaml").read_text())["train"]
         best = json.loads((folder / "summary.json").read_text())["best_epoch"]
-        best_file = folder / "checkpoints" / "best.pt"
-        digest = hashlib.sha256(best_file.read_bytes()).hexdigest()[:12]
+        digest = _digest(study.folder, folder / "checkpoints" / "best.pt")
         rows.append((run["name"], train["precision"], len(history), best, digest))
     return Table(
         columns=tuple(map(Column, ("Run", "precision", "epochs", "best epoch", "best.pt"))),
@@ -239,12 +240,21 @@ def _trainings(study: Study) -> Table:
     )
 
 
+def _digest(study: Path, file: Path) -> str:
+    """Return the first digits of a network's digest, also of one that lies elsewhere."""
+    if file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    listed = study / "digests.txt"  # sha256sum */*/checkpoints/best.pt > digests.txt
+    rows = [line.split() for line in listed.read_text().splitlines()] if listed.is_file() else []
+    return next((digest[:12] for digest, name in rows if study / name == file), "")
+
+
 def _pictures(study: Study, out: Path) -> Iterator[str]:
     """Copy the pictures, with the failures of the first run by kind, and yield their lines."""
     first = study.folder / study.report["runs"][0]["name"] / "evaluation" / study.report["split"]
     failures = sorted(first.glob("failures-*.png"))
-    pictures = [study.folder / "report" / f"{name}.png" for name in ("scores", "maps")] + failures
-    for picture in pictures:
+    pictures = [study.folder / "report" / f"{name}.png" for name in ("scores", "report", "maps")]
+    for picture in filter(Path.is_file, pictures + failures):
         copy = out.parent / "images" / f"results-{study.folder.name}-{picture.name}"
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, copy)

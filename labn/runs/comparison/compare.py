@@ -131,7 +131,8 @@ def compare_runs(
 ) -> Comparison:
     """Compare runs that were scored alike, grouped by all settings but the seed and the fold.
 
-    ``conditions`` are the names of each run's group; the default is the settings that differ.
+    ``conditions`` are the names of each run's group; the default is those of a study's folders, or
+    the settings that differ.
 
     Raises:
         UserError: no method has the name ``reference``.
@@ -142,7 +143,7 @@ def compare_runs(
             f"--reference {reference}: must be one of {', '.join(methods)}."
             f"{did_you_mean(reference, methods)}"
         )
-    conditions = conditions or label_conditions([run.settings for run in runs])
+    conditions = conditions or _name_conditions(runs)
     samples = _samples(runs, conditions, subset)
     scores = _joined([run.scores for run in runs], samples, conditions)
     # Of several baselines of one score, the first is reported.
@@ -190,6 +191,16 @@ def _family(
 
 def _num_images(runs: Sequence[ScoredRun]) -> int:
     return len({name for run in runs for name in run.images["name"]})
+
+
+def _name_conditions(runs: Sequence[ScoredRun]) -> list[str]:
+    """Return the names of a study's folders, if these are runs of one, else what differs."""
+    labels = label_conditions([run.settings for run in runs])
+    folders = [run.path.resolve().parent for run in runs]
+    is_study = all(run.path.name.startswith(f"seed-{run.seed}") for run in runs)
+    pairs = set(zip(labels, folders, strict=True))
+    is_one_to_one = len(pairs) == len(set(labels)) == len({folder.name for folder in folders})
+    return [folder.name for folder in folders] if is_study and is_one_to_one else labels
 
 
 def _samples(runs: Sequence[ScoredRun], conditions: Sequence[str], subset: SubsetName) -> list[str]:

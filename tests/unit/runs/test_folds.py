@@ -120,3 +120,19 @@ def test_a_condition_that_lacks_a_fold_is_refused():
 def test_the_same_fold_twice_is_no_other_sample():
     with pytest.raises(UserError, match="the same training as"):
         _check_comparable([*RUNS, replace(RUNS[0], name="again")], "validation")
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["study/full", "study/no-kl"], ["full", "full", "full", "full", "no-kl", "no-kl"]),
+        # Two studies' folders of one name are not one condition.
+        (["study/full", "other/full"], ["loss.lambda_kl=1.0"] * 4 + ["loss.lambda_kl=0.0"] * 2),
+    ],
+)
+def test_runs_of_a_study_are_named_by_its_folders(folders, expected):
+    runs = [
+        replace(run, path=Path(folders[number >= 4]) / f"seed-{run.seed}-fold-{run.fold}")
+        for number, run in enumerate(RUNS)
+    ]
+    assert compare_runs(runs, "validation", "LABN").conditions == expected
