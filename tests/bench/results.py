@@ -117,7 +117,8 @@ def _section(study: Study, out: Path) -> Iterator[str]:
         yield as_markdown(_localisation(study))
     if (tests := _tests(study)).rows:
         yield as_markdown(tests)
-    yield from _aims(study)
+    if report["reference"] == "LABN":
+        yield from _aims(study)
     yield as_markdown(_trainings(study))
     yield from _pictures(study, out)
 
