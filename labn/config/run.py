@@ -182,7 +182,7 @@ class TrainConfig(Section):
     min_accuracy: Fraction = 0.0
     """`val_accuracy` that the best epoch must reach, if any epoch does."""
     early_stopping_patience: Count | None = 6
-    """Epochs in a row without a better one; None: train to the end."""
+    """Epochs in a row without a better one, after the warm-up; None: train to the end."""
     freeze: tuple[SectionName, ...] = ()
     """Sections whose weights and statistics stay as they are: lfe, lab, lpb, stem, stage1 ..."""
     balanced_sampling: bool = False

@@ -136,8 +136,10 @@ class Trainer:
     @property
     def is_finished(self) -> bool:
         """Whether training is finished or has stopped early."""
-        patience = self.settings.early_stopping_patience
-        stopped_early = patience is not None and self.progress.num_epochs_without_gain >= patience
+        patience, warmup = self.settings.early_stopping_patience, self.settings.warmup_epochs
+        # While the learning rate rises, a loss that does so too tells nothing.
+        num_worse = min(self.progress.num_epochs_without_gain, self.progress.epoch - warmup)
+        stopped_early = patience is not None and num_worse >= patience
         return self.progress.epoch >= self.settings.epochs or stopped_early
 
     def run(self) -> Progress:

@@ -95,8 +95,10 @@ def test_the_losses_of_twenty_steps_are_the_golden_ones():
     losses = golden_losses()
 
     assert len(losses) == 20
-    # Another order of float32 sums (SSE, AVX2, AVX512, two threads) moves the losses by 4e-7.
-    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-5)
+    # Another order of float32 sums (SSE, AVX2, AVX512, two threads) moves the losses by 4e-7, and
+    # lets a pixel cross a threshold of the attention or the mask now and then, which moves one
+    # loss by up to 3e-5.
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +277,12 @@ def test_training_ends_after_so_many_epochs_in_a_row_without_gain(patience, num_
     trainer = run_short(early_stopping_patience=patience)
 
     assert [row["val_loss"] for row in trainer.progress.history] == LOSSES[:num_epochs]
+
+
+def test_epochs_of_the_warm_up_do_not_end_training():
+    trainer = run_short(early_stopping_patience=1, warmup_epochs=5)
+
+    assert [row["val_loss"] for row in trainer.progress.history] == LOSSES[:6]
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
