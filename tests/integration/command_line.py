@@ -106,7 +106,9 @@ def succeed(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
     """Wait until a condition holds, while the process that should fulfil it is running."""
     while not condition():
-        assert process is None or process.poll() is None, "the process ended too early"
+        if process is not None and process.poll() is not None:
+            printed = process.communicate()[1]
+            pytest.fail(f"the process ended too early, with {process.returncode}: {printed}")
         time.sleep(0.002)
 
 
