@@ -60,10 +60,11 @@ def _slots(has: dict[str, float], workers: Workers) -> int:
 def max_concurrent(workers: Workers, at_most: int | None = None) -> int | None:
     """Return how many runs may be started at once now, or None for as many as Ray can place.
 
-    Runs of several workers are counted, since their drivers fit without limit. On a cluster that
-    may grow, one more is started than fits: what it waits for is what the autoscaler adds.
+    Ray places no more runs of one process than fit, so on a cluster that may grow they are not
+    counted: what they wait for is what the autoscaler adds. The drivers of several workers fit
+    without limit, so there one run more is started than fits.
     """
-    if workers.num == 1:
+    if workers.num == 1 and _may_grow():
         return at_most
     fitting = max(1, num_slots(workers) // workers.num + _may_grow())
     return fitting if at_most is None else min(fitting, at_most)

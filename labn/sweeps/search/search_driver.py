@@ -20,7 +20,7 @@ from ray.tune.error import TuneError
 
 from labn.config.ablation import EvaluateConfig
 from labn.config.search import SearchConfig
-from labn.distributed.capacity import check_capacity, resources
+from labn.distributed.capacity import check_capacity, max_concurrent, num_slots, resources
 from labn.distributed.checks.nodes import Requirements, check_nodes
 from labn.distributed.session import connected
 from labn.errors import Interrupted, RunFailed
@@ -151,15 +151,16 @@ def _search(
 @contextmanager
 def _cluster(search: SearchConfig, space: Space, reporter: SearchReporter) -> Iterator[None]:
     """Connect to Ray for the block, and check that every node has what a trial needs."""
-    # Tune asks for further trials only while fewer than these wait, which makes a cluster grow.
-    num_pending = str(search.trial.max_concurrent or 1)
-    os.environ.update(_TUNE_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": num_pending})
+    os.environ.update(_TUNE_ENVIRONMENT)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     processes = search.trial.processes
     keys = ("trial.workers", "trial.cpus", "trial.gpus")
     with connected(reporter.message, lambda: check_capacity(processes, keys)):
         check_nodes(Requirements.of(space.base, processes), reporter.message)
+        # Tune asks for further trials only while fewer than these wait, which makes a cluster grow.
+        at_once = max_concurrent(processes, search.trial.max_concurrent) or num_slots(processes)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(at_once, 1))
         yield
 
 

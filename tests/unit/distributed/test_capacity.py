@@ -50,7 +50,7 @@ def test_processes_are_counted_on_each_node_that_is_up(nodes, workers, fitting):
     assert num_slots(workers) == fitting
 
 
-def test_trials_of_several_workers_are_as_many_as_fit_and_never_none(nodes, monkeypatch):
+def test_runs_at_once_are_as_many_as_fit_and_never_none(nodes):
     workers = Workers(num=2, gpus=1)
     nodes(head={"CPU": 1})
     assert max_concurrent(workers) == 1
@@ -58,7 +58,7 @@ def test_trials_of_several_workers_are_as_many_as_fit_and_never_none(nodes, monk
     nodes(head={"CPU": 1}, a={"CPU": 4, "GPU": 4}, b={"CPU": 4, "GPU": 2})
     assert max_concurrent(workers) == 3
     assert max_concurrent(workers, 2) == 2
-    assert max_concurrent(Workers(num=1, gpus=1)) is None
+    assert max_concurrent(Workers(num=1, gpus=0.5)) == 8
 
 
 @pytest.mark.parametrize("kind", ["aws", "gcp", "kuberay"])
@@ -76,6 +76,8 @@ def test_on_a_cluster_that_may_grow_one_trial_more_waits_for_what_is_added(
     nodes(head={"CPU": 1}, a={"CPU": 4, "GPU": 4})
     assert max_concurrent(workers) == 3
     assert max_concurrent(workers, 2) == 2
+    assert max_concurrent(Workers(num=1, gpus=1)) is None
+    assert max_concurrent(Workers(num=1, gpus=1), 8) == 8
 
 
 def test_machines_of_ones_own_are_all_there_are(nodes, tmp_path):
