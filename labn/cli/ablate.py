@@ -10,6 +10,7 @@ import typer
 from labn.cli.app import Json, Overrides, app, print_result
 from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
+from labn.config.run import TRACKER_FILE
 
 if TYPE_CHECKING:
     from labn.sweeps.ablation.ablation_report import StudySummary
@@ -116,5 +117,6 @@ def summary_as_text(summary: StudySummary) -> str:
         lines.append(f"  {name:{width}}  {scores}")
     if summary.files:
         lines.append(f"report: {summary.files[0]}")
-    lines.append(f"in the tracker: labn ui {summary.folder}")
+    if (summary.folder / TRACKER_FILE).is_file():
+        lines.append(f"in the tracker: labn ui {summary.folder}")
     return "\n".join(lines)
