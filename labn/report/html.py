@@ -120,8 +120,8 @@ def _figure(name: str, path: Path) -> str:
     alternative = f"{name}. {described}" if described else name
     return _scrolling(
         name,
-        f'<img style="min-width: {round(_LEAST_SCALE * width)}px" alt="{escape(alternative)}"'
-        f' src="data:image/png;base64,{content}">',
+        f'<img style="width: {round(width)}px; min-width: {round(_LEAST_SCALE * width)}px"'
+        f' alt="{escape(alternative)}" src="data:image/png;base64,{content}">',
     )
 
 
