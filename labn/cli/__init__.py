@@ -18,14 +18,20 @@ _DISK_ERRORS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM,
     errno.EROFS,
 }  # fmt: skip
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""How threads wait for each other, read as torch loads.
+
+Those that spin take the cores that others compute on, and those that sleep at once wake too late.
+GNU's OpenMP, torch's own on Linux, spins for a moment first; others sleep.
+"""
 _PLAIN = {"↑": "^", "–": "-", "—": "-", "±": "+/-", "≥": ">=", "≤": "<=", "…": "..."}
 """What stands for a character in an encoding that lacks it."""
 
 
 def main() -> None:
     """Run the command line; exit with 0 if done, 2 if the user's input is wrong, 1 otherwise."""
-    # Read as torch loads. Threads that wait by spinning take the cores that others compute on.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(WAITING | os.environ)
     # Importing these modules adds their commands to the app.
     from labn.cli import (  # noqa: F401
         ablate,

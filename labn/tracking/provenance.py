@@ -11,7 +11,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-_WAITING = "OMP_WAIT_POLICY"
 _DISTRIBUTIONS = ("torch", "mlflow", "numpy", "labn")
 # The second form is a password with an unescaped slash, which SQLAlchemy accepts.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/:@]*:[^\s@]*)@")
@@ -31,7 +30,7 @@ def environment_tags() -> dict[str, str]:
 
     ``git.commit`` and ``git.dirty`` describe the checkout around the working directory, and
     ``labn.commit`` this package; they are absent if there is none, as is the version of a library
-    that is not installed. ``waiting`` is how threads wait, if the environment says so.
+    that is not installed. ``waiting`` is what the environment says on how threads wait.
     """
     versions = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
@@ -45,9 +44,14 @@ def environment_tags() -> dict[str, str]:
         ({"git.commit": commit, "git.dirty": "true" if dirty else "false"} if here else {})
         | ({"labn.commit": own} if own else {})
         | {f"version.{name}": version for name, version in versions.items()}
-        | ({"waiting": os.environ[_WAITING].lower()} if _WAITING in os.environ else {})
+        | ({"waiting": waiting} if (waiting := _waiting()) else {})
         | {"command": redact(shlex.join(sys.argv))}
     )
+
+
+def _waiting() -> str:
+    policy, spins = (os.environ.get(name, "") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"))
+    return ", ".join(filter(None, [policy.lower(), spins and f"{spins} spins"]))
 
 
 def package_commit() -> str | None:

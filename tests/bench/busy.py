@@ -1,4 +1,4 @@
-"""Training beside busy processes: threads that wait without spinning against torch's default."""
+"""Training beside busy processes: threads that wait as in `labn` against torch's default."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
+from labn.cli import WAITING
 from tests.bench.timing import Row, row_of
 
 _NUM_BUSY = (0, 1, 2)
 _WINDOW_S = 4.0
-_POLICY = "OMP_WAIT_POLICY"
 # A line of its input is a number of seconds to train for; it answers with the images per second.
 _TRAINER = """
 import sys, time, torch
@@ -32,12 +32,12 @@ for line in sys.stdin:
 
 def busy_rows(num_rounds: int) -> list[Row]:
     """Train in both ways in turn, beside processes that compute all the time."""
-    spinning = {name: value for name, value in os.environ.items() if name != _POLICY}
+    spinning = {name: value for name, value in os.environ.items() if name not in WAITING}
     rates: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in _NUM_BUSY}
     with ExitStack() as stack:
         trainers = [
             stack.enter_context(_Trainer(environment))
-            for environment in (spinning | {_POLICY: "PASSIVE"}, spinning)
+            for environment in (spinning | WAITING, spinning)
         ]
         for _ in range(num_rounds):
             for count in _NUM_BUSY:
@@ -49,8 +49,8 @@ def busy_rows(num_rounds: int) -> list[Row]:
                     other.wait()
     return [
         row_of(
-            f"training of lambda_cnn beside {count} busy processes: threads that wait without"
-            " spinning against torch's default",
+            f"training of lambda_cnn beside {count} busy processes: threads that wait as in"
+            " labn against torch's default",
             *rates[count],
             "images/s",
             is_rate=True,

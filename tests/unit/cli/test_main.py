@@ -47,19 +47,29 @@ def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch, encoding, pr
     assert run_main(monkeypatch, lambda: sys.stdout.write(text), encoding) == (0, printed, "")
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_without_spinning_unless_the_environment_says_otherwise(
-    monkeypatch, given, policy
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE 2000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+    ],
+)
+def test_threads_spin_for_a_moment_unless_the_environment_says_otherwise(
+    monkeypatch, given, expected
 ):
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
-    if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
 
-    assert run_main(monkeypatch, lambda: sys.stdout.write(os.environ["OMP_WAIT_POLICY"])) == (
-        0,
-        policy,
-        "",
+    found = run_main(
+        monkeypatch, lambda: sys.stdout.write(" ".join(str(os.environ.get(one)) for one in names))
     )
+
+    assert found == (0, expected, "")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

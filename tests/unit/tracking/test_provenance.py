@@ -49,13 +49,15 @@ def test_the_tags_give_versions_and_a_command_line_without_secrets(
     assert platform.node() not in tags.values()
 
 
-@pytest.mark.parametrize(("policy", "tag"), [("PASSIVE", "passive"), (None, None)])
+@pytest.mark.parametrize(
+    ("policy", "spins", "tag"),
+    [("PASSIVE", "2000", "passive, 2000 spins"), ("ACTIVE", "", "active"), ("", "", None)],
+)
 def test_how_threads_wait_is_a_tag(
-    policy: str | None, tag: str | None, monkeypatch: pytest.MonkeyPatch
+    policy: str, spins: str, tag: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", policy or "")
-    if policy is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setenv("GOMP_SPINCOUNT", spins)
 
     assert environment_tags().get("waiting") == tag
 
