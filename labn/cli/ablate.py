@@ -10,7 +10,6 @@ import typer
 from labn.cli.app import Json, Overrides, app, print_result
 from labn.cli.progress import ConsoleReporter, starting
 from labn.cli.signals import StopRequest
-from labn.config.run import TRACKER_FILE
 
 if TYPE_CHECKING:
     from labn.sweeps.ablation.ablation_report import StudySummary
@@ -109,6 +108,8 @@ def _seeds_as_text(runs: list[dict[str, Any]]) -> str:
 
 def summary_as_text(summary: StudySummary) -> str:
     """Return a study's outcome as text."""
+    from labn.config.run import TRACKER_FILE
+
     num_finished = sum(run["state"] == "finished" for run in summary.runs)
     lines = [f"{summary.folder}: {num_finished} of {len(summary.runs)} runs finished"]
     width = max(map(len, summary.means))
