@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("timeout") is None and (
             is_slow or "integration" in item.path.parts
         ):
-            item.add_marker(pytest.mark.timeout(900 if is_slow else 300))
+            item.add_marker(pytest.mark.timeout(1200 if is_slow else 600))
 
 
 @pytest.hookimpl(wrapper=True)

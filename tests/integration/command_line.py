@@ -22,7 +22,7 @@ from bitwise import assert_same
 from labn.cli import main
 
 COMMAND = (sys.executable, "-m", "labn")
-TIMEOUT_S = 240
+TIMEOUT_S = 500
 # One thread: sums in another order round differently.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 ENVIRONMENT.pop("FORCE_COLOR", None)
