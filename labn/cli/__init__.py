@@ -31,7 +31,8 @@ _PLAIN = {"↑": "^", "–": "-", "—": "-", "±": "+/-", "≥": ">=", "≤": "
 def main() -> None:
     """Run the command line; exit with 0 if done, 2 if the user's input is wrong, 1 otherwise."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update(WAITING | os.environ)
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
     # Importing these modules adds their commands to the app.
     from labn.cli import (  # noqa: F401
         ablate,
