@@ -130,6 +130,9 @@ class ModelConfig(Section):
     """`none` leaves the attention branch and its losses out, for a plain network."""
     residual_attention: bool = False
     """The perception branch sees (1 + alpha') * h_LFE, as in Fukui 2019, not alpha' * h_LFE."""
+    local_contrast: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Window, as a share of the image's side, over which the mean is taken from images before the
+    network sees them (Graham 2015), such as 0.06; null: as they are."""
     pretrained: Path | None = None
     """A checkpoint, or a run's folder, whose tensors are used where name and shape agree."""
     pretrained_at_least: Fraction = 0.5
@@ -377,6 +380,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "loss.mask_rule": "threshold",
     "loss.masked_statistics": True,
     "model.branch": "attention",
+    "model.local_contrast": None,
     "model.pretrained_at_least": 0.0,
     "model.residual_attention": False,
     "train.cuda_graphs": False,

@@ -118,12 +118,8 @@ def last_feature_map(model: LABN) -> tuple[Logits, nn.Module]:
 
     def logits(images: Tensor) -> Tensor:
         # The network's forward, with a module to hook where it masks.
-        h_lfe = model.stem(images)
-        for bottleneck in model.bottlenecks:
-            h_lfe = bottleneck(h_lfe)
+        h_lfe = model.extract(images)
         attention = model.attention_branch(h_lfe).attention
-        h = masked(model.attend(attention, h_lfe))
-        result: Tensor = model.fc(h.mean(dim=(2, 3)))
-        return result
+        return model.classify(masked(model.attend(attention, h_lfe)))
 
     return logits, masked

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from labn.model.architectures import PLANS
 from labn.model.attention_branch import AttentionBranch, NoBranch
-from labn.model.backbone import Bottleneck, Stem, build_bottlenecks, init_convolutions
+from labn.model.backbone import (
+    Bottleneck,
+    LocalContrast,
+    Stem,
+    build_bottlenecks,
+    init_convolutions,
+)
 from labn.model.kernels.half import at_least_float32
 
 Branch = Literal["attention", "none"]
@@ -50,6 +56,7 @@ class LABN(nn.Module):
         branch_width: int | None = None,
         branch: Branch = "attention",
         residual_attention: bool = False,
+        local_contrast: float | None = None,
     ) -> None:
         super().__init__()
         if backbone not in PLANS:
@@ -69,8 +76,13 @@ class LABN(nn.Module):
             raise ValueError(f"branch must be 'attention' or 'none', but got {branch!r}")
         if not 0 <= theta_alpha <= 1:
             raise ValueError(f"theta_alpha must be 0 to 1, but got {theta_alpha}")
+        if local_contrast is not None and not 0 < local_contrast < 1:
+            raise ValueError(
+                f"local_contrast must be above 0 and below 1, but got {local_contrast}"
+            )
         self.plan, self.split, self.theta_alpha = plan, split, theta_alpha
         bottlenecks, channels = build_bottlenecks(plan)
+        self.contrast = nn.Identity() if local_contrast is None else LocalContrast(local_contrast)
         self.stem = Stem(in_channels, plan.stem_width)
         self.bottlenecks = nn.ModuleList(bottlenecks)
         self.has_branch, self.residual_attention = branch == "attention", residual_attention
@@ -85,16 +97,17 @@ class LABN(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> LABNOutput:
         """Return the logits and the attention of standardised images of any size."""
-        h_lfe = self.stem(images)
+        h_lfe = self.extract(images)
+        attention, branch_logits = self.attention_branch(h_lfe)
+        logits = self.classify(self.attend(attention, h_lfe))
+        return LABNOutput(logits, branch_logits, attention)
+
+    def extract(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Return h_LFE."""
+        h_lfe: Tensor = self.stem(self.contrast(images))
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)
-        attention, branch_logits = self.attention_branch(h_lfe)
-        h = self.attend(attention, h_lfe)
-        for bottleneck in self.bottlenecks[self.split :]:
-            h = bottleneck(h)
-        with torch.autocast(h.device.type, enabled=False):
-            logits = self.fc(at_least_float32(h).mean(dim=(2, 3)))
-        return LABNOutput(logits, branch_logits, attention)
+        return h_lfe
 
     def attend(
         self, attention: Float[Tensor, "b 1 h w"], h_lfe: Float[Tensor, "b c h w"]
@@ -107,6 +120,14 @@ class LABN(nn.Module):
             weight = 1 + weight
         # In the features' own precision, which may be half of the map's.
         return weight.to(h_lfe) * h_lfe
+
+    def classify(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Return the LPB's logits of the features that it sees."""
+        for bottleneck in self.bottlenecks[self.split :]:
+            h = bottleneck(h)
+        with torch.autocast(h.device.type, enabled=False):
+            logits: Tensor = self.fc(at_least_float32(h).mean(dim=(2, 3)))
+            return logits
 
     def sections(self) -> dict[str, list[nn.Module]]:
         """Return the modules of each section: LFE, LAB and LPB, the stem and the stages."""
@@ -174,6 +195,7 @@ def build_model(
     branch_width: int | None = None,
     branch: Branch = "attention",
     residual_attention: bool = False,
+    local_contrast: float | None = None,
 ) -> LABN:
     """Build an untrained LABN; weights are drawn from torch's global generator.
 
@@ -186,6 +208,8 @@ def build_model(
         branch_width: inner width of the attention branch; None uses h_LFE's channels.
         branch: "none" leaves the attention branch out, for a plain network.
         residual_attention: the LPB sees (1 + alpha') * h_LFE, as in Fukui 2019.
+        local_contrast: the network sees each image less its local mean over a window of this share
+            of the image's side (``LocalContrast``); None leaves images as they are.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -199,4 +223,5 @@ def build_model(
         branch_width,
         branch,
         residual_attention,
+        local_contrast,
     )

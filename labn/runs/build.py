@@ -130,6 +130,7 @@ def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *,
         branch_width=settings.branch_width,
         branch=settings.branch,
         residual_attention=settings.residual_attention,
+        local_contrast=settings.local_contrast,
     )
 
 
