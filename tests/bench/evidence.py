@@ -17,6 +17,7 @@ from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from labn.data.readers.reader import SubsetName
 from labn.model.network import LABN, upsample_attention
 from labn.runs.build import require_subset
 from labn.runs.reporter import Reporter
@@ -38,7 +39,7 @@ def main() -> None:
     print(table.round(3).to_string())
 
 
-def _score(run: Path, split: str) -> pd.DataFrame:
+def _score(run: Path, split: SubsetName) -> pd.DataFrame:
     trained = TrainedRun.open(run)
     subset = require_subset(trained.load_dataset(Reporter()), split)
     bias = trained.statistics.bias_image[None].to(trained.device)
@@ -57,7 +58,10 @@ def _probabilities(
 ) -> dict[str, Float[np.ndarray, " b"]]:
     """Return the probability of class 1 from all pixels, from those attended, and from the rest."""
     attention = model.attention_branch(model.extract(images)).attention
-    is_attended = upsample_attention(attention, images.shape[-2:])[:, None] > model.theta_alpha
+    is_attended = (
+        upsample_attention(attention, (images.shape[2], images.shape[3]))[:, None]
+        > model.theta_alpha
+    )
     shown = {
         "the image": images,
         "attended pixels": torch.where(is_attended, images, bias),
