@@ -78,6 +78,9 @@ class DataConfig(Section):
     """For `idrid`: `grade` learns its five grades; `binary` whether there is any retinopathy."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
     """Side in pixels to which every image is resized."""
+    local_contrast: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """For fundus photographs: the network sees the difference of images from their local mean over
+    a window of this share of the image's side, such as 0.06 (Graham 2015); null: images."""
     cache_dir: Path = DEFAULT_CACHE
     """The folder for decoded images, which every run on the same data shares."""
     validation_fraction: InnerFraction = 0.2
@@ -130,9 +133,6 @@ class ModelConfig(Section):
     """`none` leaves the attention branch and its losses out, for a plain network."""
     residual_attention: bool = False
     """The perception branch sees (1 + alpha') * h_LFE, as in Fukui 2019, not alpha' * h_LFE."""
-    local_contrast: Annotated[Number, Field(gt=0, lt=1)] | None = None
-    """Window, as a share of the image's side, over which the mean is taken from images before the
-    network sees them (Graham 2015), such as 0.06; null: as they are."""
     pretrained: Path | None = None
     """A checkpoint, or a run's folder, whose tensors are used where name and shape agree."""
     pretrained_at_least: Fraction = 0.5
@@ -371,6 +371,7 @@ EARLIER_VALUES: dict[str, Any] = {
     "data.folds": None,
     "data.group_by": None,
     "data.group_gap_s": 120.0,
+    "data.local_contrast": None,
     "data.new_images": "ignore",
     "data.on_device": "never",
     "data.split_file": None,
@@ -380,7 +381,6 @@ EARLIER_VALUES: dict[str, Any] = {
     "loss.mask_rule": "threshold",
     "loss.masked_statistics": True,
     "model.branch": "attention",
-    "model.local_contrast": None,
     "model.pretrained_at_least": 0.0,
     "model.residual_attention": False,
     "train.cuda_graphs": False,

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from labn.data.augment import Augmentation, change_batch, draw_changes
+from labn.data.contrast import local_contrast
 from labn.data.dataset import ChannelStatistics, Subset
 from labn.errors import UserError
 
@@ -52,16 +53,18 @@ class _Gathered(NamedTuple):
 def standardise(
     pixels: UInt8[np.ndarray, "b h w c"], statistics: ChannelStatistics, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
-    """Return pixels standardised by the training mean and standard deviation, channels_last."""
+    """Return pixels, or their local contrast, standardised as in training, channels_last."""
     return _standardise(torch.from_numpy(pixels).to(device), statistics.to(device))
 
 
 def _standardise(
     pixels: UInt8[Tensor, "b h w c"], statistics: ChannelStatistics
 ) -> Float[Tensor, "b c h w"]:
-    images = pixels.permute(0, 3, 1, 2).float()
+    images = pixels.permute(0, 3, 1, 2).float().div_(255)
+    if statistics.contrast_window is not None:
+        images = local_contrast(images, statistics.contrast_window)
     mean, std = (values.view(-1, 1, 1) for values in (statistics.mean, statistics.std))
-    return images.div_(255).sub_(mean).div_(std)
+    return images.sub_(mean).div_(std)
 
 
 class _Source:

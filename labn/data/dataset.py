@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from labn.data.cache import ImageCache, build_cache
+from labn.data.contrast import local_contrast
 from labn.data.decode import Progress
 from labn.data.groups import find_groups
 from labn.data.manifest import PlacedImages, SubsetTable, listing
@@ -75,17 +76,23 @@ class Subset:
 class ChannelStatistics:
     """Mean and standard deviation of the training pixels (0 to 1), and the bias image.
 
-    The bias image b is the mean of the standardised training images (Iida 2022, eq. 13).
+    The bias image b is the mean of the standardised training images (Iida 2022, eq. 13). With a
+    ``contrast_window`` all three are of the images' local contrast.
     """
 
     mean: Float[Tensor, " c"]
     std: Float[Tensor, " c"]
     bias_image: Float[Tensor, "c h w"]
+    contrast_window: float | None = None
 
     def to(self, device: torch.device) -> ChannelStatistics:
         """Return the statistics on a device, in float32."""
-        moved = {name: values.to(device, torch.float32) for name, values in vars(self).items()}
-        return ChannelStatistics(**moved)
+        moved = {n: value.to(device, torch.float32) for n, value in self.tensors().items()}
+        return replace(self, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return mean, deviation and bias image by name."""
+        return {"mean": self.mean, "std": self.std, "bias_image": self.bias_image}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,6 +116,7 @@ def prepare_dataset(
     reader: Reader,
     *,
     image_size: int,
+    contrast_window: float | None = None,
     cache_dir: Path,
     validation_fraction: float,
     test_fraction: float,
@@ -128,8 +136,9 @@ def prepare_dataset(
     """Scan and cache a data set, assign its subsets and measure its statistics.
 
     Subsets are those of the table ``known``, if there is one. Images that it does not name are
-    unused, unless ``assigns_new``. ``statistics`` are those of a trained network, for a data set
-    that is not to train one.
+    unused, unless ``assigns_new``. ``contrast_window`` is that of ``local_contrast``, if the
+    network is to see that. ``statistics`` are those of a trained network, for a data set that is
+    not to train one.
 
     Raises:
         UserError: defects, subsets that cannot be drawn, images that changed or are missing
@@ -166,7 +175,7 @@ def prepare_dataset(
         class_names=reader.class_names,
         num_channels=reader.num_channels,
         subsets=subsets,
-        statistics=statistics or _statistics(subsets["train"], cache.path),
+        statistics=statistics or _statistics(subsets["train"], cache.path, contrast_window),
         manifest=manifest,
         digest=_digest(manifest),
         notes=assignment.notes,
@@ -253,43 +262,54 @@ def _digest(manifest: pd.DataFrame) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _statistics(train: Subset, directory: Path) -> ChannelStatistics:
+def _statistics(train: Subset, directory: Path, contrast_window: float | None) -> ChannelStatistics:
     """Return the training statistics from the cache, or measure and store them there."""
     key = hashlib.sha256(train.indices.tobytes()).hexdigest()[:16]
-    path = directory / f"statistics-{key}.npz"
+    contrast = "" if contrast_window is None else f"-contrast-{contrast_window:g}"
+    path = directory / f"statistics-{key}{contrast}.npz"
     if path.exists():
         with np.load(path) as stored:
-            return ChannelStatistics(**{name: torch.from_numpy(stored[name]) for name in stored})
-    statistics = measure_statistics(train)
+            tensors = {name: torch.from_numpy(stored[name]) for name in stored}
+            return ChannelStatistics(**tensors, contrast_window=contrast_window)
+    statistics = measure_statistics(train, contrast_window)
     try:
         with replacing(path) as file:
-            np.savez(file, **{name: value.numpy() for name, value in vars(statistics).items()})
+            np.savez(file, **{n: value.numpy() for n, value in statistics.tensors().items()})
     except OSError as error:
         # A finished cache may be mounted read-only; measuring costs one pass over it.
         logger.warning("%s cannot be written, so each run measures again (%s)", path, error)
     return statistics
 
 
-def measure_statistics(train: Subset) -> ChannelStatistics:
-    """Return the statistics and the bias image, measured in one pass by exact integer sums.
+def measure_statistics(train: Subset, contrast_window: float | None = None) -> ChannelStatistics:
+    """Return the statistics and the bias image, measured in one pass.
+
+    The sums are of integers and exact, but for local contrast.
 
     Raises:
         UserError: a channel is constant, so that it cannot be standardised.
     """
     height, width, num_channels = train.images.shape[1:]
-    sum_hwc = np.zeros((height, width, num_channels), dtype=np.int64)
-    squares_c = np.zeros(num_channels, dtype=np.int64)
+    total_type, square_type = (
+        (np.int64, np.uint16) if contrast_window is None else (np.float64, np.float64)
+    )
+    sum_hwc = np.zeros((height, width, num_channels), dtype=total_type)
+    squares_c = np.zeros(num_channels, dtype=total_type)
     chunk = max(1, _CHUNK_BYTES // sum_hwc.size)
     for start in range(0, len(train), chunk):
         pixels = train.pixels(np.arange(start, min(start + chunk, len(train))))
-        sum_hwc += pixels.sum(axis=0, dtype=np.int64)
-        squares_c += np.square(pixels, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.int64)
+        if contrast_window is not None:
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+            contrast = local_contrast(images, contrast_window).permute(0, 2, 3, 1).numpy()
+            pixels = 255 * contrast
+        sum_hwc += pixels.sum(axis=0, dtype=total_type)
+        squares_c += np.square(pixels, dtype=square_type).sum(axis=(0, 1, 2), dtype=total_type)
     sum_c, count = sum_hwc.sum(axis=(0, 1)), len(train) * height * width
     # Python integers: these products exceed 64 bits, and in floats the difference loses digits.
     std_c = np.array(
         [
-            math.sqrt(count * int(squares) - int(total) ** 2) / count
-            for squares, total in zip(squares_c, sum_c, strict=True)
+            math.sqrt(max(0, count * squares - total**2)) / count
+            for squares, total in zip(squares_c.tolist(), sum_c.tolist(), strict=True)
         ]
     )
     if (constant := np.flatnonzero(std_c == 0)).size:
@@ -303,4 +323,5 @@ def measure_statistics(train: Subset) -> ChannelStatistics:
         mean=torch.from_numpy(mean_c / 255),
         std=torch.from_numpy(std_c / 255),
         bias_image=torch.from_numpy(bias_hwc).permute(2, 0, 1).contiguous().float(),
+        contrast_window=contrast_window,
     )

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from labn.model import kernels
 from labn.model.architectures import BackbonePlan
 from labn.model.lambda_layer import LambdaLayer
-
-_CONTRAST_GAIN, _CONTRAST_LIMIT = 4.0, 2.0
 
 Spatial = Callable[[int, int], nn.Module]
 """Builds the middle layer of a bottleneck from its width and stride."""
@@ -42,26 +39,6 @@ class Stem(nn.Module):
         """Return the first feature map."""
         y = kernels.norm(self.bn1, self.conv1(images), relu=True)
         return kernels.apply(self.maxpool, y)
-
-
-class LocalContrast(nn.Module):
-    """Four times an image less its local mean, clipped (Graham 2015, for fundus photographs).
-
-    What varies slowly, such as illumination, vanishes, and small lesions stand out. No parameters.
-
-    Args:
-        window: side of the square of the mean, as a share of the image's shorter side, in (0, 1).
-    """
-
-    def __init__(self, window: float) -> None:
-        super().__init__()
-        self.window = window
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the local contrast of standardised images, within -2 and 2."""
-        reach = max(1, round(self.window * min(images.shape[-2:]) / 2))
-        mean = F.avg_pool2d(images, 2 * reach + 1, 1, reach, count_include_pad=False)
-        return (_CONTRAST_GAIN * (images - mean)).clamp(-_CONTRAST_LIMIT, _CONTRAST_LIMIT)
 
 
 class Bottleneck(nn.Module):

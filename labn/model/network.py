@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from labn.model.architectures import PLANS
 from labn.model.attention_branch import AttentionBranch, NoBranch
-from labn.model.backbone import (
-    Bottleneck,
-    LocalContrast,
-    Stem,
-    build_bottlenecks,
-    init_convolutions,
-)
+from labn.model.backbone import Bottleneck, Stem, build_bottlenecks, init_convolutions
 from labn.model.kernels.half import at_least_float32
 
 Branch = Literal["attention", "none"]
@@ -56,7 +50,6 @@ class LABN(nn.Module):
         branch_width: int | None = None,
         branch: Branch = "attention",
         residual_attention: bool = False,
-        local_contrast: float | None = None,
     ) -> None:
         super().__init__()
         if backbone not in PLANS:
@@ -76,13 +69,8 @@ class LABN(nn.Module):
             raise ValueError(f"branch must be 'attention' or 'none', but got {branch!r}")
         if not 0 <= theta_alpha <= 1:
             raise ValueError(f"theta_alpha must be 0 to 1, but got {theta_alpha}")
-        if local_contrast is not None and not 0 < local_contrast < 1:
-            raise ValueError(
-                f"local_contrast must be above 0 and below 1, but got {local_contrast}"
-            )
         self.plan, self.split, self.theta_alpha = plan, split, theta_alpha
         bottlenecks, channels = build_bottlenecks(plan)
-        self.contrast = nn.Identity() if local_contrast is None else LocalContrast(local_contrast)
         self.stem = Stem(in_channels, plan.stem_width)
         self.bottlenecks = nn.ModuleList(bottlenecks)
         self.has_branch, self.residual_attention = branch == "attention", residual_attention
@@ -104,7 +92,7 @@ class LABN(nn.Module):
 
     def extract(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Return h_LFE."""
-        h_lfe: Tensor = self.stem(self.contrast(images))
+        h_lfe: Tensor = self.stem(images)
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)
         return h_lfe
@@ -195,7 +183,6 @@ def build_model(
     branch_width: int | None = None,
     branch: Branch = "attention",
     residual_attention: bool = False,
-    local_contrast: float | None = None,
 ) -> LABN:
     """Build an untrained LABN; weights are drawn from torch's global generator.
 
@@ -208,8 +195,6 @@ def build_model(
         branch_width: inner width of the attention branch; None uses h_LFE's channels.
         branch: "none" leaves the attention branch out, for a plain network.
         residual_attention: the LPB sees (1 + alpha') * h_LFE, as in Fukui 2019.
-        local_contrast: the network sees each image less its local mean over a window of this share
-            of the image's side (``LocalContrast``); None leaves images as they are.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -223,5 +208,4 @@ def build_model(
         branch_width,
         branch,
         residual_attention,
-        local_contrast,
     )

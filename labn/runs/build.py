@@ -74,6 +74,7 @@ def load_dataset(
     dataset = prepare_dataset(
         reader,
         image_size=data.image_size,
+        contrast_window=data.local_contrast,
         cache_dir=data.cache_dir.expanduser(),
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
@@ -130,7 +131,6 @@ def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *,
         branch_width=settings.branch_width,
         branch=settings.branch,
         residual_attention=settings.residual_attention,
-        local_contrast=settings.local_contrast,
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from labn.data.contrast import local_contrast
 from labn.errors import UserError
 from labn.runs.explain_images import network_digest
 from labn.runs.trained import TrainedRun, without_data
@@ -97,9 +98,12 @@ class _FromBytes(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, trained.best[name].flatten().view(-1, 1, 1).float())
         self.side = trained.config.data.image_size
+        self.contrast_window = trained.config.data.local_contrast
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         values = images.permute(0, 3, 1, 2).float() / 255
+        if self.contrast_window is not None:
+            values = local_contrast(values, self.contrast_window)
         logits, _, attention = self.model((values - self.mean) / self.std)
         return {"logits": logits, "probabilities": logits.softmax(dim=-1), "attention": attention}
 

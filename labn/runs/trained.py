@@ -65,6 +65,12 @@ class TrainedRun:
             UserError: there is no trained network, or the settings describe another one.
         """
         best = folder.load_best()
+        trained, given = best["config"]["data"].get("local_contrast"), config.data.local_contrast
+        if given != trained:
+            raise UserError(
+                f"data.local_contrast = {given}: is not what the network was trained with"
+                f" ({trained}); leave it as it was"
+            )
         model = place_network(
             restore_network(best, config.model), device, channels_last=config.train.channels_last
         ).eval()
@@ -79,7 +85,8 @@ class TrainedRun:
     def statistics(self) -> ChannelStatistics:
         """The statistics of the training images, used to standardise all images."""
         best = self.best
-        return ChannelStatistics(mean=best["mean"], std=best["std"], bias_image=best["bias_image"])
+        tensors = {name: best[name] for name in ("mean", "std", "bias_image")}
+        return ChannelStatistics(**tensors, contrast_window=self.config.data.local_contrast)
 
     @property
     def preparation(self) -> Preparation:
@@ -91,6 +98,7 @@ class TrainedRun:
             mean=mean,
             std=std,
             crops=crops(self.config.data.name),
+            contrast_window=self.config.data.local_contrast,
         )
 
     def load_dataset(self, reporter: Reporter) -> Dataset:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,8 +23,9 @@ class ServedNetwork:
     """A network behind MLflow's ``predict``.
 
     ``preparation`` has the keys ``class_names``, ``image_size``, ``mean``, ``std`` (per channel of
-    pixels in [0, 1]) and ``crops``, pairs of an image's size and the box that is kept of it. None:
-    the network takes images that are standardised already.
+    pixels in [0, 1]), ``crops``, pairs of an image's size and the box that is kept of it, and
+    ``contrast_window``, of the local contrast that the network sees, or None. None: the network
+    takes images that are standardised already.
     """
 
     def __init__(self, program: torch.nn.Module, preparation: dict[str, Any] | None) -> None:
@@ -64,8 +66,19 @@ class ServedNetwork:
         side = how["image_size"]
         resized = np.asarray(kept.resize((side, side), Image.Resampling.BICUBIC))
         values = torch.from_numpy(resized.reshape(side, side, -1).copy()).permute(2, 0, 1).float()
+        values.div_(255)
+        if (window := how.get("contrast_window")) is not None:
+            values = _local_contrast(values, window)
         mean, std = (torch.tensor(how[name]).view(-1, 1, 1) for name in ("mean", "std"))
-        return values.div_(255).sub_(mean).div_(std)
+        return values.sub_(mean).div_(std)
+
+
+def _local_contrast(image: torch.Tensor, window: float) -> torch.Tensor:
+    """Return what ``labn.data.contrast.local_contrast`` does, of one image (c, h, w)."""
+    reach = max(1, round(window * min(image.shape[-2:]) / 2))
+    size = 2 * reach + 1
+    mean = F.avg_pool2d(image[None], size, 1, reach, count_include_pad=False)[0]
+    return (4 * (image - mean) + 0.5).clamp(0, 1)
 
 
 def _from_base64(text: str) -> Image.Image:

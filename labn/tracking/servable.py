@@ -26,7 +26,8 @@ class Preparation:
     """How a network's images are prepared, and the names of its classes.
 
     ``mean`` and ``std`` are per channel of pixels in [0, 1]; ``crops`` are pairs of the size
-    (width, height) of an image and the box (left, top, right, bottom) that is kept of it.
+    (width, height) of an image and the box (left, top, right, bottom) that is kept of it. With a
+    ``contrast_window`` the network sees the images' local contrast.
     """
 
     class_names: Sequence[str]
@@ -34,6 +35,7 @@ class Preparation:
     mean: Sequence[float]
     std: Sequence[float]
     crops: Sequence[tuple[tuple[int, int], tuple[int, int, int, int]]] = ()
+    contrast_window: float | None = None
 
 
 class _Outputs(torch.nn.Module):

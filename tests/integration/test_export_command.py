@@ -25,7 +25,9 @@ NAMES = ["logits", "probabilities", "attention"]
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    train_run(load_config(write_config(folder, train__epochs=1)), Reporter())
+    train_run(
+        load_config(write_config(folder, train__epochs=1, data__local_contrast=0.2)), Reporter()
+    )
     return folder / "run"
 
 
@@ -71,7 +73,7 @@ def test_an_exported_network_equals_the_run_and_carries_how_it_is_used(
             np.testing.assert_allclose(one, other[:number], rtol=0, atol=1e-5)
     assert metadata == content["metadata"]
     assert metadata["class_names"] == ["negative", "positive"]
-    assert metadata["image_size"] == 32
+    assert (metadata["image_size"], metadata["contrast_window"]) == (32, 0.2)
     assert len(metadata["mean"]) == len(metadata["std"]) == 3
 
 

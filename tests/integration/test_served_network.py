@@ -36,7 +36,9 @@ def registered(tmp_path_factory):
     """A run whose network is registered; its folder and the store."""
     folder = tmp_path_factory.mktemp("served")
     uri = f"sqlite:///{folder}/mlflow.db"
-    config = load_config(write_config(folder, train__epochs=1, tracking={"uri": uri}))
+    config = load_config(
+        write_config(folder, train__epochs=1, data__local_contrast=0.2, tracking={"uri": uri})
+    )
     train_run(config, Reporter())
     run_id = json.loads((folder / "run" / "tracker.json").read_text())["run_id"]
     assert register_model(uri, run_id, name="labn-synthetic", card="", tags={}) == 1

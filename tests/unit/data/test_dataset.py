@@ -11,6 +11,8 @@ import torch
 from fake_reader import FakeReader, make_reader, save
 
 from labn.data import dataset
+from labn.data.batches import standardise
+from labn.data.contrast import local_contrast
 from labn.data.dataset import Dataset, Subset, measure_statistics, prepare_dataset
 from labn.data.readers.idrid import IdridReader
 from labn.data.readers.reader import Problem, Reader
@@ -100,8 +102,23 @@ def test_statistics_do_not_depend_on_how_they_are_chunked(monkeypatch):
     whole = measure_statistics(subset_of(images))
     monkeypatch.setattr(dataset, "_CHUNK_BYTES", 3 * images[0].size)
     chunked = measure_statistics(subset_of(images))
-    for name, value in vars(whole).items():
+    for name, value in whole.tensors().items():
         assert torch.equal(value, getattr(chunked, name))
+
+
+def test_statistics_of_local_contrast_are_those_of_the_contrast_alone():
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    found = measure_statistics(subset_of(images), 0.3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    contrast = local_contrast(pixels, 0.3)
+    std, mean = torch.std_mean(contrast, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.std, std)
+    seen = standardise(images, found, torch.device("cpu"))
+    torch.testing.assert_close(found.bias_image, seen.mean(dim=0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        seen, ((contrast - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float(), atol=1e-4, rtol=0
+    )
 
 
 def test_a_deviation_far_below_the_mean_keeps_its_digits():
@@ -125,12 +142,12 @@ def test_statistics_are_measured_once_for_each_training_subset(tmp_path, monkeyp
     monkeypatch.setattr(
         dataset,
         "measure_statistics",
-        lambda train: calls.append(train) or measure_statistics(train),
+        lambda *given: calls.append(given) or measure_statistics(*given),
     )
     first = prepare(reader, tmp_path / "cache")
     again = prepare(reader, tmp_path / "cache")
     assert len(calls) == 1
-    for name, value in vars(first.statistics).items():
+    for name, value in first.statistics.tensors().items():
         assert torch.equal(value, getattr(again.statistics, name))
     other = prepare(reader, tmp_path / "cache", split_seed=1)
     assert len(calls) == 2

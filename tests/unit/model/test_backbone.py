@@ -10,12 +10,7 @@ from torch import nn
 from labn.model import backbone
 from labn.model.architectures import PLANS
 from labn.model.attention_branch import BranchOutput
-from labn.model.backbone import (
-    Bottleneck,
-    LocalContrast,
-    convolution_spatial,
-    lambda_spatial,
-)
+from labn.model.backbone import Bottleneck, convolution_spatial, lambda_spatial
 from labn.model.lambda_layer import LambdaLayer
 from labn.model.network import build_model
 
@@ -132,37 +127,3 @@ def test_an_untrained_network_has_finite_outputs_in_evaluation(name):
         output = model(3 * torch.randn(2, 3, 64, 64))
     for tensor in output:
         assert tensor.isfinite().all() and tensor.abs().max() < 100
-
-
-@pytest.mark.parametrize(("window", "reach"), [(0.3, 2), (0.5, 3), (0.01, 1)])
-def test_local_contrast_is_four_times_the_difference_from_the_local_mean(window, reach):
-    images = 3 * torch.rand(2, 3, 12, 17, dtype=torch.float64)
-    expected = torch.empty_like(images)
-    for row in range(12):
-        for column in range(17):
-            around = images[
-                ...,
-                max(0, row - reach) : row + reach + 1,
-                max(0, column - reach) : column + reach + 1,
-            ]
-            pixel = images[..., row, column]
-            expected[..., row, column] = 4 * (pixel - around.mean(dim=(-2, -1)))
-    assert expected.abs().max() > 2
-    contrast = LocalContrast(window)(images)
-    torch.testing.assert_close(contrast, expected.clamp(-2, 2), atol=ROUNDING, rtol=0)
-
-
-def test_local_contrast_sees_no_illumination():
-    model = build_model("lambda_cnn", split=0, local_contrast=0.1).double().eval()
-    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
-    brighter = images + torch.tensor([0.5, -0.3, 2.0]).view(3, 1, 1)
-    torch.testing.assert_close(model(brighter), model(images), atol=1e-9, rtol=0)
-    plain = build_model("lambda_cnn", split=0).double().eval()
-    assert not torch.allclose(plain(brighter).attention, plain(images).attention)
-    assert model.state_dict().keys() == plain.state_dict().keys()
-
-
-@pytest.mark.parametrize("window", [0, 1, -0.1])
-def test_window_of_local_contrast_is_a_share(window):
-    with pytest.raises(ValueError, match="local_contrast must be above 0 and below 1"):
-        build_model("lambda_cnn", split=0, local_contrast=window)

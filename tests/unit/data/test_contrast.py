@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labn.data.contrast import local_contrast
+
+# The same float64 sums in another order.
+ROUNDING = 1e-12
+
+
+@pytest.mark.parametrize(("window", "reach"), [(0.3, 2), (0.5, 3), (0.01, 1)])
+def test_local_contrast_is_four_times_the_difference_from_the_local_mean(window, reach):
+    images = torch.rand(2, 3, 12, 17, dtype=torch.float64)
+    expected = torch.empty_like(images)
+    for row in range(12):
+        for column in range(17):
+            rows = slice(max(0, row - reach), row + reach + 1)
+            columns = slice(max(0, column - reach), column + reach + 1)
+            mean = images[..., rows, columns].mean(dim=(-2, -1))
+            expected[..., row, column] = 4 * (images[..., row, column] - mean) + 0.5
+    assert expected.min() < 0
+    assert expected.max() > 1
+    found = local_contrast(images, window)
+    torch.testing.assert_close(found, expected.clamp(0, 1), atol=ROUNDING, rtol=0)
+
+
+def test_local_contrast_does_not_depend_on_illumination():
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64) / 2
+    brighter = images + torch.tensor([0.5, 0.1, 0.3]).view(3, 1, 1)
+    torch.testing.assert_close(
+        local_contrast(brighter, 0.1), local_contrast(images, 0.1), atol=1e-6, rtol=0
+    )
