@@ -193,7 +193,7 @@ def fingerprint(trained: TrainedRun, data_digest: str, options: EvaluationOption
     config = trained.config
     settings = [score_options, config.model.theta_alpha, trained.precision, data_digest]
     digest.update(json.dumps(settings).encode())
-    tensors = (*trained.model.state_dict().values(), *vars(trained.statistics).values())
+    tensors = (*trained.model.state_dict().values(), *trained.statistics.tensors().values())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
