@@ -87,8 +87,8 @@ class ChannelStatistics:
 
     def to(self, device: torch.device) -> ChannelStatistics:
         """Return the statistics on a device, in float32."""
-        moved = {n: value.to(device, torch.float32) for n, value in self.tensors().items()}
-        return replace(self, **moved)
+        mean, std, bias = (t.to(device, torch.float32) for t in self.tensors().values())
+        return replace(self, mean=mean, std=std, bias_image=bias)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return mean, deviation and bias image by name."""
@@ -272,9 +272,10 @@ def _statistics(train: Subset, directory: Path, contrast_window: float | None) -
             tensors = {name: torch.from_numpy(stored[name]) for name in stored}
             return ChannelStatistics(**tensors, contrast_window=contrast_window)
     statistics = measure_statistics(train, contrast_window)
+    arrays: dict[str, Any] = {n: value.numpy() for n, value in statistics.tensors().items()}
     try:
         with replacing(path) as file:
-            np.savez(file, **{n: value.numpy() for n, value in statistics.tensors().items()})
+            np.savez(file, **arrays)
     except OSError as error:
         # A finished cache may be mounted read-only; measuring costs one pass over it.
         logger.warning("%s cannot be written, so each run measures again (%s)", path, error)
