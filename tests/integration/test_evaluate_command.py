@@ -453,6 +453,7 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
         (("--data", "/no/such/place"), ["data.root = /no/such/place", "no such folder"]),
         (("data.image_size=16", "--patch-sizes", 4), ["data.image_size = 16", "32 pixels"]),
         (("model.split=1",), ["model = ", "is not the network that was trained"]),
+        (("data.local_contrast=0.1",), ["data.local_contrast = 0.1", "trained with (None)"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
