@@ -226,18 +226,34 @@ def _aims(study: Study) -> Iterator[str]:
 
 
 def _trainings(study: Study) -> Table:
+    names = (
+        "Run",
+        "precision",
+        "best epoch",
+        "val_pid",
+        "val_auroc",
+        "last epoch",
+        "val_pid",
+        "best.pt",
+    )
     rows = []
     for run in study.report["runs"]:
         folder = study.folder / run["name"]
-        history = pd.read_csv(folder / "history.csv")
+        history = pd.read_csv(folder / "history.csv").set_index("epoch")
         train = yaml.safe_load((folder / "config.yaml").read_text())["train"]
         best = json.loads((folder / "summary.json").read_text())["best_epoch"]
+        if "val_pid" not in history:  # a network without an attention branch has no map
+            history["val_pid"] = float("nan")
+        scores = history.loc[best, ["val_pid", "val_auroc"]].map("{:.3f}".format)
+        last = f"{history['val_pid'].iloc[-1]:.3f}"
         digest = _digest(study.folder, folder / "checkpoints" / "best.pt")
-        rows.append((run["name"], train["precision"], len(history), best, digest))
+        rows.append((run["name"], train["precision"], best, *scores, len(history), last, digest))
     return Table(
-        columns=tuple(map(Column, ("Run", "precision", "epochs", "best epoch", "best.pt"))),
+        columns=tuple(map(Column, names)),
         rows=tuple(rows),
-        caption="The trainings; of each network's file the first digits of its SHA-256.",
+        caption="The trainings: scores of the best epoch, which was chosen on the images that are"
+        " scored, and PID of the last one, which was not; of each network's file the first digits"
+        " of its SHA-256.",
     )
 
 
