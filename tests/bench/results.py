@@ -242,10 +242,8 @@ def _trainings(study: Study) -> Table:
         history = pd.read_csv(folder / "history.csv").set_index("epoch")
         train = yaml.safe_load((folder / "config.yaml").read_text())["train"]
         best = json.loads((folder / "summary.json").read_text())["best_epoch"]
-        if "val_pid" not in history:  # a network without an attention branch has no map
-            history["val_pid"] = float("nan")
-        scores = history.loc[best, ["val_pid", "val_auroc"]].map("{:.3f}".format)
-        last = f"{history['val_pid'].iloc[-1]:.3f}"
+        scores = [_shown(history, *one) for one in (("val_pid", best), ("val_auroc", best))]
+        last = _shown(history, "val_pid", history.index[-1])
         digest = _digest(study.folder, folder / "checkpoints" / "best.pt")
         rows.append((run["name"], train["precision"], best, *scores, len(history), last, digest))
     return Table(
@@ -255,6 +253,11 @@ def _trainings(study: Study) -> Table:
         " scored, and PID of the last one, which was not; of each network's file the first digits"
         " of its SHA-256.",
     )
+
+
+def _shown(history: pd.DataFrame, name: str, epoch: float) -> str:
+    # A network without an attention branch has no PID.
+    return f"{history[name][epoch]:.3f}" if name in history else "–"
 
 
 def _digest(study: Path, file: Path) -> str:
@@ -273,7 +276,7 @@ def _pictures(study: Study, out: Path) -> Iterator[str]:
     pictures = [study.folder / "report" / f"{name}.png" for name in ("scores", "report", "maps")]
     for picture in filter(Path.is_file, pictures + failures):
         copy = out.parent / "images" / f"results-{study.folder.name}-{picture.name}"
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, copy)
         yield f"\n![{picture.stem} of {study.folder.name}]({copy.relative_to(out.parent)})"
 
