@@ -1,4 +1,4 @@
-"""Local contrast of images, which shows small lesions whatever the illumination (Graham 2015)."""
+"""Local contrast of fundus photographs, which shows small lesions in any light (Graham 2015)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 _GAIN = 4
+_BACKGROUND = 0.06
+"""What is darker in every channel lies outside the eye."""
 
 
 def local_contrast(images: Float[Tensor, "b c h w"], window: float) -> Float[Tensor, "b c h w"]:
     """Return four times the difference of each pixel from its local mean, plus 1/2, clipped.
 
+    It is 1/2 where the window reaches into the black around the eye, whose edge would otherwise be
+    the strongest contrast of all.
+
     Args:
         images: pixels in [0, 1]; so are those returned.
         window: side of the square of the mean, as a share of the image's shorter side, in (0, 1);
-            at the edges the mean is over what lies within the image.
+            at the image's edges the mean is over what lies within the image.
     """
     reach = max(1, round(window * min(images.shape[-2:]) / 2))
+    is_eye = images.amax(dim=1, keepdim=True) > _BACKGROUND
+    is_inside = _mean(is_eye.to(images), reach) > 0.999  # 1, but for rounding
+    contrast = (_GAIN * (images - _mean(images, reach)) + 0.5).clamp(0, 1)
+    return contrast.where(is_inside, 0.5)
+
+
+def _mean(images: Float[Tensor, "b c h w"], reach: int) -> Float[Tensor, "b c h w"]:
     size = 2 * reach + 1
     rows = F.avg_pool2d(images, (1, size), 1, (0, reach), count_include_pad=False)
-    mean = F.avg_pool2d(rows, (size, 1), 1, (reach, 0), count_include_pad=False)
-    return (_GAIN * (images - mean) + 0.5).clamp(0, 1)
+    return F.avg_pool2d(rows, (size, 1), 1, (reach, 0), count_include_pad=False)

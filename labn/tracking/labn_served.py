@@ -76,9 +76,13 @@ class ServedNetwork:
 def _local_contrast(image: torch.Tensor, window: float) -> torch.Tensor:
     """Return what ``labn.data.contrast.local_contrast`` does, of one image (c, h, w)."""
     reach = max(1, round(window * min(image.shape[-2:]) / 2))
-    size = 2 * reach + 1
-    mean = F.avg_pool2d(image[None], size, 1, reach, count_include_pad=False)[0]
-    return (4 * (image - mean) + 0.5).clamp(0, 1)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(values[None], 2 * reach + 1, 1, reach, count_include_pad=False)[0]
+
+    is_eye = image.amax(dim=0, keepdim=True) > 0.06
+    contrast = (4 * (image - mean(image)) + 0.5).clamp(0, 1)
+    return torch.where(mean(is_eye.to(image)) > 0.999, contrast, 0.5)
 
 
 def _from_base64(text: str) -> Image.Image:

@@ -11,7 +11,7 @@ ROUNDING = 1e-12
 
 @pytest.mark.parametrize(("window", "reach"), [(0.3, 2), (0.5, 3), (0.01, 1)])
 def test_local_contrast_is_four_times_the_difference_from_the_local_mean(window, reach):
-    images = torch.rand(2, 3, 12, 17, dtype=torch.float64)
+    images = 0.1 + 0.9 * torch.rand(2, 3, 12, 17, dtype=torch.float64)
     expected = torch.empty_like(images)
     for row in range(12):
         for column in range(17):
@@ -26,8 +26,18 @@ def test_local_contrast_is_four_times_the_difference_from_the_local_mean(window,
 
 
 def test_local_contrast_does_not_depend_on_illumination():
-    images = torch.rand(2, 3, 32, 32, dtype=torch.float64) / 2
+    images = 0.1 + torch.rand(2, 3, 32, 32, dtype=torch.float64) / 3
     brighter = images + torch.tensor([0.5, 0.1, 0.3]).view(3, 1, 1)
     torch.testing.assert_close(
         local_contrast(brighter, 0.1), local_contrast(images, 0.1), atol=1e-6, rtol=0
     )
+
+
+def test_there_is_no_contrast_at_the_edge_of_the_eye():
+    images = torch.full((1, 3, 16, 16), 0.5)
+    images[..., :5] = 0.02  # the black beside the eye
+    images[0, 1, 8, 12] = 0.7
+    found = local_contrast(images, 3 / 16)
+    assert found[0, 1, 8, 12] > 0.9
+    found[..., 6:11, 10:15] = 0.5  # where the window holds that pixel
+    torch.testing.assert_close(found, torch.full_like(found, 0.5))
