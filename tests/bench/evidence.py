@@ -48,12 +48,12 @@ def _score(run: Path, split: SubsetName) -> pd.DataFrame:
         positions = np.arange(start, min(start + _BATCH_SIZE, len(subset)))
         images = trained.prepare(subset.pixels(positions)).float()
         with torch.inference_mode(), trained.autocast():
-            columns = _probabilities(trained.model, images, bias)
+            columns = probabilities(trained.model, images, bias)
         rows.append(pd.DataFrame(columns).assign(label=subset.labels[positions]))
     return pd.concat(rows)
 
 
-def _probabilities(
+def probabilities(
     model: LABN, images: Float[Tensor, "b c h w"], bias: Float[Tensor, "1 c h w"]
 ) -> dict[str, Float[np.ndarray, " b"]]:
     """Return the probability of class 1 from all pixels, from those attended, and from the rest."""
