@@ -78,9 +78,9 @@ class DataConfig(Section):
     """For `idrid`: `grade` learns its five grades; `binary` whether there is any retinopathy."""
     image_size: Annotated[Integer, Field(ge=16)] = 224
     """Side in pixels to which every image is resized."""
-    local_contrast: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    local_contrast: Annotated[Number, Field(gt=0, le=0.25)] | None = None
     """For fundus photographs: the network sees the difference of images from their local mean over
-    a window of this share of the image's side, such as 0.06 (Graham 2015); null: images."""
+    a window of this share of the image's side, such as 0.06 (Graham 2015); null: the images."""
     cache_dir: Path = DEFAULT_CACHE
     """The folder for decoded images, which every run on the same data shares."""
     validation_fraction: InnerFraction = 0.2
@@ -323,6 +323,13 @@ class Config(Section):
                 "train.recompute",
                 self.train.recompute,
                 "is not for a compiled network; set train.compile=false or train.recompute=none",
+            )
+        if self.data.local_contrast is not None and self.data.name == "magnetograms":
+            raise ConfigProblem(
+                "data.local_contrast",
+                self.data.local_contrast,
+                "takes dark for what is not an image, as beside an eye, which magnetograms have"
+                " within; set data.local_contrast=null",
             )
         if self.validation.pid_patch_size > self.data.image_size:
             raise ConfigProblem(

@@ -23,13 +23,9 @@ def local_contrast(images: Float[Tensor, "b c h w"], window: float) -> Float[Ten
             at the image's edges the mean is over what lies within the image.
     """
     reach = max(1, round(window * min(images.shape[-2:]) / 2))
-    is_eye = images.amax(dim=1, keepdim=True) > _BACKGROUND
-    is_inside = _mean(is_eye.to(images), reach) > 0.999  # 1, but for rounding
-    contrast = (_GAIN * (images - _mean(images, reach)) + 0.5).clamp(0, 1)
-    return contrast.where(is_inside, 0.5)
-
-
-def _mean(images: Float[Tensor, "b c h w"], reach: int) -> Float[Tensor, "b c h w"]:
     size = 2 * reach + 1
+    is_black = (images.amax(dim=1, keepdim=True) <= _BACKGROUND).to(images)
+    is_near_black = F.max_pool2d(is_black, size, 1, reach) > 0
     rows = F.avg_pool2d(images, (1, size), 1, (0, reach), count_include_pad=False)
-    return F.avg_pool2d(rows, (size, 1), 1, (reach, 0), count_include_pad=False)
+    mean = F.avg_pool2d(rows, (size, 1), 1, (reach, 0), count_include_pad=False)
+    return (_GAIN * (images - mean) + 0.5).clamp(0, 1).masked_fill(is_near_black, 0.5)

@@ -35,6 +35,8 @@ from labn.storage.files import replacing
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**24
+_LEAST_CONTRAST = 1e-3
+"""Deviation of bytes below which there is nothing but the rounding of a constant."""
 
 _Assign = Callable[..., SubsetAssignment]
 
@@ -265,7 +267,7 @@ def _digest(manifest: pd.DataFrame) -> str:
 def _statistics(train: Subset, directory: Path, contrast_window: float | None) -> ChannelStatistics:
     """Return the training statistics from the cache, or measure and store them there."""
     key = hashlib.sha256(train.indices.tobytes()).hexdigest()[:16]
-    contrast = "" if contrast_window is None else f"-contrast-{contrast_window:g}"
+    contrast = "" if contrast_window is None else f"-contrast-{contrast_window!r}"
     path = directory / f"statistics-{key}{contrast}.npz"
     if path.exists():
         with np.load(path) as stored:
@@ -296,7 +298,9 @@ def measure_statistics(train: Subset, contrast_window: float | None = None) -> C
     )
     sum_hwc = np.zeros((height, width, num_channels), dtype=total_type)
     squares_c = np.zeros(num_channels, dtype=total_type)
-    chunk = max(1, _CHUNK_BYTES // sum_hwc.size)
+    # Local contrast takes several copies in 64 bits.
+    chunk_bytes = _CHUNK_BYTES // (1 if contrast_window is None else 32)
+    chunk = max(1, chunk_bytes // sum_hwc.size)
     for start in range(0, len(train), chunk):
         pixels = train.pixels(np.arange(start, min(start + chunk, len(train))))
         if contrast_window is not None:
@@ -306,13 +310,19 @@ def measure_statistics(train: Subset, contrast_window: float | None = None) -> C
         sum_hwc += pixels.sum(axis=0, dtype=total_type)
         squares_c += np.square(pixels, dtype=square_type).sum(axis=(0, 1, 2), dtype=total_type)
     sum_c, count = sum_hwc.sum(axis=(0, 1)), len(train) * height * width
-    # Python integers: these products exceed 64 bits, and in floats the difference loses digits.
+    # Python integers: these products exceed 64 bits, and in floats the difference loses digits,
+    # which matters where the deviation is far below the mean. Local contrast has a mean near 1/2.
     std_c = np.array(
         [
             math.sqrt(max(0, count * squares - total**2)) / count
             for squares, total in zip(squares_c.tolist(), sum_c.tolist(), strict=True)
         ]
     )
+    if contrast_window is not None and std_c.min() < _LEAST_CONTRAST:
+        raise UserError(
+            f"data.local_contrast = {contrast_window:g}: channel {std_c.argmin()} of the"
+            f" {len(train)} training images has none; check the images, or set it to null"
+        )
     if (constant := np.flatnonzero(std_c == 0)).size:
         raise UserError(
             f"channel {constant[0]} has the value {sum_c[constant[0]] / count:g} in every pixel"

@@ -91,7 +91,7 @@ class LABN(nn.Module):
         return LABNOutput(logits, branch_logits, attention)
 
     def extract(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Return h_LFE."""
+        """Return the features of the LFE, h_LFE."""
         h_lfe: Tensor = self.stem(images)
         for bottleneck in self.bottlenecks[: self.split]:
             h_lfe = bottleneck(h_lfe)

@@ -108,10 +108,10 @@ class _FromBytes(nn.Module):
         return {"logits": logits, "probabilities": logits.softmax(dim=-1), "attention": attention}
 
     def draw_images(self, num: int) -> Tensor:
-        """Draw images of noise."""
+        """Draw images of noise, without black, beside which there is no local contrast."""
         generator = torch.Generator().manual_seed(num)
         shape = (num, self.side, self.side, len(self.mean))
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return torch.randint(16, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def _compare(exported: Callable[[Tensor], Outputs], network: _FromBytes) -> dict[str, float]:

@@ -23,9 +23,9 @@ class ServedNetwork:
     """A network behind MLflow's ``predict``.
 
     ``preparation`` has the keys ``class_names``, ``image_size``, ``mean``, ``std`` (per channel of
-    pixels in [0, 1]), ``crops``, pairs of an image's size and the box that is kept of it, and
-    ``contrast_window``, of the local contrast that the network sees, or None. None: the network
-    takes images that are standardised already.
+    pixels in [0, 1], or of their local contrast), ``crops``, pairs of an image's size and the box
+    that is kept of it, and ``contrast_window``, of the local contrast that the network sees, or
+    None. None: the network takes images that are standardised already.
     """
 
     def __init__(self, program: torch.nn.Module, preparation: dict[str, Any] | None) -> None:
@@ -76,13 +76,12 @@ class ServedNetwork:
 def _local_contrast(image: torch.Tensor, window: float) -> torch.Tensor:
     """Return what ``labn.data.contrast.local_contrast`` does, of one image (c, h, w)."""
     reach = max(1, round(window * min(image.shape[-2:]) / 2))
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(values[None], 2 * reach + 1, 1, reach, count_include_pad=False)[0]
-
-    is_eye = image.amax(dim=0, keepdim=True) > 0.06
-    contrast = (4 * (image - mean(image)) + 0.5).clamp(0, 1)
-    return torch.where(mean(is_eye.to(image)) > 0.999, contrast, 0.5)
+    size = 2 * reach + 1
+    is_black = (image.amax(dim=0, keepdim=True) <= 0.06).to(image)
+    is_near_black = F.max_pool2d(is_black, size, 1, reach) > 0
+    rows = F.avg_pool2d(image, (1, size), 1, (0, reach), count_include_pad=False)
+    mean = F.avg_pool2d(rows, (size, 1), 1, (reach, 0), count_include_pad=False)
+    return (4 * (image - mean) + 0.5).clamp(0, 1).masked_fill(is_near_black, 0.5)
 
 
 def _from_base64(text: str) -> Image.Image:

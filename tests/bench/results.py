@@ -31,7 +31,6 @@ _PAPER = {
     "LABN": [(0.458, 0.198), (0.473, 0.178), (0.470, 0.178), (0.455, 0.181)],
 }
 """Table 2 of Iida 2022 on IDRiD: PID at m = 2, 4, 8, 16, mean and standard deviation."""
-_MATCHED = "PID m=16 matched"
 _MARK = "<!-- Below: written by python -m tests.bench.results -->"
 
 
@@ -46,6 +45,11 @@ class Study:
         """The comparison of its runs."""
         content: dict[str, Any] = json.loads((self.folder / "report" / "report.json").read_text())
         return content
+
+    @property
+    def pid(self) -> str:
+        """The name of PID at the largest m."""
+        return f"PID m={max(self.report['settings']['patch_sizes'])}"
 
     @cached_property
     def conditions(self) -> list[str]:
@@ -124,7 +128,7 @@ def _section(study: Study, out: Path) -> Iterator[str]:
 
 
 def _scores(study: Study) -> Table:
-    scores = [*(f"PID m={m}" for m in _SIZES), _MATCHED]
+    scores = [*(f"PID m={m}" for m in _SIZES), f"{study.pid} matched"]
     rows = [
         (condition, method, *(study.estimate("scores", condition, method, one) for one in scores))
         for condition in study.conditions
@@ -180,7 +184,7 @@ def _tests(study: Study) -> Table:
     rows = []
     for condition in study.conditions:
         for method in study.methods(condition):
-            if not (row := study.test(_MATCHED, condition, method)):
+            if not (row := study.test(f"{study.pid} matched", condition, method)):
                 continue
             interval = " to ".join(f"{end:+.3f}" for end in row["ends"])
             rows.append(
@@ -195,8 +199,8 @@ def _tests(study: Study) -> Table:
     return Table(
         columns=tuple(map(Column, ("Against", "Difference", "95% interval", "Holm's p", "images"))),
         rows=tuple(rows),
-        caption=f"{_MATCHED} of {study.report['reference']} ({study.conditions[0]}) minus that of"
-        " another: bootstrap interval and paired permutation test over images, corrected for all"
+        caption=f"{study.pid} matched of {study.report['reference']} ({study.conditions[0]}) minus"
+        " that of another: bootstrap interval and paired permutation test over images, corrected for all"
         " tests of the study.",
     )
 
@@ -206,7 +210,7 @@ def _aims(study: Study) -> Iterator[str]:
     first, method = study.conditions[0], study.report["reference"]
     area = study.estimate("certainty", first, "", "attended_area")
     at_least = {
-        "PID m=16": (study.estimate("scores", first, method, "PID m=16"), 0.30),
+        study.pid: (study.estimate("scores", first, method, study.pid), 0.30),
         "AUROC": (study.estimate("classification", first, "", "auroc"), 0.85),
     }
     yield f"\nWhat holds for {method} ({first}):\n"
@@ -218,7 +222,7 @@ def _aims(study: Study) -> Iterator[str]:
         verdict = "reached" if area.mean < 0.25 else "not reached"
         yield f"- The attended area is {area}; the aim of less than 0.25 is {verdict}."
     for other in study.methods(first):
-        if row := study.test(_MATCHED, first, other):
+        if row := study.test(f"{study.pid} matched", first, other):
             is_above = row["difference"] > 0 and row["permutation_p_holm"] < 0.05
             verdict = "above" if is_above else "not above, beyond chance,"
             yield f"- At matched confidence it is {verdict} {other}: {row['difference']:+.3f}."
@@ -249,9 +253,9 @@ def _trainings(study: Study) -> Table:
     return Table(
         columns=tuple(map(Column, names)),
         rows=tuple(rows),
-        caption="The trainings: scores of the best epoch, which was chosen on the images that are"
-        " scored, and PID of the last one, which was not; of each network's file the first digits"
-        " of its SHA-256.",
+        caption="The trainings: validation scores of the best epoch, which was chosen by"
+        " validation, and the PID of the last epoch, which was not; of each network's file the"
+        " first digits of its SHA-256.",
     )
 
 

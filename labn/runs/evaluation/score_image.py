@@ -195,7 +195,9 @@ def baseline_image(
     if baseline == "zero":
         return torch.zeros_like(image)
     if baseline == "black":
-        colour = -(statistics.mean / statistics.std).to(image)
+        # Black has no local contrast, which is 1/2.
+        black = 0 if statistics.contrast_window is None else 0.5
+        colour = ((black - statistics.mean) / statistics.std).to(image)
         return colour[:, None, None].expand_as(image)
     sigma = _BLUR_SIGMA_SHARE * min(image.shape[1:])
     blurred = gaussian_filter(

@@ -111,6 +111,8 @@ WRONG_VALUES = [
         'must be one of idrid, magnetograms, folder, synthetic. Did you mean "id',
     ),
     ("data.image_size", "8", "must be greater than or equal to 16"),
+    ("data.local_contrast", "0", "must be greater than 0"),
+    ("data.local_contrast", "0.5", "must be less than or equal to 0.25"),
     ("data.validation_fraction", "1", "must be less than 1"),
     ("loss.class_weights", "2", "must be a list, such as [1, 2]"),
     ("loss.class_weights", "[1, 0]", "must be greater than 0"),
@@ -260,6 +262,12 @@ def test_a_missing_key_is_named(tmp_path, text, expected):
 def test_the_number_of_further_problems_is_reported(tmp_path):
     path = write(tmp_path, SMALLEST + "train:\n  epochs: 0\n  seed: -1\nloss:\n  theta_b: 3\n")
     assert message_for(path).endswith(" (and 2 more)")
+
+
+def test_magnetograms_have_no_local_contrast(tmp_path):
+    path = write(tmp_path, SMALLEST.replace("synthetic", "magnetograms"))
+    message = message_for(path, "data.root=.", "data.local_contrast=0.06")
+    assert "data.local_contrast = 0.06: takes dark for what is not an image" in message
 
 
 @pytest.mark.parametrize("name", ["idrid", "magnetograms", "folder"])

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from labn.data.contrast import local_contrast
+from labn.tracking import labn_served
 
 # The same float64 sums in another order.
 ROUNDING = 1e-12
 
 
-@pytest.mark.parametrize(("window", "reach"), [(0.3, 2), (0.5, 3), (0.01, 1)])
+@pytest.mark.parametrize(("window", "reach"), [(0.25, 2), (0.5, 3), (0.01, 1)])
 def test_local_contrast_is_four_times_the_difference_from_the_local_mean(window, reach):
     images = 0.1 + 0.9 * torch.rand(2, 3, 12, 17, dtype=torch.float64)
     expected = torch.empty_like(images)
@@ -41,3 +42,18 @@ def test_there_is_no_contrast_at_the_edge_of_the_eye():
     assert found[0, 1, 8, 12] > 0.9
     found[..., 6:11, 10:15] = 0.5  # where the window holds that pixel
     torch.testing.assert_close(found, torch.full_like(found, 0.5))
+
+
+def test_one_black_pixel_takes_the_contrast_of_its_window():
+    images = torch.full((1, 1, 64, 64), 0.5)
+    images[..., 32, 32] = 0
+    assert (local_contrast(images, 0.9) == 0.5).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 40), (3, 33, 17)])
+@pytest.mark.parametrize("window", [0.01, 0.06, 0.25])
+def test_a_served_network_sees_the_same_contrast(shape, window):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    image[:, :4] = 0
+    found = labn_served._local_contrast(image, window)
+    torch.testing.assert_close(found, local_contrast(image[None], window)[0])

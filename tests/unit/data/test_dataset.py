@@ -121,6 +121,16 @@ def test_statistics_of_local_contrast_are_those_of_the_contrast_alone():
     )
 
 
+@pytest.mark.parametrize("value", [9, 75, 240])
+def test_a_channel_without_local_contrast_is_refused(value):
+    images = np.random.default_rng(0).integers(20, 256, (4, 16, 16, 3), np.uint8)
+    images[..., 2] = value
+    with pytest.raises(
+        UserError, match=r"local_contrast = 0.2: channel 2 of the 4 training images has"
+    ):
+        measure_statistics(subset_of(images), 0.2)
+
+
 def test_a_deviation_far_below_the_mean_keeps_its_digits():
     images = np.full((2000, 16, 16, 1), 255, np.uint8)
     images[7, 3, 3, 0] = 254
