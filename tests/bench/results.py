@@ -200,8 +200,8 @@ def _tests(study: Study) -> Table:
         columns=tuple(map(Column, ("Against", "Difference", "95% interval", "Holm's p", "images"))),
         rows=tuple(rows),
         caption=f"{study.pid} matched of {study.report['reference']} ({study.conditions[0]}) minus"
-        " that of another: bootstrap interval and paired permutation test over images, corrected for all"
-        " tests of the study.",
+        " that of another: bootstrap interval and paired permutation test over images, corrected"
+        " for all tests of the study.",
     )
 
 
