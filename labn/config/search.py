@@ -84,7 +84,7 @@ class SamplerConfig(Section):
     """The sampler of parameters."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
-    """Optuna's sampler. gp learns from finished trials alone: give it `pruning: null`."""
+    """Optuna's sampler. gp learns from finished trials alone, and needs `pruning=null`."""
     seed: Whole = 0
     """Seed of the draws."""
     startup_trials: Count = 8
@@ -138,8 +138,8 @@ class SearchConfig(ManyRuns):
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     """The domains to search, by dotted key."""
     first: Annotated[list[dict[str, Any]] | None, BeforeValidator(_after_the_bases_own)] = None
-    """Parameters tried first; those left out are the base's. None: the base's own. `{study: FOLDER,
-    best: 5}`: the base's own, then the best of another search of the same keys."""
+    """Parameters tried first; those left out are the base's. None stands for the base's own, and
+    `{study: FOLDER, best: 5}` for these and the best of another search of the same keys."""
     trials: Count = 24
     """The budget; a higher one resumes a finished search."""
     objective: ObjectiveConfig = ObjectiveConfig()

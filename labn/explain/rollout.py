@@ -24,10 +24,10 @@ class LambdaRollout:
     """The positions from which the last map's come, followed down through all lambda layers.
 
     A layer's output is linear in its values: y_n = sum_m S_nm v_m with S_nm = q_n (k_m + w_(m-n)).
-    A is |S|, averaged over heads, with rows that sum to 1. As in attention rollout, half of a
-    bottleneck's output is taken to come by its lambda layer, half by its shortcut; a stride's
-    pooling is followed too, and so is the network's mask alpha'. The other layers mix positions
-    only locally, and are left out. It is the same for every class.
+    A is the magnitude of S, averaged over heads, with rows that sum to 1. As in attention rollout,
+    half of a bottleneck's output is taken to come by its lambda layer, half by its shortcut; a
+    stride's pooling is followed too, and so is the network's mask alpha'. The other layers mix
+    positions only locally, and are left out. It is the same for every class.
     """
 
     name = "lambda rollout"

@@ -64,9 +64,9 @@ def field_distance(
 
     The mean distance, weighted by the map, to the nearest pixel of at least 150 gauss, the strong
     field of active regions in Schrijver 2007; divided by that of an even map of the whole image.
-    0 is a map on strong field alone, 1 chance; lower is better. ``strength`` is |B| in gauss, NaN
-    where it is unknown, as off the disk, which counts as weak. NaN where a map is zero, or no pixel
-    or every one is strong.
+    0 is a map on strong field alone, 1 chance; lower is better. ``strength`` is the field in gauss,
+    without its sign, NaN where it is unknown, as off the disk, which counts as weak. NaN where a
+    map is zero, or no pixel or every one is strong.
     """
     is_strong = strength >= STRONG_FIELD
     totals = maps.sum(axis=(1, 2))

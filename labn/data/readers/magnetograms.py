@@ -128,11 +128,11 @@ def read_magnetogram(path: Path) -> NDArray[np.uint8]:
 
 
 def field_strength(pixels: UInt8[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
-    """Return |B| in gauss of a decoded image, which may have been resized; NaN off the disk.
+    """Return the field in gauss, without its sign, of a decoded image; NaN off the disk.
 
-    It is right to 2 gauss, and at most 500. The value 0 stands for what is unknown and for fields
-    below -496 gauss: it is unknown where such pixels reach the image's border, and for two pixels
-    around these, into which resizing mixes the limb.
+    The image may have been resized. The field is right to 2 gauss, and at most 500. The value 0
+    stands for what is unknown and for fields below -496 gauss: it is unknown where such pixels
+    reach the image's border, and for two pixels around these, into which resizing mixes the limb.
     """
     labels, _ = label(pixels == 0)
     border = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
