@@ -197,7 +197,8 @@ def test_lost_nodes_are_no_failures_of_a_trial(tmp_path, start_cluster, monkeypa
         if lost < times or sum(node["Alive"] for node in ray.nodes()) > 2:
             return False
         started = tmp_path / "nodes"
-        return started.exists() and started.read_text().split()[-1] == nodes[-1].node_id
+        # The file is empty for a moment before its first line is in it.
+        return started.exists() and started.read_text().split()[-1:] == [nodes[-1].node_id]
 
     scenes = Scenes(
         *[(lambda _, n=n: has_started(n), replace_node) for n in range(3)],
