@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -70,8 +71,16 @@ def data_check(
     if not path.exists():
         raise UserError(f"{path}: no such folder or configuration file")
     if path.is_dir() and not (path / "config.yaml").is_file():
+        if overrides:
+            raise UserError(
+                f"{overrides[0]}: a folder is checked with the default settings; give a"
+                f" configuration, as in `labn data check configs/demo.yaml data.root={path}"
+                f" {shlex.join(overrides)}`"
+            )
         layout = name or detect_layout(path)
         settings = DataConfig.model_validate({"name": layout, "root": path})
+    elif name is not None:
+        raise UserError(f"--name {name}: is for folders; of a configuration, set data.name={name}")
     else:
         settings = resolve_config(path, overrides).data
     reader = build_reader(settings)

@@ -343,6 +343,13 @@ def old_layout(run):
     edit_json(run / "evaluation" / "test" / "metrics.json", lambda content: content.pop("settings"))
 
 
+def no_accuracy(run):
+    edit_json(
+        run / "evaluation" / "test" / "metrics.json",
+        lambda content: content["metrics"].pop("test_accuracy"),
+    )
+
+
 def same_seed(run):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("seed: 1", "seed: 0"))
@@ -365,7 +372,8 @@ def same_seed(run):
         (other_training_images, ["other data than", "data.csv differ"]),
         (not_finite, ["scores.parquet: cannot be read", "not finite", "labn evaluate"]),
         (damaged, ["scores.parquet: cannot be read", "labn evaluate"]),
-        (old_layout, ["metrics.json: lacks the settings of its scores", "labn evaluate"]),
+        (old_layout, ["metrics.json: lacks its scores, or their settings", "labn evaluate"]),
+        (no_accuracy, ["metrics.json: lacks its scores, or their settings", "labn evaluate"]),
         (same_seed, ["the same training as", "train.seed = 0"]),
     ],
 )
@@ -378,6 +386,19 @@ def test_runs_that_cannot_be_compared_are_named_with_the_reason(
 
     assert_mistake(done, str(seeds[1]), *(part.replace("RUN", str(seeds[1])) for part in parts))
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["mine", "test-of-old", "validation-of-old"])
+def test_an_evaluation_is_read_also_after_its_folder_was_renamed(labn, seeds, name):
+    as_named = json.loads(labn("report", seeds[0], "--json").stdout)
+    renamed = (seeds[0] / "evaluation/test").rename(seeds[0] / "evaluation" / name)
+
+    done = labn("report", renamed, "--json")
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for key in ("split", "scores", "classification"):
+        assert found[key] == as_named[key]
 
 
 def test_a_run_that_is_given_twice_is_refused(labn, seeds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,7 +20,6 @@ from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
 from labn.runs.comparison.differences import label_conditions
-from labn.runs.evaluation.options import prefix_of
 from labn.runs.evaluation.outputs import MAP_METRICS
 from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
@@ -28,6 +28,7 @@ Content = TypeVar("Content")
 
 _LOCALISATION = ("pointing_hit", "pointing_chance", "energy_inside", "area_share", "auroc")
 _LONGEST_REASON = 160
+_ACCURACY = "_accuracy"
 _SCORE_COLUMNS = ("name", "method", "score", "baseline", "value", "num_points")
 
 # Settings that do not change the trained network, and the seed, over which runs are averaged.
@@ -107,9 +108,16 @@ def split_place(path: Path) -> tuple[Path, str | None]:
 def scored_subset(paths: Sequence[Path], subset: SubsetName) -> SubsetName:
     """Return the subset of the first path that is an evaluation's folder, else the given one."""
     known: tuple[SubsetName, ...] = get_args(SubsetName)
-    places = [place for path in paths if (place := split_place(path)[1])]
-    named = (name for place in places for name in known if place.partition("-")[0] == name)
-    return next(named, subset)
+    for path in paths:
+        if (place := split_place(path)[1]) is None:
+            continue
+        name = place.partition("-")[0]
+        with suppress(OSError, ValueError, LookupError):  # read_runs says what is wrong with it
+            # The folder may have been renamed.
+            name = json.loads((path / "metrics.json").read_text())["settings"]["split"]
+        if name in known:
+            return known[known.index(name)]
+    return subset
 
 
 def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
@@ -150,8 +158,12 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
             f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}{given}"
         )
     description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), fix)
-    if not {"settings", "metrics"} <= description.keys():
-        raise UserError(f"{scored / 'metrics.json'}: lacks the settings of its scores; {fix} again")
+    if not {"settings", "metrics"} <= description.keys() or not any(
+        name.endswith(_ACCURACY) for name in description["metrics"]
+    ):
+        raise UserError(
+            f"{scored / 'metrics.json'}: lacks its scores, or their settings; {fix} again"
+        )
     scores = _read(scored / "scores.parquet", _read_scores, fix)
     localisation = None
     if (scored / "localisation.parquet").is_file():
@@ -177,7 +189,7 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
         fold=config.data.fold if config.data.folds else None,
         settings=condition_settings(config),
         terms=_terms(description["settings"], scores, localisation),
-        prefix=prefix_of(scored.name),
+        prefix=_prefix_of(description["metrics"]),
         metrics=description["metrics"],
         # Scored by consent, an image may be in no manifest.
         images=images.merge(manifest[["name", "sha256"]], on="name", how="left").fillna(""),
@@ -187,6 +199,11 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
         lambda_layer=layer,
         map_metrics=map_metrics,
     )
+
+
+def _prefix_of(metrics: dict[str, float]) -> str:
+    """Return what an evaluation's metrics begin with; its folder may have been renamed."""
+    return next(name for name in metrics if name.endswith(_ACCURACY)).removesuffix(_ACCURACY)
 
 
 def read_config(folder: RunFolder) -> Config:
