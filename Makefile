@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Two at a time; tests that must not run together are in one group (tests/conftest.py).
-PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
+# Two at a time; tests that must not run together are in one group (tests/conftest.py). A test that
+# ends its process fails once: in a new process it would be run again, eight times.
+PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help demo seeds test test-slow test-all check lint unit bench gpu docs ui clean
 
