@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 
 from labn.report.tables import Column, Estimate, Table, as_markdown
+from labn.runs.comparison.read_runs import split_place
 
 Row = dict[str, Any]
 
@@ -242,14 +243,15 @@ def _trainings(study: Study) -> Table:
     )
     rows = []
     for run in study.report["runs"]:
-        folder = study.folder / run["name"]
+        folder, _ = split_place(study.folder / run["name"])
         history = pd.read_csv(folder / "history.csv").set_index("epoch")
         train = yaml.safe_load((folder / "config.yaml").read_text())["train"]
         best = json.loads((folder / "summary.json").read_text())["best_epoch"]
         scores = [_shown(history, *one) for one in (("val_pid", best), ("val_auroc", best))]
         last = _shown(history, "val_pid", history.index[-1])
         digest = _digest(study.folder, folder / "checkpoints" / "best.pt")
-        rows.append((run["name"], train["precision"], best, *scores, len(history), last, digest))
+        name = str(folder.relative_to(study.folder))
+        rows.append((name, train["precision"], best, *scores, len(history), last, digest))
     return Table(
         columns=tuple(map(Column, names)),
         rows=tuple(rows),
@@ -275,7 +277,8 @@ def _digest(study: Path, file: Path) -> str:
 
 def _pictures(study: Study, out: Path) -> Iterator[str]:
     """Copy the pictures, with the failures of the first run by kind, and yield their lines."""
-    first = study.folder / study.report["runs"][0]["name"] / "evaluation" / study.report["split"]
+    run, _ = split_place(study.folder / study.report["runs"][0]["name"])
+    first = run / "evaluation" / study.report["split"]
     failures = sorted(first.glob("failures-*.png"))
     pictures = [study.folder / "report" / f"{name}.png" for name in ("scores", "report", "maps")]
     for picture in filter(Path.is_file, pictures + failures):
