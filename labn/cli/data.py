@@ -71,13 +71,13 @@ def data_check(
     if not path.exists():
         raise UserError(f"{path}: no such folder or configuration file")
     if path.is_dir() and not (path / "config.yaml").is_file():
+        layout = name or detect_layout(path)
         if overrides:
+            given = shlex.join([f"data.name={layout}", f"data.root={path}", *overrides])
             raise UserError(
                 f"{overrides[0]}: a folder is checked with the default settings; give a"
-                f" configuration, as in `labn data check configs/demo.yaml data.root={path}"
-                f" {shlex.join(overrides)}`"
+                f" configuration, as in `labn data check configs/demo.yaml {given}`"
             )
-        layout = name or detect_layout(path)
         settings = DataConfig.model_validate({"name": layout, "root": path})
     elif name is not None:
         raise UserError(f"--name {name}: is for folders; of a configuration, set data.name={name}")

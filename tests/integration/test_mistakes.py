@@ -73,8 +73,11 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
         (("evaluate", "FOLDER"), ["not a run (it has no config.yaml)"]),
         (("data", "check", "FOLDER"), ["expected one of", "tree of at least two class folders"]),
         (
-            ("data", "check", "FOLDER", "data.group_by=folder"),
-            ["data.group_by=folder: a folder is checked with the default settings", "data.root="],
+            ("data", "check", "FOLDER", "data.group_by=folder", "--name", "folder"),
+            [
+                "data.group_by=folder: a folder is checked with the default settings",
+                "labn data check configs/demo.yaml data.name=folder data.root=",
+            ],
         ),
         (
             ("data", "check", "CONFIG", "--name", "folder"),

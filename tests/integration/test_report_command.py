@@ -343,6 +343,10 @@ def old_layout(run):
     edit_json(run / "evaluation" / "test" / "metrics.json", lambda content: content.pop("settings"))
 
 
+def no_description(run):
+    (run / "evaluation" / "test" / "metrics.json").write_text("[1]")
+
+
 def no_accuracy(run):
     edit_json(
         run / "evaluation" / "test" / "metrics.json",
@@ -373,6 +377,7 @@ def same_seed(run):
         (not_finite, ["scores.parquet: cannot be read", "not finite", "labn evaluate"]),
         (damaged, ["scores.parquet: cannot be read", "labn evaluate"]),
         (old_layout, ["metrics.json: lacks its scores, or their settings", "labn evaluate"]),
+        (no_description, ["metrics.json: lacks its scores, or their settings", "labn evaluate"]),
         (no_accuracy, ["metrics.json: lacks its scores, or their settings", "labn evaluate"]),
         (same_seed, ["the same training as", "train.seed = 0"]),
     ],

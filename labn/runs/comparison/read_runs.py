@@ -112,9 +112,10 @@ def scored_subset(paths: Sequence[Path], subset: SubsetName) -> SubsetName:
         if (place := split_place(path)[1]) is None:
             continue
         name = place.partition("-")[0]
-        with suppress(OSError, ValueError, LookupError):  # read_runs says what is wrong with it
-            # The folder may have been renamed.
-            name = json.loads((path / "metrics.json").read_text())["settings"]["split"]
+        # The folder may have been renamed. What is wrong with the file, read_runs says.
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            file = path.expanduser() / "metrics.json"
+            name = json.loads(file.read_text())["settings"]["split"]
         if name in known:
             return known[known.index(name)]
     return subset
@@ -158,7 +159,7 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
             f"{path}: the {subset} subset is not scored (no {scored}/scores.parquet); {fix}{given}"
         )
     description = _read(scored / "metrics.json", lambda file: json.loads(file.read_text()), fix)
-    if not {"settings", "metrics"} <= description.keys() or not any(
+    if not {"settings", "metrics"} <= set(description) or not any(
         name.endswith(_ACCURACY) for name in description["metrics"]
     ):
         raise UserError(
