@@ -44,7 +44,8 @@ def data_check(
     path: Annotated[
         Path,
         typer.Argument(
-            help="The folder of a data set, a configuration file, or a run.", show_default=False
+            help="A data set's folder, or a configuration: a file, a shipped one's name, or a run.",
+            show_default=False,
         ),
     ],
     overrides: Overrides = None,
@@ -64,19 +65,23 @@ def data_check(
         labn data check configs/idrid.yaml data.root=~/idrid --json
     """
     from labn.config import DataConfig
+    from labn.config.shipped import CONFIGS, shipped_names
     from labn.data.audit import audit
     from labn.data.readers.open_reader import detect_layout
     from labn.runs.build import build_reader
 
-    if not path.exists():
-        raise UserError(f"{path}: no such folder or configuration file")
+    if not path.exists() and str(path) not in (known := shipped_names(CONFIGS)):
+        raise UserError(
+            f"{path}: no such folder or configuration file, nor a shipped one's name"
+            f" ({', '.join(known)})"
+        )
     if path.is_dir() and not (path / "config.yaml").is_file():
         layout = name or detect_layout(path)
         if overrides:
             given = shlex.join([f"data.name={layout}", f"data.root={path}", *overrides])
             raise UserError(
                 f"{overrides[0]}: a folder is checked with the default settings; give a"
-                f" configuration, as in `labn data check configs/demo.yaml {given}`"
+                f" configuration, as in `labn data check demo {given}`"
             )
         settings = DataConfig.model_validate({"name": layout, "root": path})
     elif name is not None:

@@ -76,7 +76,7 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
             ("data", "check", "FOLDER", "data.group_by=folder", "--name", "folder"),
             [
                 "data.group_by=folder: a folder is checked with the default settings",
-                "labn data check configs/demo.yaml data.name=folder data.root=",
+                "labn data check demo data.name=folder data.root=",
             ],
         ),
         (
@@ -85,7 +85,10 @@ def test_a_wrong_setting_is_named_with_its_file_its_value_and_its_rule(
         ),
         (
             ("data", "check", "no-such-folder"),
-            ["no-such-folder: no such folder or configuration file"],
+            [
+                "no-such-folder: no such folder or configuration file, nor a shipped one's name",
+                "demo",
+            ],
         ),
         (("data", "synth", "FOLDER"), ["must be a new or an empty folder"]),
         (("train", "CONFIG", "train.device=nonsense"), ["train.device = nonsense", "use auto"]),

@@ -158,6 +158,13 @@ def test_the_check_takes_the_layouts_name_but_only_a_known_one(labn, tree):
         assert f"'{name}'" in done.stderr
 
 
+def test_a_shipped_configuration_can_be_checked(labn, tree):
+    done = labn("data", "check", "demo", "data.name=folder", f"data.root={tree}", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(labn("data", "check", tree, "--json").stdout)
+
+
 def test_the_doctor_finds_this_machine_fit(labn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
