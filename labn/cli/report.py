@@ -29,8 +29,12 @@ def report(
         ),
     ] = None,
     reference: Annotated[
-        str, typer.Option(help="The method that all others are tested against.")
-    ] = "LABN",
+        str | None,
+        typer.Option(
+            help="The method that all others are tested against.",
+            show_default="LABN, else the first",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Report on runs that `labn evaluate` scored: one, some seeds, or several conditions.

@@ -65,8 +65,8 @@ class StudyConfig(ManyRuns):
     seeds: Annotated[list[Whole], Field(min_length=1)]
     """Each condition is trained once with each seed."""
     each_fold: bool = False
-    """Whether each condition is trained on each of `data.folds`, too; scores on the validation
-    subset are then over the images of all folds."""
+    """Whether each condition is trained on each of `data.folds`, too; scores of maps on the
+    validation subset are then over the images of all folds."""
     evaluate: EvaluateConfig = EvaluateConfig()
     each_run: EachRunConfig = EachRunConfig()
     register_min_auroc: Fraction = 0.6

@@ -41,6 +41,9 @@ _PATHS = (
 )  # fmt: skip
 
 
+NEEDED_PATHS = ("data.root", "model.pretrained")
+"""The keys whose paths a run reads before it has a network of its own."""
+
 _KINDS: dict[str, tuple[str, str, type[Section]]] = {
     "data": ("a run", "train", Config),
     "space": ("a search", "search", SearchConfig),
@@ -49,8 +52,12 @@ _KINDS: dict[str, tuple[str, str, type[Section]]] = {
 """The key that only the files of one command have."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), *, needs: Collection[str] = NEEDED_PATHS
+) -> Config:
     """Return the run of a YAML file with ``key=value`` overrides, validated as a whole.
+
+    ``needs`` are the keys whose paths must exist.
 
     Raises:
         UserError: names file, key, value, rule and fix, on one line.
@@ -69,7 +76,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         _keep_tracker_of_record(tree, path)
     _keep_earlier_values(tree)
     config = validate(Config, tree, sources)
-    check_paths(config, sources)
+    check_paths(config, sources, needs)
     return config
 
 
@@ -278,8 +285,8 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
     branch[leaf] = value
 
 
-def check_paths(config: Config, sources: Sources) -> None:
-    """Refuse paths that do not exist, before any work is done.
+def check_paths(config: Config, sources: Sources, needs: Collection[str] = NEEDED_PATHS) -> None:
+    """Refuse needed paths that do not exist, before any work is done.
 
     Raises:
         UserError: a path is missing.
@@ -288,7 +295,7 @@ def check_paths(config: Config, sources: Sources) -> None:
         ("data.root", config.data.root, "folder"),
         ("model.pretrained", config.model.pretrained, "file or run"),
     ):
-        if value is None or is_remote(value):
+        if value is None or is_remote(value) or key not in needs:
             continue
         place = Path(value).expanduser()
         is_run = (place / BEST_FILE).is_file()

@@ -352,12 +352,18 @@ class Config(Section):
             "lab" in self.train.freeze or self.model.branch == "none"
         ):
             raise ConfigProblem("train.freeze", list(self.train.freeze), "leaves nothing to train")
-        if self.model.branch == "none" and self.train.monitor == "val_pid":
-            raise ConfigProblem(
-                "train.monitor",
-                "val_pid",
-                "is the attention branch's, which model.branch = none leaves out",
-            )
+        if self.model.branch == "none":
+            for key, value, is_of_branch in (
+                ("train.monitor", "val_pid", self.train.monitor == "val_pid"),
+                ("train.freeze", list(self.train.freeze), "lab" in self.train.freeze),
+                ("model.residual_attention", True, self.model.residual_attention),
+            ):
+                if is_of_branch:
+                    raise ConfigProblem(
+                        key,
+                        value,
+                        "is the attention branch's, which model.branch = none leaves out",
+                    )
 
     def _check_folds(self) -> None:
         data = self.data

@@ -72,6 +72,7 @@ def audit(
         *_find_absence(balances),
         *_find_copies(images, near_duplicate_threshold),
         *_find_divided_groups(images, scan.records, groups),
+        *_find_ungrouped(scan.records, groups, group_by),
         *_find_converted(images, reader.num_channels),
         *_find_frames(images),
         *_find_blanks(images),
@@ -187,6 +188,25 @@ def _find_divided_groups(
     for group in members.values():
         if len({image.record.subset for image in group}) > 1:
             yield _group_finding("cross_partition_groups", group)
+
+
+def _find_ungrouped(
+    records: Sequence[Record], groups: Groups | None, group_by: str | None
+) -> Iterator[Finding]:
+    """Report the images without a group, each of which is one of its own."""
+    alone = [
+        record.name
+        for record, group in zip(records, groups or (), strict=False)
+        if record.name == group
+    ]
+    if alone:
+        yield Finding(
+            severity="warning",
+            kind="ungrouped",
+            names=tuple(alone),
+            detail=f"{len(alone)} of {len(records)} images, such as {alone[0]}, have none by"
+            f" data.group_by = {group_by}",
+        )
 
 
 def _group_finding(kind: str, group: Sequence[_Image]) -> Finding:

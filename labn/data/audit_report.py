@@ -41,6 +41,10 @@ MEANINGS = {
         "groups of images (data.group_by), such as one patient's, in different subsets",
         "training keeps them, since the data set names the subsets: scores may be too high",
     ),
+    "ungrouped": (
+        "images without a group (data.group_by)",
+        "training takes each for a group of its own: complete the table, or check its column",
+    ),
     "duplicates": (
         "identical images in one subset",
         "training keeps them, all in one subset",

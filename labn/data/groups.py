@@ -117,7 +117,14 @@ def _column(table: Path, name: str, records: Sequence[Record], source: str) -> l
             f"{source}: {table} must have the columns {_NAME_COLUMNS[0]} and {name} in its first"
             f" line, but has {', '.join(header.cells)}"
         )
-    values = {row.cell(images): row.cell(column) for row in rows}
+    values: dict[str, str] = {}
+    for row in rows:
+        image, value = row.cell(images), row.cell(column)
+        if value and values.setdefault(image, value) != value:
+            raise UserError(
+                f"{source}: {table}: {image} has {values[image]} in one row and {value} in another;"
+                " keep one"
+            )
     return [
         next((values[key] for key in _keys_of(record) if values.get(key)), None)
         for record in records

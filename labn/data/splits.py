@@ -255,10 +255,10 @@ class _Draw:
             drawn = self._images(pool, target, fraction)
             shown = ""
         else:
-            parts = Fraction(fraction).limit_denominator(_MAX_PARTS)
-            num_drawn, num_parts = max(1, parts.numerator), max(2, parts.denominator)
+            num_drawn, num_parts = _parts_of(fraction)
             number_of = self._parts(pool, num_parts, f"data.{target}_fraction = {fraction}")
             drawn = [position for position in pool if number_of[position] < num_drawn]
+            self._check_classes(pool, [drawn], f"data.{target}_fraction = {fraction}")
             shown = ", whole groups by data.group_by"
         for position in drawn:
             subsets[position] = target
@@ -271,7 +271,9 @@ class _Draw:
         """Move one of several folds of the training images to validation; return a note."""
         pool = [position for position, subset in enumerate(subsets) if subset == "train"]
         number_of = self._parts(pool, num_folds, f"data.folds = {num_folds}")
-        drawn = [position for position in pool if number_of[position] == fold]
+        folds = [[i for i in pool if number_of[i] == number] for number in range(num_folds)]
+        self._check_classes(pool, folds, f"data.folds = {num_folds}")
+        drawn = folds[fold]
         for position in drawn:
             subsets[position] = "validation"
         return (
@@ -293,6 +295,18 @@ class _Draw:
         )
         return list(drawn)
 
+    def _check_classes(self, pool: list[int], drawn: list[list[int]], setting: str) -> None:
+        """Refuse draws that have, or leave, no positives or no negatives, which the pool has."""
+        for kind, positions in (
+            ("positives", {i for i in pool if self.records[i].label > 0}),
+            ("negatives", {i for i in pool if self.records[i].label == 0}),
+        ):
+            if positions and not all(0 < len(positions & {*d}) < len(positions) for d in drawn):
+                raise UserError(
+                    f"{setting}: whole groups cannot be divided so that each subset has {kind};"
+                    " change it, data.split_seed or data.group_by"
+                )
+
     def _parts(self, pool: list[int], num_parts: int, setting: str) -> dict[int, int]:
         """Divide images by groups into parts of like size and grades; return each one's part."""
         names = [self.records[i].name if self.groups is None else self.groups[i] for i in pool]
@@ -306,6 +320,15 @@ class _Draw:
         splitter = StratifiedGroupKFold(num_parts, shuffle=True, random_state=self.seed % 2**32)
         parts = splitter.split(np.zeros(len(pool)), strata, numbers)
         return {pool[i]: number for number, (_, part) in enumerate(parts) for i in part}
+
+
+def _parts_of(fraction: float) -> tuple[int, int]:
+    """Return how many parts to draw, of how many, for about this share of the images."""
+    parts = Fraction(fraction).limit_denominator(_MAX_PARTS)
+    if not 0 < parts < 1:  # nearer to none, or to all, than a part is
+        small = Fraction(1, round(1 / min(fraction, 1 - fraction)))
+        parts = small if fraction < 0.5 else 1 - small
+    return parts.numerator, parts.denominator
 
 
 def _strata(records: Sequence[Record], num_parts: int, setting: str) -> list[int]:

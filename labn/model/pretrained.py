@@ -115,6 +115,12 @@ def load_pretrained(model: LABN, path: Path, *, at_least: float = 0.0) -> Pretra
             " name and shape; use a checkpoint of this project, of a torchvision ResNet, or of a"
             " released LABN cut at the same split"
         )
+    for name in matched:
+        if not checkpoint[names[name]].isfinite().all():
+            raise UserError(
+                f"model.pretrained = {path}: its tensor {names[name]} has values that are not"
+                " finite; give another checkpoint"
+            )
     used = {names[name] for name in present}
     report = PretrainedReport(
         matched=tuple(matched),

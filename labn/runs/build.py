@@ -119,6 +119,28 @@ def require_subset(dataset: Dataset, name: SubsetName) -> Subset:
     return subset
 
 
+def require_monitored(dataset: Dataset, settings: TrainConfig) -> None:
+    """Check that the validation subset has what decides which epoch is the best.
+
+    Raises:
+        UserError: it has no positives, or no negatives.
+    """
+    labels = require_subset(dataset, "validation").labels
+    monitor, floor = settings.monitor, settings.min_auroc
+    for key, value, kinds in (
+        ("train.monitor", monitor, {"val_pid": 1, "val_auroc": 2}.get(monitor, 0)),
+        ("train.min_auroc", floor, 2 if floor > 0 else 0),
+    ):
+        for kind, are_there in list({"positive": labels > 0, "negative": labels == 0}.items())[
+            :kinds
+        ]:
+            if not are_there.any():
+                raise UserError(
+                    f"{key} = {value}: cannot be measured, as the validation subset"
+                    f" ({len(labels)} images) has no {kind}; change its images or {key}"
+                )
+
+
 def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *, seed: int) -> LABN:
     """Build an untrained network whose weights are drawn from a seed."""
     torch.manual_seed(seed)

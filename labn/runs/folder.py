@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from labn.config import Config, DataConfig, dump_config, flatten, load_config
+from labn.config.reading import NEEDED_PATHS
 from labn.config.run import BEST_FILE, EARLIER_VALUES, TRACKER_FILE
 from labn.data.manifest import SubsetTable, listing
 from labn.errors import UserError
@@ -106,7 +107,8 @@ class RunFolder:
         if not self.config_file.exists():
             self._check_vacant()
             return
-        if changed := differences(self.load_config().model_dump(mode="json"), config):
+        before = self.load_config(needs=())
+        if changed := differences(before.model_dump(mode="json"), config):
             fix = "give another output_dir, or delete that folder"
             if changed.startswith("train.epochs is ") and ";" not in changed:
                 fix = (
@@ -173,8 +175,10 @@ class RunFolder:
             manifest = pd.concat([before, new.astype(str)])
         write_atomically(self.manifest_file, manifest.to_csv(index=False))
 
-    def load_config(self, overrides: list[str] | None = None) -> Config:
-        """Read the run's configuration.
+    def load_config(
+        self, overrides: list[str] | None = None, needs: Collection[str] = NEEDED_PATHS
+    ) -> Config:
+        """Read the run's configuration; the paths of the keys in ``needs`` must exist.
 
         Raises:
             UserError: the folder holds no run.
@@ -183,7 +187,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: not a run (it has no config.yaml); give the output_dir of a training"
             )
-        return load_config(self.config_file, overrides or ())
+        return load_config(self.config_file, overrides or (), needs=needs)
 
     def load_best(self) -> ModelCheckpoint:
         """Load the checkpoint of the best epoch.

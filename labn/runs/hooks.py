@@ -26,6 +26,7 @@ from labn.runs.build import (
     evaluation_batches,
     faithfulness,
     place_network,
+    require_monitored,
     require_subset,
     training_batches,
 )
@@ -52,6 +53,7 @@ from labn.training.device import release_freed_memory
 from labn.training.evaluate import evaluate
 from labn.training.loop import Metrics, Trainer
 from labn.training.losses import Objective
+from labn.training.monitor import missed_floors
 from labn.training.optim import build_average, build_optimizer, build_schedule
 from labn.training.precision import autocast
 from labn.training.process_group import Group
@@ -97,6 +99,7 @@ class TrainingHooks:
         self.config, self.folder, self.device, self.dataset = config, folder, device, dataset
         self.reporter, self.should_stop, self.should_save = reporter, should_stop, should_save
         self.validation: Subset = require_subset(dataset, "validation")
+        require_monitored(dataset, config.train)
         self.has_branch = config.model.branch == "attention"
         self.objective: Objective = build_objective(
             config.loss, dataset.statistics, self.device, has_branch=self.has_branch
@@ -232,6 +235,8 @@ class TrainingHooks:
                 trained, dataset, "validation", options, place, reporter, draws_maps=False
             ).complete()
         history, reason = self.trainer.progress.history, _REASONS[config.train.monitor]
+        if missed := missed_floors(history[best_epoch - 1], config.train):
+            logger.warning("no epoch reached %s; the best is the one that came closest", missed)
         random_pid = scores.metrics.get("val_pid_random")
         picture = history_figure(history, best_epoch, reason, random_pid)
         save_figure(picture, folder.history_picture)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from labn.config import Config, TrainConfig
 from labn.data.dataset import Dataset
 from labn.model.network import LABN
-from labn.runs.build import build_initial_network, load_dataset, training_batches
+from labn.runs.build import (
+    build_initial_network,
+    load_dataset,
+    require_monitored,
+    training_batches,
+)
 from labn.runs.folder import RunFolder
 from labn.runs.reporter import Reporter
 from labn.training.device import choose_device
@@ -45,6 +50,7 @@ def plan_run(config: Config, reporter: Reporter) -> Plan:
     device = choose_device(config.train)
     known = RunFolder(config.output_dir).known_subsets(config.data)
     dataset = load_dataset(config.data, config.loss, reporter, known)
+    require_monitored(dataset, config.train)
     model = build_initial_network(config.model, dataset, reporter, seed=config.train.seed)
     batches = training_batches(dataset, config.data, config.train, torch.device("cpu"))
     bias_image = dataset.statistics.bias_image

@@ -54,7 +54,7 @@ class TrainedRun:
                 settings describe another network.
         """
         folder = RunFolder(path)
-        config = folder.load_config(list(overrides))
+        config = folder.load_config(list(overrides), needs=["data.root"])
         return cls.restore(folder, config, choose_device(config.train))
 
     @classmethod

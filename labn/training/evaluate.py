@@ -33,7 +33,7 @@ class Evaluation:
     network's attention for the positives, in that order, None if there are none or PID was not
     requested; ``centre`` those of a centred Gaussian, the same for every image, on the same network
     and images. ``mask`` are the metrics of L_KL's mask; ``attended`` is the share of each image in
-    which the attention exceeds theta_alpha.
+    which the attention exceeds theta_alpha, None without attention.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Evaluation:
     pid: PatchInsertionDeletion | None
     bias_probabilities: Float[Tensor, " classes"]
     mask: dict[str, float]
-    attended: Float[Tensor, " n"]
+    attended: Float[Tensor, " n"] | None
     centre: PatchInsertionDeletion | None = None
 
     @property
@@ -76,7 +76,8 @@ class Evaluation:
         }
         if positives := self.labels.nonzero()[:, 0].tolist():
             metrics |= self.certainty(positives)
-            metrics["attended_area"] = self.attended[positives].mean().item()
+            if self.attended is not None:
+                metrics["attended_area"] = self.attended[positives].mean().item()
         if self.pid is not None:
             metrics["pid"] = self.pid.pid.mean().item()
             if self.pid.matched is not None:
@@ -183,7 +184,7 @@ def evaluate(
         pid=_join(pids) if pids else None,
         bias_probabilities=bias_probabilities,
         mask=objective.mask_metrics(total),
-        attended=torch.cat(attended),
+        attended=torch.cat(attended) if model.has_branch else None,
         centre=_join(centres) if centres else None,
     )
 

@@ -18,10 +18,23 @@ def quality(metrics: Mapping[str, float], settings: TrainConfig) -> tuple[float,
     Raises:
         RunFailed: a metric that decides was not measured.
     """
-    floors = {"val_auroc": settings.min_auroc, "val_accuracy": settings.min_accuracy}
-    missed = [floor - _required(metrics, name) for name, floor in floors.items() if floor > 0]
+    missed = [floor - _required(metrics, name) for name, floor in _floors(settings).items()]
     value = _required(metrics, settings.monitor)
     return -max([0.0, *missed]), -value if settings.monitor == "val_loss" else value
+
+
+def missed_floors(metrics: Mapping[str, float], settings: TrainConfig) -> str:
+    """Return text on the floors that an epoch's metrics do not reach, "" if there are none."""
+    return ", ".join(
+        f"train.{name.replace('val_', 'min_')} = {floor:g} ({name} {metrics[name]:.3f})"
+        for name, floor in _floors(settings).items()
+        if metrics[name] < floor
+    )
+
+
+def _floors(settings: TrainConfig) -> dict[str, float]:
+    floors = {"val_auroc": settings.min_auroc, "val_accuracy": settings.min_accuracy}
+    return {name: floor for name, floor in floors.items() if floor > 0}
 
 
 def _required(metrics: Mapping[str, float], name: str) -> float:

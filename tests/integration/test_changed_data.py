@@ -211,3 +211,28 @@ def test_a_table_holds_folds(own, tmp_path):
     done = run_here("train", own / "config.yaml", f"data.split_file={table}",
                     f"output_dir={own / 'none'}")  # fmt: skip
     assert_mistake(done, "data.folds = null", str(table), "has 3 folds", "set data.folds=3")
+
+
+def test_the_table_of_a_run_with_folds_has_its_own_subsets(own, tmp_path):
+    table, run = tmp_path / "own.csv", own / "fold"
+    folds = ("data.folds=3", "data.fold=1", f"output_dir={run}")
+    assert run_here("train", own / "config.yaml", *folds).returncode == 0
+
+    done = run_here("data", "split", run, "--out", table)
+
+    assert done.returncode == 0, done.stderr
+    assert f"use it by data.split_file={table} data.folds=null" in done.stdout
+    rows = pd.read_csv(table)
+    assert dict(zip(rows["name"], rows["partition"], strict=True)) == subsets_of(run)
+
+
+def test_a_run_whose_data_moved_is_scored_and_resumed_where_they_are(own):
+    shutil.move(own / "data", own / "moved")
+
+    done = run_here("evaluate", own / "run", "--data", own / "moved", *QUICK)
+
+    assert done.returncode == 0, done.stderr
+    assert scored_by(own / "run", "test")
+    done = run_here("train", "--resume", own / "run", f"data.root={own / 'moved'}")
+    assert done.returncode == 0, done.stderr
+    assert_mistake(run_here("evaluate", own / "run", *QUICK), "data.root = ", "no such folder")

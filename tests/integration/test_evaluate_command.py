@@ -438,6 +438,15 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
     assert all((root / name).is_file() for name in names)
 
 
+def test_a_layer_that_is_named_and_chosen_is_one_method(trained, labn):
+    both = ("--methods", "lambda attention,lambda attention 0,random", "--patch-sizes", 8)
+    assert labn("evaluate", trained, *both).returncode == 0
+    assert set(scores_of(trained).groupby(["name", "method", "score"]).size()) == {1}
+    done = labn("report", trained, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reference"] == "lambda attention"
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -449,6 +458,9 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
         (("--num-masks", 0), ["--num-masks 0: must be at least 1"]),
         (("--max-images", 0), ["--max-images 0: must be at least 1"]),
         (("--tolerance", 0), ["--tolerance 0: must be between 0 and 1"]),
+        (("--points", 9, "--protocol", "released"), ["--points 9: --protocol released has points"]),
+        (("--points", 9, "--tolerance", 0.1), ["--points 9: --tolerance 0.1 has points"]),
+        (("data.folds=3",), ["data.folds = 3: a run is scored on its own subsets", "leave it out"]),
         (("--over-attended", 2), ["--over-attended 2", "over_attended <= 1"]),
         (("--data", "/no/such/place"), ["data.root = /no/such/place", "no such folder"]),
         (("data.image_size=16", "--patch-sizes", 4), ["data.image_size = 16", "32 pixels"]),

@@ -468,6 +468,8 @@ def test_a_network_without_an_attention_branch_is_explained_by_other_methods(
 ):
     config = load_config(write_config(tmp_path, model__branch="none", train__epochs=1))
     train_run(config, Reporter())
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert not [name for name in history.columns if "attended" in name]
     words = ("explain", tmp_path / "run", pictures, "--out", tmp_path / "out")
 
     assert_mistake(labn(*words), "has no attention branch", "--methods Grad-CAM")

@@ -212,6 +212,11 @@ def test_a_validation_subset_without_positives_trains_without_pid(labn, tmp_path
     assert "val_loss" in history.columns
     assert not [name for name in history.columns if "pid" in name or "auroc" in name]
     assert not (tmp_path / "run/evaluation/validation/curves.png").exists()
+    for given in ("train.monitor=val_pid", "train.monitor=val_auroc", "train.min_auroc=0.5"):
+        words = (folder_config(tmp_path, tree), given, f"output_dir={tmp_path / 'other'}")
+        for command in (("train", *words), ("train", *words, "--dry-run")):
+            key, value = given.split("=")
+            assert_mistake(labn(*command), f"{key} = {value}: cannot be measured", "no positive")
 
 
 def test_a_setting_that_was_refused_does_not_bind_the_folder(labn, tmp_path):

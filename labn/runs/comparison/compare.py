@@ -126,18 +126,21 @@ class Comparison:
 def compare_runs(
     runs: Sequence[ScoredRun],
     subset: SubsetName,
-    reference: str,
+    reference: str | None = None,
     conditions: Sequence[str] | None = None,
 ) -> Comparison:
     """Compare runs that were scored alike, grouped by all settings but the seed and the fold.
 
+    All methods are tested against ``reference``, by default LABN, or the first where none has it.
     ``conditions`` are the names of each run's group; the default is those of a study's folders, or
     the settings that differ.
 
     Raises:
         UserError: no method has the name ``reference``.
     """
-    methods = list(runs[0].scores["method"].unique())
+    methods = list(dict.fromkeys(name for run in runs for name in run.scores["method"].unique()))
+    if reference is None:
+        reference = "LABN" if "LABN" in methods else methods[0]
     if reference not in methods:
         raise UserError(
             f"--reference {reference}: must be one of {', '.join(methods)}."

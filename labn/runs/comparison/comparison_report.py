@@ -54,7 +54,7 @@ def report_runs(
     paths: Sequence[Path],
     subset: SubsetName,
     out: Path | None,
-    reference: str,
+    reference: str | None = None,
 ) -> RunReport:
     """Compare scored runs, and write ``report.html``, ``.md``, ``.tex``, ``.json`` and ``.png``.
 

@@ -228,8 +228,12 @@ def _classification_table(comparison: Comparison, conditions: Sequence[str]) -> 
             for condition in conditions
         ),
         caption=f"Classification of the {comparison.num_images} images of the"
-        f" {comparison.subset} subset: mean ± s.d. over seeds.",
+        f" {comparison.subset} subset: mean ± s.d. over seeds{_of_folds(comparison)}.",
     )
+
+
+def _of_folds(comparison: Comparison) -> str:
+    return ", each the mean over folds" if comparison.runs[0].fold is not None else ""
 
 
 def _seed_table(comparison: Comparison) -> Table:
@@ -302,7 +306,9 @@ def _run_table(comparison: Comparison) -> Table:
             )
             for run, condition in zip(comparison.runs, comparison.conditions, strict=True)
         ),
-        caption="The runs of this report; runs of one condition differ in their seed and fold."
+        caption=f"The runs of this report; runs of one condition differ in their seed and fold."
+        f" They are of {len({run.fold for run in comparison.runs})} of"
+        f" {comparison.runs[0].settings['data.folds']} folds."
         if has_folds
         else "The runs of this report; runs of one condition differ in their seed only.",
     )

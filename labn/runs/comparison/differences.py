@@ -128,7 +128,7 @@ def compare_cells(
 ) -> list[Difference]:
     """Test the reference method against every other, and its first condition against the rest.
 
-    In a condition that lacks the reference, methods are tested against the first condition's.
+    In a condition that lacks the reference, methods are tested against the first that has it.
     Each of the two tests is Holm-corrected over all returned differences.
 
     Raises:
@@ -149,7 +149,8 @@ def compare_cells(
 
 
 def _pairs(cells: Cells, reference: str) -> Iterator[tuple[Cell, Cell]]:
-    first = next(iter(cells)).condition
+    having = [cell.condition for cell in cells if cell.method == reference]
+    first = having[0] if having else next(iter(cells)).condition
     for cell in cells:
         if cell.method != reference:
             own = cell._replace(method=reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from labn.runs.comparison.differences import label_conditions
 from labn.runs.evaluation.outputs import MAP_METRICS
 from labn.runs.evaluation.score_image import MATCHED
 from labn.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 
@@ -263,7 +266,12 @@ def condition_settings(config: Config) -> dict[str, Any]:
     """Return the settings of a run's condition: all but the seed and fold that it depends on."""
     settings = flatten(config.model_dump(mode="json"))
     del settings["data.fold"]
-    return {key: value for key, value in settings.items() if not key.startswith(_NO_CONDITION)}
+    decides = "validation.pid_" if config.train.monitor == "val_pid" else "train.monitor"
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.startswith(decides) or not key.startswith(_NO_CONDITION)
+    }
 
 
 def _terms(
@@ -308,6 +316,12 @@ def _check_comparable(runs: Sequence[ScoredRun], subset: SubsetName) -> None:
                 f"{run.path}: other data than {other.path} (their data.csv differ, their settings"
                 " do not); report on runs of one data set"
             )
+    num_folds = runs[0].settings["data.folds"] or 1
+    if subset == "validation" and len(folds) < num_folds:
+        logger.warning(
+            "only %d of the %d folds are compared; give the runs of all, to score every image",
+            *(len(folds), num_folds),
+        )
     for (label, seed, _), run in trainings.items():
         if lacking := [fold for fold in folds if (label, seed, fold) not in trainings]:
             raise UserError(
@@ -325,19 +339,20 @@ def _check_terms(
         if run.terms.get(key) != first.terms.get(key) and key not in besides
     ]
     if differing:
+        kept = {key: run.terms.get(key) for key in besides}
         raise UserError(
             f"{run.path}: scored differently from {first.path} ({'; '.join(differing[:3])}"
             f"{'; ...' if len(differing) > 3 else ''}); score it as the other by"
-            f" `{_command_like(first, run.path, subset)}`, and give the folder"
+            f" `{_command_like(first.terms | kept, run.path, subset)}`, and give the folder"
             " that it names"
         )
 
 
-def _command_like(first: ScoredRun, path: Path, subset: SubsetName) -> str:
-    """Return the command that scores a run on the terms of another."""
+def _command_like(terms: dict[str, Any], path: Path, subset: SubsetName) -> str:
+    """Return the command that scores a run on these terms."""
     words = ["labn", "evaluate", str(path), "--subset", subset]
     for name, option in _OPTIONS.items():
-        value = first.terms.get(name)
+        value = terms.get(name)
         if value is not None:
             shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += [f"--{option}", shown]

@@ -40,7 +40,12 @@ from labn.runs.evaluation.image_scores import (
     fingerprint,
     score_explanations,
 )
-from labn.runs.evaluation.options import EvaluationOptions, changes_of, prefix_of
+from labn.runs.evaluation.options import (
+    EvaluationOptions,
+    changes_of,
+    check_subsets_kept,
+    prefix_of,
+)
 from labn.runs.evaluation.outputs import (
     ATTENTION,
     describe,
@@ -97,7 +102,9 @@ def evaluate_run(
             it, or an option is invalid.
     """
     trained = TrainedRun.open(run, overrides)
-    changes = changes_of(trained.folder.load_config(), trained.config)
+    recorded = trained.folder.load_config(needs=())
+    check_subsets_kept(recorded, trained.config)
+    changes = changes_of(recorded, trained.config)
     options = EvaluationOptions.of(trained.config, {**(choices or {}), "changes": changes})
     dataset = trained.load_dataset(reporter)
     if not (require_subset(dataset, subset).labels > 0).any():

@@ -120,7 +120,9 @@ def build_scorer(
         bias_image=trained.statistics.bias_image,
         patch_size=options.headline_patch_size,
     )
-    methods = tuple(build_method(name, context) for name in options.methods)
+    built = (build_method(name, context) for name in options.methods)
+    # By name: the layer that was chosen may have been named as well.
+    methods = tuple({method.name: method for method in built}.values())
     has_matched = temperature is not None and options.tolerance is None
     wanted = measures(options.patch_sizes, options.baseline, has_matched=has_matched)
     return Scorer(trained, subset, options, methods, wanted, predict, temperature, counter)

@@ -28,6 +28,10 @@ from labn.runs.evaluation.score_image import Baseline
 _PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 NUM_MASKS = 500
 _SCORED_BY = ("loss.", "model.", "train.precision", "validation.pid_")
+_OF_SUBSETS = (
+    "data.validation_fraction", "data.test_fraction", "data.split_seed", "data.group_by",
+    "data.group_gap_s", "data.folds", "data.fold",
+)  # fmt: skip
 _LONGEST_PLACE = 120  # of a folder's name, which may have 255 bytes
 
 
@@ -101,6 +105,12 @@ class EvaluationOptions:
             "usual_points": validation.pid_num_points,
             "baseline": "black" if choices.get("protocol") == "released" else "bias",
         }
+        for option in ("tolerance", "protocol"):
+            if "num_points" in choices and choices.get(option, "exact") not in (None, "exact"):
+                raise UserError(
+                    f"--points {choices['num_points']}: --{option} {choices[option]} has points of"
+                    " its own; leave one out"
+                )
         if ALL in choices.get("methods", ()):
             choices = without_absent_methods(choices, config.model)
         options = cls(**(defaults | dict(choices)))
@@ -157,11 +167,28 @@ def changes_of(recorded: Config, config: Config) -> tuple[str, ...]:
     words = [
         f"{key.rpartition('.')[2]}{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(value))}"
         for key, value in now.items()
-        if value != before.get(key) and key.startswith(_SCORED_BY)
+        if value != before.get(key)
+        and key.startswith(_SCORED_BY)
+        and not key.startswith("model.pretrained")  # what it started from is in its weights
     ]
     adds = config.data.new_images == "assign" != recorded.data.new_images
     data = {"changed": config.data.allow_changed, "new_images": adds}
     return (*words, *(word for word, applies in data.items() if applies))
+
+
+def check_subsets_kept(recorded: Config, config: Config) -> None:
+    """Refuse settings of the subsets that are not the run's, which has images of its own.
+
+    Raises:
+        UserError: one was changed.
+    """
+    before, now = (flatten(one.model_dump(mode="json")) for one in (recorded, config))
+    for key in _OF_SUBSETS:
+        if now[key] != before[key]:
+            raise UserError(
+                f"{key} = {now[key]}: a run is scored on its own subsets (its data.csv), of"
+                f" {key} = {before[key]}; leave it out"
+            )
 
 
 def choices_of_validation(config: Config) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def summarise(study: AblationStudy, reporter: Reporter) -> StudySummary:
         folder=settings.output_dir,
         conditions=study.differing(),
         runs=[_run_row(run, outcomes[run.name], run in finished) for run in study.runs()],
-        means=_means(study, finished, outcomes),
+        means=_means(study, compared, outcomes),
         note=_conditions_as_markdown(study),
     )
     if compared:
@@ -107,11 +107,11 @@ def _run_row(run: AblationRun, outcome: Outcome | None, is_done: bool) -> dict[s
 
 
 def _means(
-    study: AblationStudy, finished: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
+    study: AblationStudy, compared: Sequence[AblationRun], outcomes: dict[str, Outcome | None]
 ) -> dict[str, dict[str, float]]:
     means: dict[str, dict[str, float]] = {}
     for condition in study.conditions:
-        runs = [run for run in finished if run.condition == condition]
+        runs = [run for run in compared if run.condition == condition]
         found = [outcomes[run.name] for run in runs]
         metrics = [outcome.metrics for outcome in found if outcome is not None]
         prefix = prefix_of(_scores_of(study, runs[0]).name) if runs else ""

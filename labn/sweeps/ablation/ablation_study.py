@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,16 @@ def read_study(
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
     """
-    return resolve_study(load_study(path, overrides), path, needs_data=needs_data)
+    given = [override.partition("=")[0] for override in overrides]
+    return resolve_study(load_study(path, overrides), path, given=given, needs_data=needs_data)
 
 
-def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True) -> AblationStudy:
+def resolve_study(
+    settings: StudyConfig, path: Path, *, given: Collection[str] = (), needs_data: bool = True
+) -> AblationStudy:
     """Return a study with every condition resolved to a configuration; ``path`` is its file.
+
+    ``given`` are the keys that the command line has set.
 
     Raises:
         UserError: a key is unknown, a value breaks its rule, two conditions are the same.
@@ -160,9 +165,9 @@ def resolve_study(settings: StudyConfig, path: Path, *, needs_data: bool = True)
         for name, config in conditions.items():
             check_paths(config, _sources(name, settings, path))
     _check_distinct(conditions, path)
-    for config in conditions.values():
-        _check_evaluation(settings, config, path)
-    folds_of(base.data, f"{path}: each_fold", each_fold=settings.each_fold)
+    for name, config in conditions.items():
+        _check_evaluation(settings, name, config, path, given)
+    folds_of(base.data, _source("each_fold", path, given), each_fold=settings.each_fold)
     return AblationStudy(settings, base, conditions)
 
 
@@ -200,15 +205,31 @@ def _check_distinct(conditions: Mapping[str, Config], path: Path) -> None:
             )
 
 
-def _check_evaluation(settings: StudyConfig, config: Config, path: Path) -> None:
+def _source(key: str, path: Path, given: Collection[str]) -> str:
+    return f"command line: {key}" if key in given else f"{path}: {key}"
+
+
+def _check_evaluation(
+    settings: StudyConfig, name: str, config: Config, path: Path, given: Collection[str]
+) -> None:
     try:
         choices = without_absent_methods(settings.evaluate.choices(), config.model)
+        if "methods" in choices and not choices["methods"]:
+            raise UserError(
+                f"--methods {','.join(settings.evaluate.methods or ())}: conditions.{name} has"
+                " none of them; add one that it has, such as random"
+            )
         EvaluationOptions.of(config, choices)
     except UserError as error:
         option = re.match(r"--([a-z-]+) ?", str(error))
         assert option is not None
-        key = option[1].replace("-", "_")
-        raise UserError(f"{path}: evaluate.{key} = {str(error)[option.end() :]}") from None
+        where = _source(_evaluate_key(option), path, given)
+        rest = re.sub(r"--([a-z-]+)", _evaluate_key, str(error)[option.end() :])
+        raise UserError(f"{where} = {rest}") from None
+
+
+def _evaluate_key(option: re.Match[str]) -> str:
+    return f"evaluate.{option[1].replace('-', '_')}"
 
 
 def settings_as_text(settings: Mapping[str, Any]) -> str:

@@ -221,6 +221,11 @@ def test_a_key_of_no_section_is_answered_with_the_sections(tmp_path, key):
         (["train.freeze=[lfe, lpb]", "model.branch=none"], "leaves nothing to train"),
         (["train.freeze=[stage2]", "model.backbone=lambda_cnn", "model.split=0"], "has 1 stages"),
         (["train.monitor=val_pid", "model.branch=none"], "model.branch = none leaves out"),
+        (["train.freeze=[lab]", "model.branch=none"], "train.freeze = .*branch = none leaves out"),
+        (
+            ["model.residual_attention=true", "model.branch=none"],
+            "model.branch = none leaves out",
+        ),
     ],
 )
 def test_settings_that_leave_nothing_to_do_are_refused(tmp_path, overrides, rule):

@@ -117,7 +117,13 @@ def test_copies_in_two_subsets_with_different_labels_are_both_kinds_of_finding(r
 def test_a_group_that_the_data_set_divides_is_found(reader, tmp_path):
     (tmp_path / "eyes.csv").write_text("image,eye\n03,a\n04,a\n05,b\ntest/22.png,b\n")
     result = audit(reader, group_by="eyes.csv:eye")
-    assert found(result) == {("cross_partition_groups", ("train/05.png", "test/22.png"))}
+    (divided, alone) = result.findings
+    assert (divided.kind, divided.names) == (
+        "cross_partition_groups",
+        ("train/05.png", "test/22.png"),
+    )
+    assert (alone.kind, len(alone.names)) == ("ungrouped", 26)
+    assert alone.detail.startswith("26 of 30 images, such as train/00.png, have none by")
     assert not result.has_errors
 
 

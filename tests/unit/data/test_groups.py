@@ -90,6 +90,9 @@ def test_a_column_of_a_table_groups_by_its_values(tmp_path):
     assert partition(groups) == [[0, 2], [1, 4], [3]]
     with pytest.raises(UserError, match=r"patients.csv must have the columns image and eye"):
         find_groups(reader, records, "patients.csv:eye", 0)
+    (tmp_path / "two.csv").write_text("image,patient\n000,a\n001,b\n000,a\n001,c\n")
+    with pytest.raises(UserError, match=r"two.csv: 001 has b in one row and c in another;"):
+        find_groups(reader, records, "two.csv:patient", 0)
     with pytest.raises(UserError, match=r"data.group_by = other.csv:x: .*does not exist"):
         find_groups(reader, records, "other.csv:x", 0)
 
@@ -185,6 +188,31 @@ def test_folds_that_cannot_be_drawn_are_refused():
     own = [*rare, record(50, grade=1, subset="validation")]
     with pytest.raises(UserError, match=r"data.folds = 2: the data set names its validation"):
         assign_subsets(own, [one.name for one in own], **SETTINGS, folds=2)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.02, 0.3, 0.98])
+def test_a_share_of_groups_is_as_large_as_it_was_asked_for(fraction):
+    records = [record(n, grade=n % 2) for n in range(400)]
+    names = tuple(one.name for one in records)
+    settings = SETTINGS | {"validation_fraction": fraction}
+    drawn = assign_subsets(records, names, **settings, groups=names).subsets
+    assert drawn.count("validation") / len(records) == pytest.approx(fraction, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"folds": 4}, {"validation_fraction": 0.25}], ids=["folds", "share"]
+)
+def test_groups_that_leave_a_subset_without_a_class_are_refused(settings):
+    """All positives are of two patients, so that four folds cannot have some each."""
+    records = [record(n, grade=int(n < 20)) for n in range(80)]
+    groups = tuple(str(n // 10) for n in range(80))
+    if "folds" not in settings:
+        groups = tuple("all" if n < 20 else str(n) for n in range(80))
+    (key,) = settings
+    with pytest.raises(UserError, match=rf"data.{key} = .*each subset has positives.*group_by"):
+        assign_subsets(
+            records, [one.name for one in records], **(SETTINGS | settings), groups=groups
+        )
 
 
 @pytest.mark.real_data

@@ -339,3 +339,13 @@ def test_a_checkpoint_of_less_than_half_of_the_backbone_is_refused_and_changes_n
 
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert len(load_pretrained(model, tmp_path / "few.pt").matched) == len(few)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = small_model()
+    state = copy_of(model.state_dict())
+    state["fc.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+
+    with pytest.raises(UserError, match=r"nan.pt: its tensor fc.bias has values that are not fin"):
+        load_pretrained(model, tmp_path / "nan.pt")

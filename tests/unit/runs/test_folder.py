@@ -113,3 +113,25 @@ def test_consent_to_changed_data_is_not_kept(tmp_path):
     data = config.data.model_copy(update={"allow_changed": True})
     RunFolder(tmp_path).adopt(config.model_copy(update={"data": data}))
     assert RunFolder(tmp_path).load_config().data == config.data
+
+
+def test_a_run_is_the_same_where_its_data_and_first_weights_have_gone(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "weights.pt").touch()
+    tree = {
+        "data": {"name": "folder", "root": str(tmp_path / "data")},
+        "model": {"pretrained": str(tmp_path / "weights.pt")},
+        "output_dir": str(tmp_path / "run"),
+    }
+    config = Config.model_validate(tree)
+    run = RunFolder(tmp_path / "run")
+    run.adopt(config)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (tmp_path / "weights.pt").unlink()
+
+    run.check_same(config.model_copy(
+        update={"data": config.data.model_copy(update={"root": tmp_path / "moved"})}
+    ))  # fmt: skip
+
+    with pytest.raises(UserError, match=r"data.root = .*no such folder"):
+        run.load_config()

@@ -117,6 +117,40 @@ def test_a_condition_that_lacks_a_fold_is_refused():
         _check_comparable(RUNS[:5], "validation")
 
 
+def test_some_of_the_folds_are_not_passed_for_all(caplog):
+    _check_comparable([RUNS[0], RUNS[2]], "validation")
+    assert "only 1 of the 2 folds are compared" in caplog.text
+    found = compare_runs([RUNS[0], RUNS[2]], "validation", conditions=["full"] * 2)
+    assert "They are of 1 of 2 folds." in dict(tables(found))["Runs"].caption
+
+
+def test_the_methods_are_tested_against_labn_or_the_first_where_no_run_has_it():
+    plain = [replace(one, scores=one.scores.query("method != 'LABN'")) for one in RUNS[:2]]
+    names = ["one"] * 2
+    assert compare_runs(RUNS[:2], "validation", conditions=names).reference == "LABN"
+    assert compare_runs(plain, "validation", conditions=names).reference == "random"
+    both = [*plain, *RUNS[4:]]
+    assert compare_runs(both, "validation", conditions=["x"] * 2 + ["y"] * 2).reference == "LABN"
+
+
+def test_how_pid_is_measured_is_of_the_condition_where_it_decides_the_best_epoch():
+    def settings(monitor, size):
+        tree = {"data": {"name": "synthetic"}, "output_dir": "x", "train": {"monitor": monitor}}
+        return condition_settings(
+            Config.model_validate(tree | {"validation": {"pid_patch_size": size}})
+        )
+
+    assert settings("val_auroc", 8) == settings("val_auroc", 4)
+    assert settings("val_pid", 8) != settings("val_pid", 4)
+
+
+def test_a_network_is_scored_as_another_by_its_own_methods():
+    other = replace(RUNS[0], terms={"methods": ["LABN"], "patch_sizes": [8]})
+    plain = replace(RUNS[4], terms={"methods": ["edges"], "patch_sizes": [2]})
+    with pytest.raises(UserError, match=r"--methods edges --patch-sizes 8`"):
+        _check_comparable([other, plain], "validation")
+
+
 def test_the_same_fold_twice_is_no_other_sample():
     with pytest.raises(UserError, match="the same training as"):
         _check_comparable([*RUNS, replace(RUNS[0], name="again")], "validation")

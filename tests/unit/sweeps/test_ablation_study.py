@@ -210,7 +210,17 @@ def test_the_shipped_studies_are_table_4(name):
             {"evaluate": {"metrics": ["quantus:MPRT"]}},
             ["evaluate.metrics = quantus:MPRT: needs maps of another class", "`labn sanity`"],
         ),
-        ({"evaluate": {"patch_sizes": [64]}}, ["evaluate.patch_sizes = 64", "image_size (32)"]),
+        (
+            {"evaluate": {"patch_sizes": [64]}},
+            ["evaluate.patch_sizes = 64", "image_size (32)", "such as evaluate.patch_sizes 2,4"],
+        ),
+        (
+            {
+                "evaluate": {"methods": ["LABN"]},
+                "conditions": {"a": {}, "b": {"model.branch": "none"}},
+            },
+            ["evaluate.methods = LABN: conditions.b has none of them"],
+        ),
         ({"fixed": {"train.epoch": 3}}, ["fixed.train.epoch = 3: unknown key", "train.epochs"]),
         ({"fixed": {"train.epochs": 0}}, ["fixed.train.epochs = 0: must be"]),
         ({"base": "nowhere.yaml"}, ["nowhere.yaml: no such configuration file"]),
@@ -235,6 +245,8 @@ def test_a_mistake_is_named_with_its_key_rule_and_fix(read, changes, parts):
         ("train.epochz=1", 'Did you mean "train.epochs"?'),
         ("seeds=[-1]", "must be greater"),
         ("data.root=nowhere", "data.root = nowhere: no such folder"),
+        ("evaluate.methods=[RICE]", "command line: evaluate.methods = RICE: must be"),
+        ("each_fold=true", "command line: each_fold = true: needs the number of folds"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(read, override, part):

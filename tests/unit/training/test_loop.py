@@ -29,6 +29,7 @@ from small_run import (
 
 from labn.errors import Interrupted, RunFailed
 from labn.training import checkpoint
+from labn.training.monitor import missed_floors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "loss_curve.json"
 NUM_STEPS = 2 * STEPS_PER_EPOCH
@@ -404,3 +405,10 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps(golden_losses()))
+
+
+def test_the_floors_that_no_epoch_reached_are_named():
+    settings = make_settings(min_auroc=0.9, min_accuracy=0.5)
+    metrics = {"val_auroc": 0.8, "val_accuracy": 0.5}
+    assert missed_floors(metrics, settings) == "train.min_auroc = 0.9 (val_auroc 0.800)"
+    assert missed_floors(metrics | {"val_auroc": 0.9}, settings) == ""
