@@ -126,19 +126,17 @@ def require_monitored(dataset: Dataset, settings: TrainConfig) -> None:
         UserError: it has no positives, or no negatives.
     """
     labels = require_subset(dataset, "validation").labels
-    monitor, floor = settings.monitor, settings.min_auroc
+    has = {"positive": bool((labels > 0).any()), "negative": bool((labels == 0).any())}
+    needed = {"val_pid": ["positive"], "val_auroc": [*has]}.get(settings.monitor, [])
     for key, value, kinds in (
-        ("train.monitor", monitor, {"val_pid": 1, "val_auroc": 2}.get(monitor, 0)),
-        ("train.min_auroc", floor, 2 if floor > 0 else 0),
+        ("train.monitor", settings.monitor, needed),
+        ("train.min_auroc", settings.min_auroc, [*has] if settings.min_auroc > 0 else []),
     ):
-        for kind, are_there in list({"positive": labels > 0, "negative": labels == 0}.items())[
-            :kinds
-        ]:
-            if not are_there.any():
-                raise UserError(
-                    f"{key} = {value}: cannot be measured, as the validation subset"
-                    f" ({len(labels)} images) has no {kind}; change its images or {key}"
-                )
+        if lacking := [kind for kind in kinds if not has[kind]]:
+            raise UserError(
+                f"{key} = {value}: cannot be measured, as the validation subset"
+                f" ({len(labels)} images) has no {lacking[0]}; change its images or {key}"
+            )
 
 
 def build_network(settings: ModelConfig, num_channels: int, num_classes: int, *, seed: int) -> LABN:
