@@ -125,6 +125,11 @@ def data_split(
 
     settings = resolve_config(config, overrides)
     had_folds = settings.data.folds is not None
+    for override in overrides or () if config is not None and config.is_dir() else ():
+        if override.startswith("data.fold"):
+            raise UserError(
+                f"{override}: a run's own subsets are written; for other folds give a configuration"
+            )
     if out.exists():
         raise UserError(f"--out {out}: exists already; give a new file, or delete it")
     with ConsoleReporter() as reporter:

@@ -193,11 +193,11 @@ def _find_divided_groups(
 def _find_ungrouped(
     records: Sequence[Record], groups: Groups | None, group_by: str | None
 ) -> Iterator[Finding]:
-    """Report the images without a group, each of which is one of its own."""
+    """Report the images to draw from that have no group, each of which is one of its own."""
     alone = [
         record.name
         for record, group in zip(records, groups or (), strict=False)
-        if record.name == group
+        if record.name == group and record.subset in (None, "train")  # others are never drawn
     ]
     if alone:
         yield Finding(

@@ -43,7 +43,7 @@ MEANINGS = {
     ),
     "ungrouped": (
         "images without a group (data.group_by)",
-        "training takes each for a group of its own: complete the table, or check its column",
+        "training takes each for a group of its own: complete the table, or the capture times",
     ),
     "duplicates": (
         "identical images in one subset",

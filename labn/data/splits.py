@@ -64,7 +64,8 @@ def assign_subsets(
     Raises:
         UserError: a setting is "error" and such images exist, a grade has too few images to draw
             from, the training subset has no positives or no negatives, there are too few groups,
-            or the data set names the validation subset that folds would draw.
+            groups leave a subset without positives or negatives, or the data set names the
+            validation subset that folds would draw.
     """
     subsets: list[SubsetName | None] = [record.subset or "train" for record in records]
     leaked = _find_leaked(subsets, sha256)

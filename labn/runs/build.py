@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from labn.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, ValidationConfig
@@ -123,19 +124,19 @@ def require_monitored(dataset: Dataset, settings: TrainConfig) -> None:
     """Check that the validation subset has what decides which epoch is the best.
 
     Raises:
-        UserError: it has no positives, or no negatives.
+        UserError: it has no positives for PID, or one class alone for the AUROC.
     """
     labels = require_subset(dataset, "validation").labels
-    has = {"positive": bool((labels > 0).any()), "negative": bool((labels == 0).any())}
-    needed = {"val_pid": ["positive"], "val_auroc": [*has]}.get(settings.monitor, [])
-    for key, value, kinds in (
-        ("train.monitor", settings.monitor, needed),
-        ("train.min_auroc", settings.min_auroc, [*has] if settings.min_auroc > 0 else []),
+    has_one_class = len(np.unique(labels)) < 2
+    for key, value, cannot, lack in (
+        ("train.monitor", "val_pid", not (labels > 0).any(), "no positives"),
+        ("train.monitor", "val_auroc", has_one_class, "one class only"),
+        ("train.min_auroc", settings.min_auroc, has_one_class, "one class only"),
     ):
-        if lacking := [kind for kind in kinds if not has[kind]]:
+        if cannot and value in (settings.monitor, settings.min_auroc or None):
             raise UserError(
                 f"{key} = {value}: cannot be measured, as the validation subset"
-                f" ({len(labels)} images) has no {lacking[0]}; change its images or {key}"
+                f" ({len(labels)} images) has {lack}; change its images or {key}"
             )
 
 

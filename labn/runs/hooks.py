@@ -236,7 +236,7 @@ class TrainingHooks:
             ).complete()
         history, reason = self.trainer.progress.history, _REASONS[config.train.monitor]
         if missed := missed_floors(history[best_epoch - 1], config.train):
-            logger.warning("no epoch reached %s; the best is the one that came closest", missed)
+            logger.warning("no epoch reached every floor; the best, the closest, misses %s", missed)
         random_pid = scores.metrics.get("val_pid_random")
         picture = history_figure(history, best_epoch, reason, random_pid)
         save_figure(picture, folder.history_picture)

@@ -224,6 +224,8 @@ def test_the_table_of_a_run_with_folds_has_its_own_subsets(own, tmp_path):
     assert f"use it by data.split_file={table} data.folds=null" in done.stdout
     rows = pd.read_csv(table)
     assert dict(zip(rows["name"], rows["partition"], strict=True)) == subsets_of(run)
+    done = run_here("data", "split", run, "data.folds=2", "--out", tmp_path / "other.csv")
+    assert_mistake(done, "data.folds=2: a run's own subsets are written")
 
 
 def test_a_run_whose_data_moved_is_scored_and_resumed_where_they_are(own):

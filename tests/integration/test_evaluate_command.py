@@ -430,7 +430,7 @@ def test_data_that_lies_elsewhere_is_standardised_as_in_training(trained, labn, 
     root = tmp_path / "elsewhere: here"
     write_synthetic(root, num_images=20, positive_fraction=0.5, seed=5, image_size=32)
 
-    other = ("--allow-changed-data", "data.new_images=assign")
+    other = ("--allow-changed-data", "data.new_images=assign", "data.split_seed=3")
     done = labn("evaluate", trained, "--data", root, *other, "--methods", "LABN", "--json")
 
     assert done.returncode == 0, done.stderr

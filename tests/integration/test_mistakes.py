@@ -216,7 +216,9 @@ def test_a_validation_subset_without_positives_trains_without_pid(labn, tmp_path
         words = (folder_config(tmp_path, tree), given, f"output_dir={tmp_path / 'other'}")
         for command in (("train", *words), ("train", *words, "--dry-run")):
             key, value = given.split("=")
-            assert_mistake(labn(*command), f"{key} = {value}: cannot be measured", "no positive")
+            assert_mistake(
+                labn(*command), f"{key} = {value}: cannot be measured", "validation subset"
+            )
 
 
 def test_a_setting_that_was_refused_does_not_bind_the_folder(labn, tmp_path):

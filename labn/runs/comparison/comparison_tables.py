@@ -87,7 +87,7 @@ def _condition_table(comparison: Comparison, conditions: Sequence[str]) -> Table
             for condition, row in cells.items()
         ),
         caption=f"{comparison.reference} by condition: mean ± s.d. over seeds, each the mean over"
-        f" {comparison.scores[cells[conditions[0]][0]].num_images} images of the"
+        f" {comparison.scores[next(iter(cells.values()))[0]].num_images} images of the"
         f" {comparison.subset} subset.",
     )
 

@@ -129,8 +129,9 @@ def test_the_methods_are_tested_against_labn_or_the_first_where_no_run_has_it():
     names = ["one"] * 2
     assert compare_runs(RUNS[:2], "validation", conditions=names).reference == "LABN"
     assert compare_runs(plain, "validation", conditions=names).reference == "random"
-    both = [*plain, *RUNS[4:]]
-    assert compare_runs(both, "validation", conditions=["x"] * 2 + ["y"] * 2).reference == "LABN"
+    both = compare_runs([*plain, *RUNS[4:]], "validation", conditions=["x"] * 2 + ["y"] * 2)
+    assert both.reference == "LABN"
+    assert [row[0] for row in dict(tables(both))["Conditions: LABN"].rows] == ["y"]
 
 
 def test_how_pid_is_measured_is_of_the_condition_where_it_decides_the_best_epoch():
