@@ -124,8 +124,8 @@ def data_split(
     from labn.storage.files import write_atomically
 
     settings = resolve_config(config, overrides)
-    had_folds = settings.data.folds is not None
-    for override in overrides or () if config is not None and config.is_dir() else ():
+    is_run = config is not None and config.is_dir()
+    for override in overrides or () if is_run else ():
         if override.startswith("data.fold"):
             raise UserError(
                 f"{override}: a run's own subsets are written; for other folds give a configuration"
@@ -133,22 +133,22 @@ def data_split(
     if out.exists():
         raise UserError(f"--out {out}: exists already; give a new file, or delete it")
     with ConsoleReporter() as reporter:
-        known = None
-        if config is not None and config.is_dir():
+        known, further = None, ""
+        if config is not None and is_run:
             known = RunFolder(config).known_subsets(settings.data)
+            further = " data.folds=null" if settings.data.folds else ""
             # Of its folds a run knows only the one that validates: its subsets have none.
             own = settings.data.model_copy(update={"folds": None, "fold": 0})
             settings = settings.model_copy(update={"data": own})
         elif settings.data.split_file is not None:
             known = SubsetTable.read(settings.data.split_file.expanduser())
         write_atomically(out, draw_split(settings, reporter, known))
-    without_folds = " data.folds=null" if had_folds and settings.data.folds is None else ""
     counts = Counter(entry.place for entry in SubsetTable.read(out).entries.values())
     shown = ", ".join(f"{count} {place}" for place, count in sorted(counts.items()))
     print_result(
         as_json,
         {"file": str(out), "counts": dict(counts)},
-        f"{out}: {shown}; use it by data.split_file={out}{without_folds}",
+        f"{out}: {shown}; use it by data.split_file={out}{further}",
     )
 
 
