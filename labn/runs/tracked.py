@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from labn.config import Config
 from labn.errors import Interrupted, UserError
 from labn.runs.folder import RunFolder
-from labn.tracking import Status, Tracker, open_tracker, redact, resolve_uri
+from labn.tracking import Spool, Status, Tracker, open_tracker, redact, resolve_uri
 from labn.tracking.store import sqlite_path
+
+logger = logging.getLogger(__name__)
 
 
 def experiment_name(config: Config) -> str:
@@ -20,11 +24,17 @@ def experiment_name(config: Config) -> str:
 
 
 def open_entry(
-    config: Config, folder: RunFolder, *, name: str | None = None, log_system_metrics: bool = True
+    config: Config,
+    folder: RunFolder,
+    *,
+    name: str | None = None,
+    log_system_metrics: bool = True,
+    resumes: bool = True,
 ) -> Tracker:
     """Open the tracker entry of a folder, or create it and store its id in the folder.
 
-    ``name`` is for a new entry; the default is ``tracking.run_name``, or the folder's name.
+    ``name`` is for a new entry; the default is ``tracking.run_name``, or the folder's name. An
+    earlier entry is shown as running again unless ``resumes`` is False.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
@@ -37,7 +47,7 @@ def open_entry(
             f"tracking.uri = {uri}: no such file, but {folder.tracker_file} names a run there; if"
             " it was moved, give tracking.uri=sqlite:///PATH, or tracking.uri=none to track nothing"
         )
-    tracker = open_tracker(
+    return open_tracker(
         uri,
         experiment=experiment_name(config),
         run_name=name or tracking.run_name or folder.path.name,
@@ -45,10 +55,10 @@ def open_entry(
         tags={"mlflow.parentRunId": parent} if parent else {},
         spool_dir=folder.spool,
         log_system_metrics=log_system_metrics,
+        resumes=resumes,
+        # At once: of a process that ends before, the entry would be an orphan that runs for ever.
+        on_open=partial(folder.keep_tracker_run_id, uri),
     )
-    if tracker.run_id is not None:
-        folder.keep_tracker_run_id(uri, tracker.run_id)
-    return tracker
 
 
 @contextmanager
@@ -71,12 +81,12 @@ def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
 def reopened_entry(
     config: Config, folder: RunFolder, *, log_system_metrics: bool = True
 ) -> Iterator[Tracker]:
-    """Reopen the entry of a trained run to extend it, and close it as FINISHED again.
+    """Open the entry of a trained run to extend it, and close it as FINISHED.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
     """
-    tracker = open_entry(config, folder, log_system_metrics=log_system_metrics)
+    tracker = open_entry(config, folder, log_system_metrics=log_system_metrics, resumes=False)
     try:
         yield tracker
     finally:
@@ -91,10 +101,27 @@ def tag_entry(
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
     """
-    tracker = open_entry(config, folder, log_system_metrics=False)
+    tracker = open_entry(config, folder, log_system_metrics=False, resumes=False)
     tracker.set_tags(tags)
     if status is not None:
         tracker.finish(status)
+
+
+def close_entry(config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status) -> None:
+    """Tag and close the entry of a run that has ended; warn where the tracker cannot be reached."""
+    try:
+        tag_entry(config, folder, tags, status)
+    except UserError as error:
+        logger.warning("%s: %s", folder.path, error)
+
+
+def deliver_kept(config: Config, folder: RunFolder, status: Status) -> None:
+    """Deliver the records of an ended run that its tracker has not received, and close its entry.
+
+    A run that has ended is not resumed, which would deliver them.
+    """
+    if folder.tracker_run_id is not None and Spool(folder.spool):
+        close_entry(config, folder, {}, status)
 
 
 def log_settings(tracker: Tracker, file: Path) -> None:

@@ -13,6 +13,7 @@ from labn.runs.hooks import Summary, TrainingHooks
 from labn.runs.out_of_memory import training_memory
 from labn.runs.replicas import Replicas
 from labn.runs.reporter import Reporter
+from labn.runs.tracked import deliver_kept
 from labn.training.device import choose_device
 from labn.training.process_group import SINGLE, Group
 
@@ -52,6 +53,7 @@ def train_run(
             # Its scores are of its own data, and must not be reported for other data.
             load_dataset(config.data, config.loss, reporter, known)
             reporter.message(f"{folder.path} is finished already; nothing left to train")
+            deliver_kept(config, folder, "FINISHED")
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train)
         dataset = load_dataset(config.data, config.loss, reporter, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 from labn.config import Config, DataConfig
 from labn.errors import UserError
 from labn.runs.folder import RunFolder
-from labn.runs.tracked import open_entry, tag_entry
+from labn.runs.tracked import open_entry
 from labn.storage.remote import absolute, subfolder
-from labn.tracking import Status, Tracker, environment_tags, resolve_uri
-
-logger = logging.getLogger(__name__)
+from labn.tracking import Tracker, environment_tags, resolve_uri
 
 SPLIT_FILE = "split.csv"
 """The file in a sweep's folder with the subsets that its runs share."""
@@ -97,13 +94,3 @@ def run_config(
             "output_dir": config.output_dir.joinpath(*names),
         }
     )
-
-
-def close_run_entry(
-    config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status
-) -> None:
-    """Tag and close the entry of a sweep's run; warn where the tracker cannot be reached."""
-    try:
-        tag_entry(config, folder, tags, status)
-    except UserError as error:
-        logger.warning("%s: %s", folder.path, error)

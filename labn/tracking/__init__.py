@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from labn.errors import UserError
@@ -20,6 +20,7 @@ __all__ = [
     "CallRefused",
     "NoTracker",
     "Preparation",
+    "Spool",
     "Status",
     "Tracker",
     "environment_tags",
@@ -42,8 +43,12 @@ def open_tracker(
     tags: Mapping[str, str] | None = None,
     spool_dir: Path,
     log_system_metrics: bool = True,
+    resumes: bool = True,
+    on_open: Callable[[str], None] = lambda run_id: None,
 ) -> Tracker:
-    """Create a run at ``uri``, or resume the run ``run_id``; ``none`` tracks nothing.
+    """Create a run at ``uri``, or open the run ``run_id``; ``none`` tracks nothing.
+
+    The other parameters are those of ``MlflowTracker``.
 
     Once open, the tracker never stops a training run: records that cannot be delivered are kept
     in ``spool_dir``.
@@ -67,5 +72,7 @@ def open_tracker(
         run_id=run_id,
         tags=tags,
         log_system_metrics=log_system_metrics,
+        resumes=resumes,
+        on_open=on_open,
     )
     return ResilientTracker(tracker, spool_dir, name=uri)

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ class MlflowTracker(Tracker):
     """A run in an MLflow store.
 
     It uses no global state of MLflow: one process may have several, and no run becomes the active
-    one. ``run_id`` resumes an earlier run; ``experiment`` and ``run_name`` are then ignored. A tag
-    ``mlflow.parentRunId`` names a parent run. A new experiment in a SQLite store keeps its files in
-    ``mlruns`` beside the store, in every working directory.
+    one. ``run_id`` opens an earlier run, whose status becomes RUNNING again if ``resumes``;
+    ``experiment`` and ``run_name`` are then ignored. ``on_open`` is called with the run's id as
+    soon as the store has the run. A tag ``mlflow.parentRunId`` names a parent run. A new experiment
+    in a SQLite store keeps its files in ``mlruns`` beside the store, in every working directory.
 
     Raises:
         UserError: the store cannot be opened, or has no such run.
@@ -61,6 +62,8 @@ class MlflowTracker(Tracker):
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         log_system_metrics: bool = True,
+        resumes: bool = True,
+        on_open: Callable[[str], None] = lambda run_id: None,
     ) -> None:
         for variable, value in _ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
@@ -76,9 +79,11 @@ class MlflowTracker(Tracker):
             if run_id is None:
                 run = self._client.create_run(self._experiment_id(experiment), run_name=run_name)
             else:
-                run = self._earlier_run(run_id)
-            self.run_id: str = run.info.run_id
-            self._experiment: str = run.info.experiment_id
+                run = self._earlier_run(run_id, resumes=resumes)
+        self.run_id: str = run.info.run_id
+        self._experiment: str = run.info.experiment_id
+        on_open(self.run_id)
+        with unreachable_as_user_error(uri):
             self.set_tags(tags or {})
             self._watch_system()
 
@@ -188,7 +193,7 @@ class MlflowTracker(Tracker):
             )
         return str(found.experiment_id)
 
-    def _earlier_run(self, run_id: str) -> Any:
+    def _earlier_run(self, run_id: str, *, resumes: bool) -> Any:
         from mlflow.exceptions import MlflowException
 
         where = f"tracking.uri = {redact(self._uri)}"
@@ -199,7 +204,8 @@ class MlflowTracker(Tracker):
                     f"{where}: run {run_id} is deleted; restore it (mlflow runs restore --run-id"
                     f" {run_id}), {others} folder to start a new one"
                 )
-            self._client.update_run(run_id, status="RUNNING")
+            if resumes:
+                self._client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -113,7 +113,7 @@ class ResilientTracker(Tracker):
         if self._spool:
             logger.warning(
                 "tracking.uri = %s: %d records of run %s could not be delivered; they are in %s"
-                " and are delivered when the run is resumed",
+                " and are delivered when the same command is run again",
                 *(self._name, len(self._spool), self.run_id, self._spool.log),
             )
 

@@ -20,6 +20,9 @@ import yaml
 from bitwise import assert_same
 
 from labn.cli import main
+from labn.runs.folder import RunFolder
+from labn.tracking import Spool
+from labn.tracking.quiet import quiet
 
 COMMAND = (sys.executable, "-m", "labn")
 TIMEOUT_S = 500
@@ -120,6 +123,30 @@ def assert_mistake(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert line.startswith("error: ")
     for part in parts:
         assert part in line, line
+
+
+def lose_end(folder: Path) -> Callable[[], tuple[str, str | None]]:
+    """Make a run's entry what it is after an outage of its tracker at the run's end.
+
+    The status is missing, and a record, here of a tag, which is kept in the folder. The function
+    returned reads both from the tracker.
+    """
+    from mlflow import MlflowClient
+
+    entry = json.loads((folder / "tracker.json").read_text())
+    with quiet():
+        client = MlflowClient(entry["uri"])
+        client.update_run(entry["run_id"], status="RUNNING")
+    kept = Spool(RunFolder(folder).spool)
+    kept.append(entry["run_id"], "set_tags", {"tags": {"kept": "yes"}})
+    kept.append(entry["run_id"], "finish", {"status": "FINISHED"})
+
+    def read() -> tuple[str, str | None]:
+        run = client.get_run(entry["run_id"])
+        return run.info.status, run.data.tags.get("kept")
+
+    assert read() == ("RUNNING", None)
+    return read
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from command_line import assert_mistake, run, run_here
+from command_line import assert_mistake, lose_end, run, run_here
 from PIL import Image
 from studies import (
     GOOD,
@@ -169,6 +169,7 @@ def test_the_same_command_with_nothing_left_trains_nothing(labn, study, monkeypa
 
     # Nothing to enter: it needs no Ray.
     monkeypatch.setattr(ablation_driver, "connected", None)
+    read = lose_end(study.folder / "study" / GOOD[0])
 
     done = labn("ablate", path, "--json")
 
@@ -178,6 +179,7 @@ def test_the_same_command_with_nothing_left_trains_nothing(labn, study, monkeypa
     means = json.loads(done.stdout)["means"]
     assert sorted(means) == ["full", "no-kl"]
     assert entries(study.folder)["study"].status == "FINISHED"
+    assert read() == ("FINISHED", "yes")
 
 
 def test_labn_report_writes_the_report_of_a_study_again(labn, study):

@@ -365,9 +365,12 @@ def test_the_tracker_on_the_head_holds_the_search_and_its_trials(play):
     bare = [f"search-cluster-embedded{end}" for end in ("", *(f"-{n}" for n in range(6)))]
     assert sorted(play.tracked) == sorted(["search", *names, *bare])
     parent = play.tracked["search"]["id"]
+    statuses = {name: play.tracked[name]["status"] for name in names}
+    assert statuses == dict.fromkeys(names, "FINISHED"), (
+        play.messages["first"] + play.messages["third"]
+    )
     for name in names:
         run = play.tracked[name]
-        assert run["status"] == "FINISHED"
         assert run["tags"]["mlflow.parentRunId"] == parent
         assert {"val_pid", "val_loss"} <= run["metrics"]
 

@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from command_line import SMALL
+from command_line import SMALL, lose_end
 from optuna.trial import TrialState
 from searches import (
     NUM_EPOCHS,
@@ -154,7 +154,8 @@ def test_a_search_is_watched_by_its_folder(whole, labn):
 
 def test_a_finished_search_does_nothing_more_unless_it_is_given_more(whole, labn):
     folder, printed, _ = whole
-    before = trials_of(folder)
+    before, entries = trials_of(folder), runs_in(folder)
+    ends = {n: lose_end(folder / "search/trials" / str(n)) for n in range(len(before))}
 
     again = labn("search", folder / "search.yaml")
 
@@ -163,6 +164,8 @@ def test_a_finished_search_does_nothing_more_unless_it_is_given_more(whole, labn
     assert "starting Ray" not in again.stderr
     assert again.stdout == printed
     assert trials_of(folder) == before
+    for number, read in ends.items():
+        assert read() == (entries[f"search-{number}"]["status"], "yes")
 
 
 def test_trials_that_fail_are_recorded_and_three_alike_end_the_search(tmp_path, labn, shared_ray):

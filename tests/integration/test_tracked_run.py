@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import start, succeed, write_config
+from command_line import lose_end, start, succeed, write_config
 
 from labn.config import load_config
 from labn.runs.build import restore_network
+from labn.runs.folder import RunFolder
+from labn.runs.tracked import reopened_entry, tag_entry
 from labn.runs.trained import TrainedRun, without_data
 from labn.tracking import environment_tags
 from labn.tracking.quiet import quiet
@@ -240,3 +242,23 @@ def test_scores_of_another_subset_join_the_run_even_after_one_that_was_not_track
         assert metrics[name] == pytest.approx(value)
     files = tracked.client.list_artifacts(tracked.run_id, "evaluation/test")
     assert {file.path for file in files} > {f"evaluation/test/{name}" for name in PICTURES}
+
+
+def test_a_finished_run_given_again_delivers_what_its_tracker_has_not_received(tracked, labn):
+    read = lose_end(tracked.folder)
+
+    again = labn("train", tracked.folder.parent / "config.yaml")
+
+    assert again.returncode == 0, again.stderr
+    assert "is finished already" in again.stderr
+    assert read() == ("FINISHED", "yes")
+
+
+def test_an_entry_that_is_only_extended_never_runs_again(tracked):
+    folder = RunFolder(tracked.folder)
+    config = folder.load_config(without_data())
+    with reopened_entry(config, folder, log_system_metrics=False):
+        assert tracked.client.get_run(tracked.run_id).info.status == "FINISHED"
+    tag_entry(config, folder, {"extended": "yes"})
+    run = tracked.client.get_run(tracked.run_id)
+    assert (run.info.status, run.data.tags["extended"]) == ("FINISHED", "yes")

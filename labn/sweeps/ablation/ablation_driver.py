@@ -17,11 +17,11 @@ from labn.distributed.session import connected
 from labn.errors import Interrupted, RunFailed
 from labn.runs.folder import RunFolder, locked
 from labn.runs.reporter import Reporter, StoppingReporter
-from labn.runs.tracked import closing_entry, log_settings
+from labn.runs.tracked import close_entry, closing_entry, deliver_kept, log_settings
 from labn.sweeps.ablation.ablation_report import PICTURES, StudySummary, summarise
 from labn.sweeps.ablation.ablation_study import AblationRun, AblationStudy, settings_as_text
 from labn.sweeps.ablation.register import register_best
-from labn.sweeps.entry import close_run_entry, open_sweep_entry
+from labn.sweeps.entry import open_sweep_entry
 from labn.sweeps.worker import Outcome, Worker
 from labn.tracking import Tracker, image_in_description
 
@@ -57,6 +57,8 @@ def run_study(
         entry = _open_entry(study)
         with closing_entry(entry):
             problem = _run_all(study, entry.run_id, reporter, should_stop, is_serial)
+            for run in filter(study.is_finished, study.runs()):
+                deliver_kept(run.config, RunFolder(run.config.output_dir), "FINISHED")
             summary = summarise(study, reporter)
             card = register_best(study, reporter)
             _log_report(entry, summary, [*summary.files, *([card] if card else [])])
@@ -256,7 +258,7 @@ def _record(run: AblationRun, outcome: Outcome) -> Outcome:
     """Write an outcome to the run's folder, log it if the run failed, and return it."""
     folder = RunFolder(run.config.output_dir)
     if outcome.state == "failed":
-        close_run_entry(run.config, folder, {"failure": outcome.reason}, "FAILED")
+        close_entry(run.config, folder, {"failure": outcome.reason}, "FAILED")
     if outcome.state != "interrupted":
         outcome.write(folder.path)
     return outcome

@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 from labn.config import dump_config
 from labn.config.search import SearchConfig
 from labn.runs.folder import RunFolder
-from labn.runs.tracked import closing_entry, log_settings
+from labn.runs.tracked import close_entry, closing_entry, deliver_kept, log_settings
 from labn.storage.files import write_atomically, write_json
-from labn.sweeps.entry import close_run_entry, open_sweep_entry
-from labn.sweeps.search.optuna_study import SearchStudy, metrics_of
+from labn.sweeps.entry import open_sweep_entry
+from labn.sweeps.search.optuna_study import STATES, SearchStudy, metrics_of
 from labn.sweeps.search.search_figures import draw_figures
 from labn.sweeps.search.search_results import SearchResults, as_markdown, summarise
 from labn.sweeps.search.space import Space
@@ -98,21 +98,24 @@ class SearchOutputs:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the search's entry after the block, and those of trials still running."""
+        """Close the search's entry after the block, and those of its trials that are still open."""
         with closing_entry(self.entry):
             try:
                 yield
             finally:
-                self._close_running()
+                self._close_trials()
 
-    def _close_running(self) -> None:
+    def _close_trials(self) -> None:
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
                 self._close_runs(trial.number, {"trial_state": "interrupted"}, "KILLED")
+                continue
+            for folder in map(RunFolder, run_folders(self._search, trial.number)):
+                deliver_kept(self._run_base, folder, _STATUS[STATES[trial.state]])
 
     def _close_runs(self, number: int, tags: dict[str, str], status: Status) -> None:
         """Tag and close the entries of a trial's runs."""
         for folder in map(RunFolder, run_folders(self._search, number)):
             if folder.tracker_run_id is not None:
                 best = {"checkpoint": str(folder.best_file)} if folder.best_file.is_file() else {}
-                close_run_entry(self._run_base, folder, tags | best, status)
+                close_entry(self._run_base, folder, tags | best, status)

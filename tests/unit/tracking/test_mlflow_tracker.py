@@ -295,6 +295,19 @@ def test_a_resumed_run_continues_where_it_was(
     assert run.data.tags["resumed"] == "true"
 
 
+def test_the_id_of_a_run_is_known_before_anything_else_can_fail(
+    open_mlflow: Callable[..., MlflowTracker], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowTracker, "set_tags", end)
+    known: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        open_mlflow(on_open=known.append)
+    assert client.get_run(known[0]).info.status == "RUNNING"
+
+
 def test_runs_in_one_process_do_not_mix_and_leave_none_active(
     open_mlflow: Callable[..., MlflowTracker], client: Any
 ) -> None:
