@@ -16,7 +16,6 @@ import pandas as pd
 import yaml
 
 from labn.config import Config, flatten
-from labn.config.reading import fill_earlier_values
 from labn.data.readers.reader import SubsetName
 from labn.errors import UserError
 from labn.explain.registry import LAMBDA_ATTENTION
@@ -152,7 +151,7 @@ def read_runs(paths: Sequence[Path], subset: SubsetName) -> list[ScoredRun]:
 def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
     run, place = split_place(path)
     folder = RunFolder(run)
-    config = read_config(folder)
+    config = folder.load_config(needs=())
     scored = folder.evaluation(place or subset)
     fix = f"run `labn evaluate {run} --subset {subset}`"
     if not (scored / "scores.parquet").is_file():
@@ -208,25 +207,6 @@ def _read_run(path: Path, name: str, subset: SubsetName) -> ScoredRun:
 def _prefix_of(metrics: dict[str, float]) -> str:
     """Return what an evaluation's metrics begin with; its folder may have been renamed."""
     return next(name for name in metrics if name.endswith(_ACCURACY)).removesuffix(_ACCURACY)
-
-
-def read_config(folder: RunFolder) -> Config:
-    """Read a run's settings without its data, which need not be on this machine."""
-    if not folder.config_file.is_file():
-        raise UserError(
-            f"{folder.path}: not a run (it has no config.yaml); give the output_dir of a training"
-        )
-    return _read(
-        folder.config_file,
-        _recorded_config,
-        "give a run that this version of labn trained",
-    )
-
-
-def _recorded_config(file: Path) -> Config:
-    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    fill_earlier_values(tree, tree)
-    return Config.model_validate(tree)
 
 
 def _read(path: Path, read: Callable[[Path], Content], fix: str) -> Content:

@@ -20,7 +20,7 @@ from labn.report.tables import Column, Table
 from labn.report.threshold import AttentionMap
 from labn.runs.comparison.compare import CLASSIFICATION, Comparison
 from labn.runs.comparison.comparison_tables import tables
-from labn.runs.comparison.read_runs import ScoredRun, read_config
+from labn.runs.comparison.read_runs import ScoredRun
 from labn.runs.description import data_source, parameters_and_places
 from labn.runs.evaluation.outputs import ATTENTION
 from labn.runs.folder import RunFolder
@@ -48,7 +48,8 @@ def run_page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
     """
     (run,) = comparison.runs
     described = json.loads((run.scored_in / "metrics.json").read_text(encoding="utf-8"))
-    folder, config = RunFolder(run.path), read_config(RunFolder(run.path))
+    folder = RunFolder(run.path)
+    config = folder.load_config(needs=())
     figures = {"Training": folder.history_picture}
     figures |= {name: run.scored_in / file for name, file in _FIGURES.items()}
     figures |= pictures
