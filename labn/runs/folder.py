@@ -225,7 +225,10 @@ class RunFolder:
 
     def keep_tracker_run_id(self, uri: str, run_id: str) -> None:
         """Store the tracker's run to resume."""
-        write_json(self.tracker_file, {"uri": uri, "run_id": run_id})
+        entry = {"uri": uri, "run_id": run_id}
+        # Not again: what is only looked at works on a full disk, too.
+        if not self.tracker_file.exists() or json.loads(self.tracker_file.read_text()) != entry:
+            write_json(self.tracker_file, entry)
 
 
 def _is_log(name: str) -> bool:

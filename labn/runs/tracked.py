@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,12 @@ def open_entry(
     folder: RunFolder,
     *,
     name: str | None = None,
-    log_system_metrics: bool = True,
     resumes: bool = True,
 ) -> Tracker:
     """Open the tracker entry of a folder, or create it and store its id in the folder.
 
-    ``name`` is for a new entry; the default is ``tracking.run_name``, or the folder's name. An
-    earlier entry is shown as running again unless ``resumes`` is False.
+    ``name`` is for a new entry; the default is ``tracking.run_name``, or the folder's name. Unless
+    ``resumes`` is False, an earlier entry becomes RUNNING again, and gets the system's metrics.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
@@ -54,7 +53,7 @@ def open_entry(
         run_id=run_id,
         tags={"mlflow.parentRunId": parent} if parent else {},
         spool_dir=folder.spool,
-        log_system_metrics=log_system_metrics,
+        log_system_metrics=resumes,
         resumes=resumes,
         # At once: of a process that ends before, the entry would be an orphan that runs for ever.
         on_open=partial(folder.keep_tracker_run_id, uri),
@@ -78,19 +77,17 @@ def closing_entry(tracker: Tracker) -> Iterator[Tracker]:
 
 
 @contextmanager
-def reopened_entry(
-    config: Config, folder: RunFolder, *, log_system_metrics: bool = True
-) -> Iterator[Tracker]:
-    """Open the entry of a trained run to extend it, and close it as FINISHED.
+def reopened_entry(config: Config, folder: RunFolder) -> Iterator[Tracker]:
+    """Open the entry of a trained run to extend it; its status stays as it is.
 
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
     """
-    tracker = open_entry(config, folder, log_system_metrics=log_system_metrics, resumes=False)
+    tracker = open_entry(config, folder, resumes=False)
     try:
         yield tracker
     finally:
-        tracker.finish("FINISHED")
+        tracker.finish(None)
 
 
 def tag_entry(
@@ -101,27 +98,33 @@ def tag_entry(
     Raises:
         UserError: the tracker cannot be reached, or does not have the folder's entry.
     """
-    tracker = open_entry(config, folder, log_system_metrics=False, resumes=False)
-    tracker.set_tags(tags)
+    tracker = open_entry(config, folder, resumes=False)
+    if tags:
+        tracker.set_tags(tags)
     if status is not None:
         tracker.finish(status)
 
 
-def close_entry(config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status) -> None:
-    """Tag and close the entry of a run that has ended; warn where the tracker cannot be reached."""
+def close_entry(config: Config, folder: RunFolder, tags: Mapping[str, str], status: Status) -> bool:
+    """Tag and close the entry of a run that has ended; return whether the tracker was reached."""
     try:
         tag_entry(config, folder, tags, status)
     except UserError as error:
         logger.warning("%s: %s", folder.path, error)
+        return False
+    return True
 
 
-def deliver_kept(config: Config, folder: RunFolder, status: Status) -> None:
-    """Deliver the records of an ended run that its tracker has not received, and close its entry.
+def deliver_kept(runs: Iterable[tuple[Config, RunFolder, Status]]) -> None:
+    """Deliver the records of ended runs that the tracker has not received, and close the entries.
 
-    A run that has ended is not resumed, which would deliver them.
+    A run that has ended is not resumed, which would deliver them. Runs after one whose tracker
+    cannot be reached are left as they are.
     """
-    if folder.tracker_run_id is not None and Spool(folder.spool):
-        close_entry(config, folder, {}, status)
+    for config, folder, status in runs:
+        is_kept = folder.tracker_run_id is not None and Spool(folder.spool)
+        if is_kept and not close_entry(config, folder, {}, status):
+            return
 
 
 def log_settings(tracker: Tracker, file: Path) -> None:

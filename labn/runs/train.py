@@ -53,7 +53,7 @@ def train_run(
             # Its scores are of its own data, and must not be reported for other data.
             load_dataset(config.data, config.loss, reporter, known)
             reporter.message(f"{folder.path} is finished already; nothing left to train")
-            deliver_kept(config, folder, "FINISHED")
+            deliver_kept([(config, folder, "FINISHED")])
             return Summary(**json.loads(folder.summary_file.read_text()))
         device = choose_device(config.train)
         dataset = load_dataset(config.data, config.loss, reporter, known)

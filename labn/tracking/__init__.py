@@ -75,4 +75,4 @@ def open_tracker(
         resumes=resumes,
         on_open=on_open,
     )
-    return ResilientTracker(tracker, spool_dir, name=uri)
+    return ResilientTracker(tracker, spool_dir, name=uri, resumes=resumes)

@@ -165,11 +165,12 @@ class MlflowTracker(Tracker):
             self._client.finalize_logged_model(logged.model_id, "READY")
             self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
-    def finish(self, status: Status) -> None:
-        """Close the run."""
+    def finish(self, status: Status | None) -> None:
+        """Close the run; its status stays as it is if ``status`` is None."""
         if self._monitor is not None:
             self._monitor.finish()
-        self._client.set_terminated(self.run_id, status)
+        if status is not None:
+            self._client.set_terminated(self.run_id, status)
 
     def _experiment_id(self, name: str) -> str:
         from mlflow.exceptions import MlflowException

@@ -31,7 +31,8 @@ class ResilientTracker(Tracker):
     ``spool_dir`` with all that follow; every ``retry_after_s`` the kept calls are delivered in
     order, if the tracker can be reached. One outage is one warning. A call that the tracker refuses
     permanently is dropped with a warning. ``name`` is the tracker's in messages, without
-    credentials. Calls that an earlier process of the run left in ``spool_dir`` are delivered first.
+    credentials. Calls that an earlier process of the run left in ``spool_dir`` are delivered first,
+    without its last, ``finish``, if this one ``resumes`` the run.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ResilientTracker(Tracker):
         backoff_s: float = 0.2,
         time_limit_s: float = 5.0,
         retry_after_s: float = 60.0,
+        resumes: bool = True,
     ) -> None:
         self._tracker, self.run_id = tracker, tracker.run_id
         self._spool = Spool(spool_dir)
@@ -55,7 +57,7 @@ class ResilientTracker(Tracker):
         # One thread: a call that hangs blocks later ones, not the training.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         if self._spool:
-            self._replay(None, is_resumed=True)
+            self._replay(None, is_resumed=resumes)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the settings of the run."""
@@ -106,7 +108,7 @@ class ResilientTracker(Tracker):
         """Log a network that ``save_servable`` has written."""
         self._deliver("log_saved_model", folder=folder)
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: Status | None) -> None:
         """Close the run, after a last attempt to deliver the kept records."""
         self._next_try_s = 0.0
         self._deliver("finish", status=status)

@@ -54,8 +54,8 @@ class Tracker:
     def log_saved_model(self, folder: Path) -> None:
         """Log a network that ``save_servable`` has written."""
 
-    def finish(self, status: Status) -> None:
-        """Close the run."""
+    def finish(self, status: Status | None) -> None:
+        """Close the run; its status stays as it is if ``status`` is None."""
 
 
 class NoTracker(Tracker):

@@ -125,11 +125,11 @@ def assert_mistake(done: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in line, line
 
 
-def lose_end(folder: Path) -> Callable[[], tuple[str, str | None]]:
+def lose_end(folder: Path) -> Callable[[], tuple[str, bool]]:
     """Make a run's entry what it is after an outage of its tracker at the run's end.
 
     The status is missing, and a record, here of a tag, which is kept in the folder. The function
-    returned reads both from the tracker.
+    returned reads from the tracker the status, and whether the record is there.
     """
     from mlflow import MlflowClient
 
@@ -137,15 +137,15 @@ def lose_end(folder: Path) -> Callable[[], tuple[str, str | None]]:
     with quiet():
         client = MlflowClient(entry["uri"])
         client.update_run(entry["run_id"], status="RUNNING")
-    kept = Spool(RunFolder(folder).spool)
-    kept.append(entry["run_id"], "set_tags", {"tags": {"kept": "yes"}})
+    kept, mark = Spool(RunFolder(folder).spool), str(time.time_ns())
+    kept.append(entry["run_id"], "set_tags", {"tags": {"kept": mark}})
     kept.append(entry["run_id"], "finish", {"status": "FINISHED"})
 
-    def read() -> tuple[str, str | None]:
+    def read() -> tuple[str, bool]:
         run = client.get_run(entry["run_id"])
-        return run.info.status, run.data.tags.get("kept")
+        return run.info.status, run.data.tags.get("kept") == mark
 
-    assert read() == ("RUNNING", None)
+    assert read() == ("RUNNING", False)
     return read
 
 

@@ -179,7 +179,7 @@ def test_the_same_command_with_nothing_left_trains_nothing(labn, study, monkeypa
     means = json.loads(done.stdout)["means"]
     assert sorted(means) == ["full", "no-kl"]
     assert entries(study.folder)["study"].status == "FINISHED"
-    assert read() == ("FINISHED", "yes")
+    assert read() == ("FINISHED", True)
 
 
 def test_labn_report_writes_the_report_of_a_study_again(labn, study):

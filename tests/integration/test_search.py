@@ -165,7 +165,7 @@ def test_a_finished_search_does_nothing_more_unless_it_is_given_more(whole, labn
     assert again.stdout == printed
     assert trials_of(folder) == before
     for number, read in ends.items():
-        assert read() == (entries[f"search-{number}"]["status"], "yes")
+        assert read() == (entries[f"search-{number}"]["status"], True)
 
 
 def test_trials_that_fail_are_recorded_and_three_alike_end_the_search(tmp_path, labn, shared_ray):

@@ -16,7 +16,7 @@ from command_line import lose_end, start, succeed, write_config
 from labn.config import load_config
 from labn.runs.build import restore_network
 from labn.runs.folder import RunFolder
-from labn.runs.tracked import reopened_entry, tag_entry
+from labn.runs.tracked import deliver_kept, reopened_entry, tag_entry
 from labn.runs.trained import TrainedRun, without_data
 from labn.tracking import environment_tags
 from labn.tracking.quiet import quiet
@@ -251,14 +251,38 @@ def test_a_finished_run_given_again_delivers_what_its_tracker_has_not_received(t
 
     assert again.returncode == 0, again.stderr
     assert "is finished already" in again.stderr
-    assert read() == ("FINISHED", "yes")
+    assert read() == ("FINISHED", True)
 
 
 def test_an_entry_that_is_only_extended_never_runs_again(tracked):
     folder = RunFolder(tracked.folder)
     config = folder.load_config(without_data())
-    with reopened_entry(config, folder, log_system_metrics=False):
+    with reopened_entry(config, folder):
         assert tracked.client.get_run(tracked.run_id).info.status == "FINISHED"
     tag_entry(config, folder, {"extended": "yes"})
-    run = tracked.client.get_run(tracked.run_id)
-    assert (run.info.status, run.data.tags["extended"]) == ("FINISHED", "yes")
+    assert tracked.client.get_run(tracked.run_id).data.tags["extended"] == "yes"
+    for status in ("KILLED", "FINISHED"):
+        tag_entry(config, folder, {}, status)
+        with reopened_entry(config, folder):
+            pass
+        assert tracked.client.get_run(tracked.run_id).info.status == status
+
+
+def test_a_status_that_was_kept_is_delivered_by_whatever_opens_the_entry(tracked):
+    read = lose_end(tracked.folder)
+    folder = RunFolder(tracked.folder)
+    tag_entry(folder.load_config(without_data()), folder, {"opened": "yes"})
+    assert read() == ("FINISHED", True)
+
+
+def test_kept_records_stay_while_the_tracker_is_away(tracked, caplog):
+    read = lose_end(tracked.folder)
+    folder = RunFolder(tracked.folder)
+    config = folder.load_config(without_data())
+    away = config.tracking.model_copy(update={"uri": f"sqlite:///{tracked.folder}/away.db"})
+    runs = [(config.model_copy(update={"tracking": away}), folder, "FINISHED")] * 2
+    deliver_kept(runs)
+    assert len(caplog.records) == 1, "the second run is left as it is"
+    assert read()[0] == "RUNNING"
+    deliver_kept([(config, folder, "FINISHED")])
+    assert read()[0] == "FINISHED"

@@ -96,7 +96,7 @@ def _log(run: RunFolder, folder: Path) -> None:
         return
     try:
         config = run.load_config(without_data())
-        with reopened_entry(config, run, log_system_metrics=False) as entry:
+        with reopened_entry(config, run) as entry:
             entry.log_artifact(folder / "report.html", folder.name)
     except UserError as error:
         logger.warning("the page is not logged: %s", error)

@@ -57,8 +57,10 @@ def run_study(
         entry = _open_entry(study)
         with closing_entry(entry):
             problem = _run_all(study, entry.run_id, reporter, should_stop, is_serial)
-            for run in filter(study.is_finished, study.runs()):
-                deliver_kept(run.config, RunFolder(run.config.output_dir), "FINISHED")
+            deliver_kept(
+                (run.config, RunFolder(run.config.output_dir), "FINISHED")
+                for run in filter(study.is_finished, study.runs())
+            )
             summary = summarise(study, reporter)
             card = register_best(study, reporter)
             _log_report(entry, summary, [*summary.files, *([card] if card else [])])

@@ -98,7 +98,7 @@ def _log_network(run: AblationRun) -> None:
             save_servable(trained.model, trained.preparation, exported)
         except Exception as error:
             raise RunFailed(f"the network cannot be exported ({describe_error(error)})") from error
-        with reopened_entry(run.config, trained.folder, log_system_metrics=False) as entry:
+        with reopened_entry(run.config, trained.folder) as entry:
             entry.log_saved_model(exported)
 
 

@@ -109,9 +109,12 @@ class SearchOutputs:
         for trial in self._study.trials:
             if trial.state == TrialState.RUNNING:
                 self._close_runs(trial.number, {"trial_state": "interrupted"}, "KILLED")
-                continue
-            for folder in map(RunFolder, run_folders(self._search, trial.number)):
-                deliver_kept(self._run_base, folder, _STATUS[STATES[trial.state]])
+        deliver_kept(
+            (self._run_base, RunFolder(folder), _STATUS[STATES[trial.state]])
+            for trial in self._study.trials
+            if trial.state != TrialState.RUNNING
+            for folder in run_folders(self._search, trial.number)
+        )
 
     def _close_runs(self, number: int, tags: dict[str, str], status: Status) -> None:
         """Tag and close the entries of a trial's runs."""
