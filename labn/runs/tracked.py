@@ -24,11 +24,7 @@ def experiment_name(config: Config) -> str:
 
 
 def open_entry(
-    config: Config,
-    folder: RunFolder,
-    *,
-    name: str | None = None,
-    resumes: bool = True,
+    config: Config, folder: RunFolder, *, name: str | None = None, resumes: bool = True
 ) -> Tracker:
     """Open the tracker entry of a folder, or create it and store its id in the folder.
 
@@ -53,7 +49,6 @@ def open_entry(
         run_id=run_id,
         tags={"mlflow.parentRunId": parent} if parent else {},
         spool_dir=folder.spool,
-        log_system_metrics=resumes,
         resumes=resumes,
         # At once: of a process that ends before, the entry would be an orphan that runs for ever.
         on_open=partial(folder.keep_tracker_run_id, uri),

@@ -42,7 +42,6 @@ def open_tracker(
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     spool_dir: Path,
-    log_system_metrics: bool = True,
     resumes: bool = True,
     on_open: Callable[[str], None] = lambda run_id: None,
 ) -> Tracker:
@@ -71,7 +70,7 @@ def open_tracker(
         run_name=run_name,
         run_id=run_id,
         tags=tags,
-        log_system_metrics=log_system_metrics,
+        log_system_metrics=resumes,
         resumes=resumes,
         on_open=on_open,
     )

@@ -30,7 +30,6 @@ from labn.runs.comparison.run_page import run_page
 from labn.runs.comparison.seed_agreement import SeedAgreement
 from labn.runs.folder import RunFolder
 from labn.runs.tracked import reopened_entry
-from labn.runs.trained import without_data
 from labn.storage.files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def _log(run: RunFolder, folder: Path) -> None:
     if run.tracker_run_id is None:
         return
     try:
-        config = run.load_config(without_data())
+        config = run.load_config(needs=())
         with reopened_entry(config, run) as entry:
             entry.log_artifact(folder / "report.html", folder.name)
     except UserError as error:
